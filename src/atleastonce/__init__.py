@@ -1,0 +1,1 @@
+"""Messaging patterns, each written once, over real brokers."""
