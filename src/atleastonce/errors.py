@@ -1,0 +1,123 @@
+"""Every error that a user can catch, and the three exceptions a handler raises to steer its message.
+
+All errors derive from `AtLeastOnceError`. Programs act on the class; the text is for people and says what to change.
+"""
+
+from __future__ import annotations
+
+
+class AtLeastOnceError(Exception):
+    """Base of every error that this library raises."""
+
+
+class ConfigurationError(AtLeastOnceError):
+    """What was asked for cannot be: a typo, a contradiction, or a promise that the broker cannot keep.
+
+    Raised before the first message moves. The command line turns it into one line and exit code 2.
+    """
+
+
+class MissingExtra(ConfigurationError):
+    """A client library is not installed; the text names the extra that brings it."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        super().__init__(f'{module} is not installed; run: pip install "atleastonce[{extra}]"')
+        self.extra = extra
+
+
+class InvalidMessage(ConfigurationError):
+    """A message that no broker may be handed: a header with CR, LF or NUL, a reserved name, a key of a wrong type."""
+
+
+class BrokerUnavailable(AtLeastOnceError):
+    """The broker cannot be reached, or refuses the connection. Trying again later may work."""
+
+
+class ConnectionLost(BrokerUnavailable):
+    """The connection or subscription ended under the caller. What was unsettled will be delivered again."""
+
+
+class NotFound(AtLeastOnceError):
+    """A channel, group or queue that does not exist on the broker, where creating it was not asked for."""
+
+
+class PermissionDenied(AtLeastOnceError):
+    """The broker knows who asks and refuses: wrong credentials, missing rights. Trying again does not help."""
+
+
+class Closed(AtLeastOnceError):
+    """The broker, subscription or service was closed already."""
+
+
+class DecodeError(AtLeastOnceError):
+    """A payload that does not decode to the type its handler asks for. Such a message goes straight to the DLQ."""
+
+
+class EncodeError(AtLeastOnceError):
+    """A payload that cannot be encoded. Nothing was sent."""
+
+
+class PublishError(AtLeastOnceError):
+    """Base of what a publish can raise."""
+
+
+class Rejected(PublishError):
+    """The message is certainly *not* in the broker, and publishing it again unchanged would fail again.
+
+    Too large, no such channel, no permission, unroutable.
+    """
+
+
+class MessageTooLarge(Rejected):
+    """The message exceeds what the broker takes; found out before any IO where the limit is known."""
+
+
+class Unconfirmed(PublishError):
+    """Nobody knows whether the message is in the broker: the confirmation was lost or never came.
+
+    Publishing the same ``id`` again is safe for an idempotent consumer.
+    """
+
+
+class Overloaded(PublishError):
+    """Not sent: the window of pending publishes stayed full for the time that the caller was ready to wait."""
+
+
+class HandlerTimeout(AtLeastOnceError):
+    """A handler ran longer than its ``timeout``; its message is treated as failed."""
+
+
+class DrainTimeout(AtLeastOnceError):
+    """Handlers were still running when the time for draining was over; their messages will be delivered again."""
+
+
+class Control(AtLeastOnceError):
+    """Base of the exceptions that a handler raises on purpose: they are decisions, not failures."""
+
+
+class RetryLater(Control):
+    """Run this message again after ``delay`` (a duration such as ``"10m"``; default: the policy's next delay).
+
+    ``count=False`` leaves the attempt counter alone, where the broker lets it be left alone.
+    """
+
+    def __init__(self, delay: str | float | None = None, *, count: bool = True) -> None:
+        super().__init__("retry later" if delay is None else f"retry after {delay}")
+        self.delay = delay
+        self.count = count
+
+
+class DeadLetter(Control):
+    """Move this message to the dead-letter queue now, with ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Discard(Control):
+    """Done with this message without handling it: acknowledged and counted, with ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

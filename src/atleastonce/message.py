@@ -1,0 +1,155 @@
+"""What travels: a message with an identity, a key, headers and bytes.
+
+A message is immutable, and every hop (retry, dead letter, redrive) hands on body, key and the user's headers exactly as
+they came. Messages published by raw clients are first-class: they have no ``alo-`` headers and need none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from atleastonce.errors import InvalidMessage
+
+HeaderValue: TypeAlias = str | bytes | None
+"""Text; bytes where a foreign producer wrote what is not UTF-8; None where the broker knows null values (Kafka)."""
+
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_FORBIDDEN = re.compile(r"[\r\n\x00]")
+
+
+class Headers:
+    """An immutable sequence of header fields: order and duplicates are kept, look-up returns the *last* value.
+
+    Names are case-sensitive, because some brokers' are.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = ()) -> None:
+        self._items: tuple[tuple[str, HeaderValue], ...] = tuple(items.items() if isinstance(items, Mapping) else items)
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The last value of ``name`` as text; bytes are decoded as UTF-8 with replacement; ``default`` if absent or
+        null."""
+        for key, value in reversed(self._items):
+            if key == name:
+                if value is None:
+                    return default
+                return value if isinstance(value, str) else value.decode("utf-8", "replace")
+        return default
+
+    def get_all(self, name: str) -> list[HeaderValue]:
+        """Every value of ``name`` in order, as it travelled."""
+        return [value for key, value in self._items if key == name]
+
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """All fields in order, duplicates included."""
+        return self._items
+
+    def set(self, fields: Mapping[str, HeaderValue]) -> Headers:
+        """A copy in which ``fields`` replace every earlier value of their names."""
+        if not fields:
+            return self
+        kept = [item for item in self._items if item[0] not in fields]
+        kept.extend(fields.items())
+        return Headers(kept)
+
+    def without(self, prefix: str) -> Headers:
+        """A copy without the fields whose names start with ``prefix``."""
+        if not any(name.startswith(prefix) for name, _ in self._items):
+            return self
+        return Headers(item for item in self._items if not item[0].startswith(prefix))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all names and values, as most brokers count them (characters stand for bytes in text)."""
+        return sum(len(name) + (len(value) if value is not None else 0) for name, value in self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return any(key == name for key, _ in self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return self._items == other._items if isinstance(other, Headers) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self._items)!r})"
+
+
+NO_HEADERS = Headers()
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One message.
+
+    Attributes:
+        id: who this message *is*, kept across every hop. The ``alo-id`` header where there is one; else the native
+            message
+            id where the producer chose it; else what the adapter derives (Kafka: topic, partition and offset).
+        body: the payload's bytes, untouched.
+        key: what orders and partitions it, as bytes; None for no key.
+        headers: the user's fields and ours, in order.
+        published_at: seconds since the epoch when the *broker* or producer says it was published; None if unknown.
+        native: what only one broker has (content encoding, priority, foreign header types): opaque to everything but
+            the adapter that made it, handed back to it on a hop through the same broker. Never serialised.
+    """
+
+    id: str
+    body: bytes
+    key: bytes | None = None
+    headers: Headers = NO_HEADERS
+    published_at: float | None = None
+    native: object = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that this message holds in memory and on the wire, without the broker's framing."""
+        return (
+            len(self.body) + (len(self.key) if self.key is not None else 0) + (self.headers.size if self.headers else 0)
+        )
+
+
+def new_id() -> str:
+    """A new message id: 32 hexadecimal digits, 48 bits of milliseconds and then 80 random ones.
+
+    Rising with time, so that ids written to a database's index land next to each other.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def check_headers(headers: Headers) -> None:
+    """Refuse, before any IO and alike on every broker, header fields that would be dangerous on one.
+
+    A name has 1 to 128 characters of RFC 9110's token set; a value has no CR, LF or NUL (they end a header line
+    on NATS and could smuggle another one).
+
+    Raises:
+        InvalidMessage: names the field and the rule.
+    """
+    for name, value in headers.items():
+        if not _NAME.fullmatch(str(name)):
+            raise InvalidMessage(
+                f"header name {name!r}: use 1 to 128 of the characters A-Z a-z 0-9 and !#$%&'*+.^_`|~- (no spaces)"
+            )
+        if isinstance(value, str):
+            if _FORBIDDEN.search(value):
+                raise InvalidMessage(f"header {name!r}: the value holds CR, LF or NUL; encode it (base64, JSON) first")
+        elif value is not None and not isinstance(value, bytes):
+            raise InvalidMessage(f"header {name!r}: the value is a {type(value).__name__}; give text")

@@ -1,0 +1,69 @@
+"""The headers that we add, and how they are read back: ASCII, lower case, replaced and never appended.
+
+Everything that arrives is untrusted: values are parsed defensively and clamped, never raised about. On a main channel
+they are
+ignored altogether unless a redrive put them there, since any producer could have written them.
+"""
+
+from __future__ import annotations
+
+from atleastonce.message import Headers
+
+PREFIX = "alo-"
+
+ID = "alo-id"
+ATTEMPT = "alo-attempt"
+"""The attempt that will run next, from 1."""
+DUE = "alo-due"
+"""Not before this, in milliseconds since the epoch."""
+FIRST_FAILED = "alo-first-failed"
+ORIGIN = "alo-origin"
+"""Where the message first failed: ``channel`` or ``channel/position``. Written by the first hop, never overwritten."""
+GROUP = "alo-group"
+ERROR_TYPE = "alo-error-type"
+ERROR_MESSAGE = "alo-error-message"
+ERROR_AT = "alo-error-at"
+ERROR_STAGE = "alo-error-stage"
+"""decode | handler | expired | crash-loop | rejected."""
+FINGERPRINT = "alo-fingerprint"
+TRACEBACK = "alo-traceback"
+SERVICE = "alo-service"
+HOST = "alo-host"
+REDRIVES = "alo-redrives"
+REPLY_TO = "alo-reply-to"
+CORRELATION = "alo-correlation"
+DEADLINE = "alo-deadline"
+CONTENT_TYPE = "content-type"
+
+MAX_ATTEMPT = 32_767
+"""Counters above this are forged or broken: they count as 1."""
+
+
+def read_int(headers: Headers, name: str, *, default: int, low: int, high: int) -> int:
+    """The decimal in header ``name``; ``default`` where it is absent, malformed or outside ``low``..``high``."""
+    text = headers.get(name)
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 18:
+        return default
+    value = int(text)
+    return value if low <= value <= high else default
+
+
+def read_attempt(headers: Headers) -> int:
+    """Which attempt this delivery is by its headers, from 1."""
+    return read_int(headers, ATTEMPT, default=1, low=1, high=MAX_ATTEMPT)
+
+
+def read_due(headers: Headers, *, now: float, longest: float) -> float:
+    """When this message is due, in seconds since the epoch; at most ``longest`` seconds from ``now``.
+
+    A due time further ahead than its tier's delay comes from a wrong clock or a forger and is clamped, so that it
+    waits no
+    longer than an honest one.
+    """
+    millis = read_int(headers, DUE, default=0, low=0, high=10**15)
+    return min(millis / 1000, now + longest)
+
+
+def millis(timestamp: float) -> str:
+    """A time in seconds since the epoch, as it travels: decimal milliseconds."""
+    return str(int(timestamp * 1000))
