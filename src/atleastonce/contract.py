@@ -446,8 +446,8 @@ class Listener(Protocol):
 
     async def drain(self, streams: Collection[str], grace: float) -> None:
         """``streams`` are about to be taken away: start nothing more of them, release what has not started, wait at
-        most ``timeout``
-        seconds for what runs and see it settled. Settlements still work until this returns. Never raises."""
+        most ``grace`` seconds for what runs and see it settled. Settlements still work until this returns. Never raises.
+        """
 
     def lost(self, streams: Collection[str] | None) -> None:
         """``streams`` (None: all) are gone: nothing delivered from them can be settled any more."""
