@@ -1,0 +1,59 @@
+"""Addresses that come from outside: the environment variables, and URLs without their secrets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+from .model import Unavailable
+
+DEFAULT_PORTS = {
+    "kafka": 9092,
+    "rabbitmq": 5672,
+    "nats": 4222,
+    "redis": 6379,
+    "postgres": 5432,
+    "sqs": 4566,
+    "pubsub": 8085,
+    "toxiproxy": 8474,
+}
+
+
+def variable(name: str) -> str:
+    """`ALO_KAFKA_URL` for `kafka`."""
+    return f"ALO_{name.upper()}_URL"
+
+
+def from_environment(name: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """The address given for a broker, or `None`; an empty variable counts as absent."""
+    return (os.environ if environ is None else environ).get(variable(name), "").strip() or None
+
+
+def required(names: Iterable[str], environ: Mapping[str, str] | None = None) -> set[str]:
+    """Which of `names` the variable `ALO_REQUIRE` (a comma list, or `all`) makes mandatory."""
+    words = {word.strip() for word in (os.environ if environ is None else environ).get("ALO_REQUIRE", "").split(",")}
+    return set(names) if "all" in words else words & set(names)
+
+
+def endpoint(name: str, url: str) -> tuple[str, int]:
+    """Host and port of a URL; of the first server where it lists several. Raises `Unavailable` for anything else."""
+    try:
+        network = urlsplit(url).netloc.rpartition("@")[2].split(",")[0]
+        parts = urlsplit(f"//{network}")
+        host, port = parts.hostname, parts.port or DEFAULT_PORTS[name]
+    except ValueError:
+        host, port = None, 0
+    if not host:
+        raise Unavailable(name, f"{variable(name)} is no address: expected {name}://HOST:PORT, got {masked(url)}")
+    return host, port
+
+
+def masked(url: str) -> str:
+    """The URL with its password replaced: for every message, table and log."""
+    parts = urlsplit(url)
+    credentials, at, network = parts.netloc.rpartition("@")
+    if not at:
+        return url
+    user, colon, _ = credentials.partition(":")
+    return urlunsplit(parts._replace(netloc=f"{user}{':***' if colon else ''}@{network}"))
