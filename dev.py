@@ -249,7 +249,7 @@ def holds_tests(folder: Path) -> bool:
 
 def test(arguments: Sequence[str]) -> int:
     if arguments:
-        raise Failed("dev.py test takes no arguments; for a part of it: .venv/bin/python -m pytest tests/unit -k ...")
+        raise Failed("takes no arguments; for a part of it: .venv/bin/python -m pytest tests/unit -k ...")
     steps = Steps("test")
     cores = os.cpu_count() or 1
     tests = ROOT / "tests"
@@ -343,7 +343,7 @@ def bench(arguments: Sequence[str]) -> int:
 def docs(arguments: Sequence[str]) -> int:
     """Each script in docs/generate/ writes one page; they run in the order of their names."""
     if arguments:
-        raise Failed(f"dev.py docs takes no arguments, got {' '.join(arguments)}")
+        raise Failed(f"takes no arguments, got {' '.join(arguments)}")
     steps = Steps("docs")
     with steps.step("environment", stop=True):
         python = prepare(VENV, ALL_EXTRAS)
