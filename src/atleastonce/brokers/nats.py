@@ -1,0 +1,51 @@
+"""NATS with JetStream on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import ready
+from .model import HOST, Command, Image, Place, Recipe
+from .progress import Progress
+from .python_packages import environment
+
+VERSION = "2.15.1"
+PORTS = {"main": 4222, "monitoring": 8222}
+
+# Within these bounds JetStream takes streams; without them it sizes itself by the whole machine. What it stores
+# survives `kill -9` of the server; a crash of the machine may lose what was not synced in the last two minutes.
+SETTINGS = """\
+server_name: atleastonce
+host: {host}
+port: {main}
+http: "{host}:{monitoring}"
+jetstream {{
+  store_dir: "{data}"
+  max_memory_store: 256MB
+  max_file_store: 8GB
+}}
+"""
+
+
+def install(progress: Progress) -> Path:
+    """The server in the cache. Raises `Unavailable`."""
+    return environment("nats", "nats", progress, megabytes=20, text="fetching nats-server", version=VERSION)
+
+
+def prepare(install: Path, place: Place) -> Command:
+    """Write the settings; the server makes its store itself."""
+    config = place.directory / "nats.conf"
+    config.write_text(SETTINGS.format(host=HOST, data=place.data, **place.ports))
+    return Command([str(install / "bin" / "nats-server"), "-c", str(config)], {}, str(place.directory))
+
+
+RECIPE = Recipe(
+    name="nats",
+    ports=PORTS,
+    image=Image("nats:2.12", PORTS, command=lambda _place: ["-js", "-m", "8222"]),
+    url=lambda port: f"nats://{HOST}:{port}",
+    install=install,
+    prepare=prepare,
+    probe=ready.nats,
+    addresses=lambda place: {"monitoring": f"http://{HOST}:{place.ports['monitoring']}"},
+)
