@@ -192,7 +192,8 @@ def prepare(venv: Path, extras: frozenset[str], base: str | Path = sys.executabl
         install(venv, ["-e", f"{ROOT}[{wanted}]" if wanted else str(ROOT)])
         stamp.write_text(json.dumps({"pyproject": digest, "extras": sorted(have | extras | {""})}))
     version = run([python_of(venv), "-c", "import sys; print(sys.version.split()[0])"], quiet=True).strip()
-    print(f"{venv.relative_to(ROOT)}: Python {version}, atleastonce[{','.join(sorted(extras))}]", flush=True)
+    package = f"atleastonce[{','.join(sorted(extras))}]" if extras else "atleastonce"
+    print(f"{venv.relative_to(ROOT)}: Python {version}, {package}", flush=True)
     return python_of(venv)
 
 
@@ -228,7 +229,7 @@ def demo(arguments: Sequence[str]) -> int:
     with steps.step("environment", stop=True):
         python = prepare(VENV, frozenset())
     with steps.step("atleastonce demo"):
-        run([python, "-m", "atleastonce", "demo", *arguments], stdin=True)
+        run([python.with_name("atleastonce"), "demo", *arguments], stdin=True)
     return steps.summary()
 
 
