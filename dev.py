@@ -167,9 +167,7 @@ def install(venv: Path, what: Sequence[str]) -> None:
     python = python_of(venv)
     uv: list[str | Path] = [python_of(VENV), "-m", "uv"]
     try:
-        try:
-            run([*uv, "--version"], quiet=True)
-        except Failed:
+        if subprocess.run([*uv, "--version"], capture_output=True, check=False).returncode != 0:
             run([python_of(VENV), "-m", "pip", "install", "-q", "uv"], quiet=True, env=pip_env())
         run([*uv, "pip", "install", "-q", "--python", python, *what], quiet=True, env=uv_env(python))
     except Failed as error:
