@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,9 @@ OLDEST = (3, 11)
 REQUIRED_BROKERS = ("kafka", "rabbitmq")
 ALL_EXTRAS = frozenset({"all", "dev"})
 
+# Seconds an interrupted command has to clean up. Too small leaves brokers running; too large only delays a second Ctrl-C.
+GRACE = 30.0
+
 
 class Failed(Exception):
     """A step failed; its output has been shown already, or is the message."""
@@ -53,7 +57,7 @@ def run(
 ) -> str:
     """Run a command; `quiet` shows its output only when it fails. Returns what it wrote, when quiet."""
     words = [str(word) for word in command]
-    done = subprocess.run(
+    with subprocess.Popen(
         words,
         cwd=cwd,
         env={**os.environ, **(env or {})},
@@ -62,13 +66,30 @@ def run(
         stderr=subprocess.STDOUT if quiet else None,
         text=True,
         errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        if quiet:
-            print(done.stdout, end="", flush=True)
-        raise Failed(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with {done.returncode}")
-    return done.stdout or ""
+    ) as process:
+        try:
+            output = process.communicate()[0] or ""
+        except KeyboardInterrupt:
+            end(process)
+            raise
+    if process.returncode != 0:
+        print(output, end="", flush=True)
+        raise Failed(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with {process.returncode}")
+    return output
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Let an interrupted command clean up (brokers, temporary folders) before it is killed.
+
+    subprocess.run would kill it after a quarter of a second. At a terminal Ctrl-C has reached it already, and a
+    second interrupt would make pytest skip its clean-up; elsewhere it has to be passed on.
+    """
+    if not sys.stdin.isatty():
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
 
 
 class Steps:
@@ -364,6 +385,8 @@ def main() -> int:
     if words[0] not in commands:
         print(f"dev.py: no command {words[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
+    # A cancelled CI job sends SIGTERM: it ends the same way as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return commands[words[0]](words[1:])
     except Failed as error:
