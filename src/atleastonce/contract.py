@@ -199,10 +199,25 @@ class Delivery:
         lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the
             session.
         lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
+        size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters leave them alone.
         raw: the client library's own object, for users who need it; None where there is none.
     """
 
-    __slots__ = ("count", "epoch", "lease_until", "lost", "message", "position", "raw", "source", "stream", "token")
+    __slots__ = (
+        "count",
+        "epoch",
+        "lease_until",
+        "lost",
+        "message",
+        "position",
+        "raw",
+        "settled",
+        "size",
+        "source",
+        "stream",
+        "token",
+        "tries",
+    )
 
     def __init__(
         self,
@@ -226,6 +241,9 @@ class Delivery:
         self.lease_until = lease_until
         self.lost = False
         self.raw = raw
+        self.size = 0
+        self.tries = 0
+        self.settled = False
 
     def __repr__(self) -> str:
         return f"<Delivery {self.message.id} of {self.source.name} at {self.stream}:{self.position} count={self.count}>"

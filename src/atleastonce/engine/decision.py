@@ -1,0 +1,44 @@
+"""What is to happen with a delivery after its handler ran (or was not allowed to): the word between patterns and
+engine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Outgoing, Verdict
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """How a delivery ends, or goes on.
+
+    Attributes:
+        verdict: settled once every copy is confirmed.
+        copies: published first. If one is not confirmed, the delivery stays unsettled and the handler is not run
+            again for it:
+            only the publish is repeated.
+        again: None, or seconds to wait before the handler runs again in place, lease held; then there is no verdict
+            yet.
+        name: which counter it adds to: done, retried, dead, discarded, released.
+    """
+
+    verdict: Verdict = ACK
+    copies: tuple[Outgoing, ...] = ()
+    again: float | None = None
+    name: str = "done"
+
+
+DONE = Decision()
+GIVE_BACK = Decision(RELEASE, name="released")
+
+AsyncProcess: TypeAlias = Callable[[Delivery], Awaitable[Decision]]
+SyncProcess: TypeAlias = Callable[[Delivery], Decision]
+
+
+class Rejection(Protocol):
+    """Asked for a new decision when the broker refuses a decision's copy for good (too large, no such channel)."""
+
+    def __call__(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
+        """Another decision, or None to hold the delivery and try the same copies again later."""

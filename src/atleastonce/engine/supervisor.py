@@ -1,0 +1,106 @@
+"""Keeps one worker reading: subscribes, notices that the subscription died, waits, subscribes anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from atleastonce.contract import Adapter, Subscription
+from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.worker import Worker
+from atleastonce.errors import ConfigurationError, PermissionDenied
+
+log = logging.getLogger("atleastonce.engine")
+
+# Quick at first, since most losses are one restarted node; at most ten seconds, so that recovery is not what takes
+# long.
+RECONNECT = Backoff("200ms", factor=2, maximum="10s")
+
+
+class Supervisor:
+    """Runs one worker from start to drain.
+
+    Args:
+        adapter: what to subscribe on.
+        worker: what reads.
+        backoff: waits between subscriptions. Begins anew after a subscription that delivered.
+    """
+
+    def __init__(self, adapter: Adapter, worker: Worker, *, backoff: Backoff = RECONNECT) -> None:
+        self.worker = worker
+        self._adapter = adapter
+        self._backoff = backoff
+        self._subscription: Subscription | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Subscribe once and begin to read.
+
+        Raises:
+            NotFound, BrokerUnavailable, PermissionDenied, ConfigurationError: the first subscription failed. Nothing
+            is left running.
+        """
+        self._subscription = await self._subscribe()
+        self.worker.start()
+        self._reading = asyncio.create_task(self._read(), name=f"atleastonce-{self.worker.source}")
+
+    async def wait(self) -> None:
+        """Until reading has ended for good.
+
+        Raises:
+            PermissionDenied, ConfigurationError: what trying again does not mend.
+        """
+        if self._reading is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._reading)
+
+    async def stop(self, grace: float) -> bool:
+        """Stop receiving, let handlers end within ``grace`` seconds, cancel and give back the rest, leave.
+
+        Returns whether everything ended by itself.
+        """
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        drained = await self.worker.drain_all(grace)
+        await self.worker.stop()
+        await self._close()
+        self.worker.state = ("stopped", "")
+        return drained
+
+    async def _subscribe(self) -> Subscription:
+        subscription = await self._adapter.subscribe(self.worker.source, self.worker.window, self.worker)
+        self.worker.state = ("running", "")
+        return subscription
+
+    async def _close(self) -> None:
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            await subscription.close()
+
+    async def _read(self) -> None:
+        failures = 0
+        while True:
+            received = self.worker.counts["received"]
+            try:
+                if self._subscription is None:
+                    self._subscription = await self._subscribe()
+                await self.worker.read(self._subscription)
+                return
+            except (PermissionDenied, ConfigurationError) as error:
+                self._gone(str(error))
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever ended it, reading must begin again
+                fault = self._adapter.classify(error)
+                detail = str(error) or fault.detail or type(error).__name__
+                self._gone(detail)
+            await self._close()
+            failures = 1 if self.worker.counts["received"] > received else failures + 1
+            pause = self._backoff.wait(failures) or 0.0
+            log.warning("%s: %s; subscribing again in %.1f s", self.worker.source, self.worker.state[1], pause)
+            await asyncio.sleep(pause)
+
+    def _gone(self, detail: str) -> None:
+        self.worker.state = ("disconnected", detail)
+        self.worker.lost(None)
