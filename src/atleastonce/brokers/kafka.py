@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import subprocess
 import time
 import uuid
 from dataclasses import replace
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from . import java, ready
 from .cache import install_once, remove_tree
-from .model import HOST, Command, Image, NotReady, Place, Recipe, StartFailed
+from .model import HOST, Command, Image, NotReady, Place, Recipe
 from .ports import free_port
 from .process import end, spawn
 from .progress import Progress, Silent, wait_until
-from .tools import interrupted, last_lines
+from .tools import interrupted, run
 
 VERSION = "4.3.1"
 
@@ -76,7 +75,7 @@ appender.out.layout.pattern=%d %-5p %c{1}: %m%n
 
 def install(progress: Progress) -> Path:
     """Jars and a class-data archive in the cache; a Java runtime beside them. Raises `Unavailable`."""
-    program = java.runtime("kafka", progress)
+    java.runtime("kafka", progress)
 
     def build(folder: Path) -> None:
         java.fetch_jars("kafka", "kafka", folder / "libs", progress)
@@ -84,7 +83,7 @@ def install(progress: Progress) -> Path:
             leftover.unlink()
         (folder / "log4j2.properties").write_text(LOGGING)
         progress.step("kafka", "preparing a fast start")
-        _archive(program, folder)
+        _archive(folder)
 
     return install_once(f"kafka-{VERSION}", build)
 
@@ -98,22 +97,14 @@ def prepare(install: Path, place: Place) -> Command:
     env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(place.directory)}
     if not (place.data / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        done = subprocess.run(
-            [str(program), *FLAGS, "-cp", CLASS_PATH, "kafka.tools.StorageTool", "format", "-t", cluster]
-            + ["-c", str(settings)],
-            cwd=install,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise StartFailed("kafka", f"formatting {place.data} failed: {last_lines(done.stdout + done.stderr, 3)}")
+        argv = [str(program), *FLAGS, "-cp", CLASS_PATH, "kafka.tools.StorageTool", "format", "-t", cluster]
+        argv += ["-c", str(settings)]
+        run("kafka", f"formatting {place.data}", argv, cwd=install, env=env, inherit=False)
     argv = [str(program), *FLAGS, f"-XX:SharedArchiveFile={ARCHIVE}", "-Xshare:auto", "-cp", CLASS_PATH]
     return Command([*argv, "kafka.Kafka", str(settings)], env, str(install))
 
 
-def _archive(program: Path, folder: Path) -> None:
+def _archive(folder: Path) -> None:
     """Run a broker once and keep what it loaded as a class-data archive: each later start takes a second less.
 
     An optimisation: where it does not work out, starts are slower and nothing else.

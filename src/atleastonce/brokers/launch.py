@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 from . import containers, state
 from .addresses import endpoint, from_environment, masked, required, variable
-from .cache import cache_dir, locked, remove_tree
+from .cache import locked
+from .leftovers import end_all, end_broker, end_session, lock_of, sessions, sweep_sessions
 from .model import NotReady, Place, RequiredBrokersMissing, StartFailed, Unavailable
 from .ports import free_port, is_free
-from .process import Identity, alive, end, own_identity
+from .process import own_identity
 from .progress import Progress, shown
 from .recipes import NAMES, RECIPES
 from .running import Running
@@ -56,7 +57,7 @@ def up(
     """
     chosen = _known(names)
     home = _home(state_dir)
-    _sweep_sessions()
+    sweep_sessions()
     found = Provisioned()
     started: list[Running] = []
 
@@ -94,9 +95,7 @@ def up(
     return found
 
 
-def down(
-    names: Iterable[str] | None = None, *, state_dir: Path | str | None = None, purge: bool = False
-) -> list[str]:
+def down(names: Iterable[str] | None = None, *, state_dir: Path | str | None = None, purge: bool = False) -> list[str]:
     """End what `up` started (all when `names` is `None`); `purge` removes its data and logs too.
 
     Returns the names of those that were running. What the environment points to is left alone.
@@ -104,16 +103,7 @@ def down(
     home = _home(state_dir)
     chosen = _known(names)
 
-    def end_one(name: str) -> bool:
-        directory = home / name
-        if not directory.exists():
-            return False
-        with locked(_lock(directory)):
-            return _end(name, directory, purge)
-
-    with ThreadPoolExecutor(max(1, len(chosen)), "brokers") as pool:
-        ended = list(pool.map(end_one, chosen))
-    return [name for name, was in zip(chosen, ended, strict=True) if was]
+    return end_all(home, chosen, purge=purge)
 
 
 def status(*, state_dir: Path | str | None = None) -> dict[str, Running]:
@@ -142,15 +132,15 @@ def session(
     When this process is killed, the next `up` or `session` of anyone with the same cache ends what it left.
     Addresses from the environment are shared, as always.
     """
-    _sweep_sessions()
+    sweep_sessions()
     me = own_identity()
-    home = _sessions() / f"{me.pid}-{secrets.token_hex(4)}"
+    home = sessions() / f"{me.pid}-{secrets.token_hex(4)}"
     home.mkdir(parents=True)
     (home / "owner").write_text(f"{me.pid}\n{me.started}")
     try:
         yield up(names, progress=progress, state_dir=home, origin=origin)
     finally:
-        _end_session(home)
+        end_session(home)
 
 
 def _bring(
@@ -163,50 +153,68 @@ def _bring(
     origin = origin or os.environ.get("ALO_BROKERS_FROM") or None
     if origin not in (None, "native", "container"):
         raise Unavailable(name, f"ALO_BROKERS_FROM is {origin!r}: expected native or container")
-    with locked(_lock(directory)):
+    with locked(lock_of(directory)):
         record = state.read(directory)
         if record is not None:
             running = Running(recipe, record, directory)
             if running.is_alive() and origin in (None, record.origin) and running.healthy():
                 return running, False
-        _end(name, directory, purge=False)
+        end_broker(name, directory, purge=False)
         ports = _ports(name, record, fixed_ports)
-        if origin != "native" and (engine := containers.engine()):
-            progress.step(name, "starting a container")
+        why_not = None if origin == "native" else containers.why_not()
+        if origin == "container" and why_not:
+            raise Unavailable(name, why_not)
+        if origin != "native" and not why_not:
             try:
-                return containers.run(recipe, Place(directory, ports), engine), True
-            except Unavailable:
+                return _in_container(name, Place(directory, ports), progress), True
+            except Unavailable as failed:
                 if origin == "container":
                     raise
-                progress.step(name, "no container could be started: trying natively")
-        elif origin == "container":
-            raise Unavailable(name, containers.why_no_engine())
+                progress.step(name, f"{failed.reason}; trying natively")
         return _native(name, directory, ports, progress), True
+
+
+def _in_container(name: str, place: Place, progress: Progress) -> Running:
+    recipe = RECIPES[name]
+    progress.step(name, f"starting a container from {containers.image_of(recipe)}")
+    place.directory.mkdir(parents=True, exist_ok=True)
+    record = state.Record(name, "container", recipe.url(place.port), None, dict(place.ports))
+    record = replace(record, container=containers.create(recipe, place))
+    state.write(place.directory, record)
+    running = Running(recipe, record, place.directory)
+    try:
+        running.wait_ready()
+    except BaseException:
+        containers.remove_left(place.directory)
+        raise
+    return running
 
 
 def _native(name: str, directory: Path, ports: dict[str, int], progress: Progress) -> Running:
     recipe = RECIPES[name]
     install = recipe.install(progress)
+    place = Place(directory, ports)
     for attempt in (1, 2, 3):
         progress.step(name, "starting")
-        place = Place(directory, ports)
         place.directory.mkdir(parents=True, exist_ok=True)
         command = recipe.prepare(install, place)
-        record = state.Record(name, "native", recipe.url(place.port), None, ports, None, command)
+        record = state.Record(name, "native", recipe.url(place.port), None, dict(place.ports), None, command)
         running = Running(recipe, record, directory)
         try:
             running.start()
-            return running
+            break
         except StartFailed:
             running.stop()
             # Between choosing a port and binding it somebody else may have taken it; nothing else is tried again.
-            if attempt == 3 or interrupted.is_set() or all(is_free(port) for port in ports.values()):
+            if attempt == 3 or interrupted.is_set() or all(map(is_free, place.ports.values())):
                 raise
-            ports = {purpose: free_port() for purpose in recipe.ports}
+            place = Place(directory, {purpose: free_port() for purpose in recipe.ports})
         except BaseException:
             running.stop()
             raise
-    raise AssertionError("unreachable")
+    else:
+        raise StartFailed(name, "no free port")
+    return running
 
 
 def _given(name: str, url: str) -> Running:
@@ -226,51 +234,13 @@ def _ports(name: str, record: state.Record | None, fixed: bool) -> dict[str, int
     if fixed:
         for purpose, port in wanted.items():
             if not is_free(port):
-                raise Unavailable(name, f"port {port} ({purpose}) is taken: end what listens there, or let ports be chosen")
+                raise Unavailable(
+                    name, f"port {port} ({purpose}) is taken: end what listens there, or let ports be chosen"
+                )
         return dict(wanted)
     if record and record.ports.keys() == wanted.keys() and all(is_free(port) for port in record.ports.values()):
         return record.ports
     return {purpose: free_port() for purpose in wanted}
-
-
-def _end(name: str, directory: Path, purge: bool) -> bool:
-    """End whatever belongs to this directory: the recorded broker, or what a killed `up` left without a record."""
-    record = state.read(directory)
-    was = False
-    if record is not None:
-        running = Running(RECIPES[name], record, directory)
-        if was := running.is_alive():
-            running.stop()
-        elif record.container:
-            containers.remove(record.container)
-    was = end(directory, None, grace=0) or was
-    if purge:
-        remove_tree(directory)
-    return was
-
-
-def _sessions() -> Path:
-    return cache_dir() / "sessions"
-
-
-def _end_session(home: Path) -> None:
-    down(state_dir=home)
-    remove_tree(home)
-
-
-def _sweep_sessions() -> None:
-    """End what sessions of dead processes left."""
-    for home in _sessions().glob("*-*"):
-        try:
-            pid, started = (home / "owner").read_text().split("\n")
-            if alive(Identity(int(pid), started)):
-                continue
-        except (OSError, ValueError):
-            # No owner yet: perhaps it is being made right now. A minute later it is not.
-            with contextlib.suppress(OSError):
-                if time.time() - home.stat().st_mtime < 60:
-                    continue
-        _end_session(home)
 
 
 def _known(names: Iterable[str] | None) -> list[str]:
@@ -282,7 +252,3 @@ def _known(names: Iterable[str] | None) -> list[str]:
 
 def _home(state_dir: Path | str | None) -> Path:
     return Path(state_dir).absolute() if state_dir else state.default_state()
-
-
-def _lock(directory: Path) -> Path:
-    return directory.parent / f"{directory.name}.lock"

@@ -7,14 +7,13 @@ import pwd
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 from . import ready
-from .model import HOST, Command, Image, Place, Recipe, StartFailed, Unavailable
+from .model import HOST, Command, Image, Place, Recipe, Unavailable
 from .progress import Progress
 from .python_packages import environment, site_packages
-from .tools import last_lines
+from .tools import run
 
 VERSION = "0.6.0"  # of the package; the server in it is 18.4
 PORTS = {"main": 5432}
@@ -43,17 +42,8 @@ def prepare(install: Path, place: Place) -> Command:
         os.chown(place.data, user.pw_uid, user.pw_gid)
     env = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
     if not (place.data / "PG_VERSION").exists():
-        done = subprocess.run(
-            [*drop, str(binaries / "initdb"), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N"]
-            + ["-D", str(place.data)],
-            env=env,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise StartFailed("postgres", f"initdb failed: {last_lines(done.stdout + done.stderr, 3)}")
+        initdb = [*drop, str(binaries / "initdb"), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N"]
+        run("postgres", "initdb", [*initdb, "-D", str(place.data)], cwd=Path("/"), env=env, inherit=False)
     argv = [*drop, str(binaries / "postgres"), "-D", str(place.data), "-h", HOST, "-p", str(place.port)]
     # No socket in the file system: its path may not be longer than 107 bytes, and nobody here uses it.
     # SIGINT is the fast shutdown; SIGTERM would wait for every client to leave.

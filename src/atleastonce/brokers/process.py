@@ -84,10 +84,10 @@ def family(mark: Path, who: Identity | None) -> set[Identity]:
     needle = f"{MARK}={mark}".encode()
     seen: dict[int, tuple[int, str]] = {}
     members: set[int] = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        pid = int(entry)
+        pid = int(entry.name)
         stat = _stat(pid)
         if stat is None or stat[0] in "ZX":
             continue

@@ -43,13 +43,10 @@ def environment(
             run(name, "making a virtual environment", [*create, *([] if with_pip else ["--without-pip"])])
             inside = str(folder / "bin" / "python")
             pip = [inside, "-m", "pip"] if with_pip else [sys.executable, "-m", "pip", "--python", inside]
-            run(
-                name,
-                f"pip install -r {requirements.name}",
-                [*pip, "install", "--quiet", "--no-input", "--no-deps", "--no-compile", "--require-hashes"]
-                + ["--only-binary", ":all:", "--no-cache-dir", "-r", str(requirements)],
-                env={"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(_scratch(folder))},
-            )
+            pip += ["install", "--quiet", "--no-input", "--no-deps", "--no-compile", "--no-cache-dir"]
+            pip += ["--require-hashes", "--only-binary", ":all:", "-r", str(requirements)]
+            env = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(_scratch(folder))}
+            run(name, f"pip install -r {requirements.name}", pip, env=env)
             _scratch(folder).rmdir()
             after(folder)
 

@@ -99,7 +99,7 @@ class Running:
     def stop(self) -> None:
         """End it in order, and everything it started; forcibly after its grace time."""
         if self._record.container:
-            containers.stop(self._record.container)
+            containers.call(self._record.container, "stop")
         elif self._record.command:
             end(self._mark(), self._record.who, self._record.command.stop_signal, self._record.command.grace)
         else:
@@ -109,7 +109,7 @@ class Running:
     def kill(self) -> None:
         """SIGKILL, as when the machine's memory runs out; returns when it is dead. Its data directory stays."""
         if self._record.container:
-            containers.kill(self._record.container)
+            containers.call(self._record.container, "kill")
         elif self._directory:
             kill(self._mark(), self._record.who)
         else:
@@ -124,7 +124,7 @@ class Running:
         if self.is_alive():
             return
         if self._record.container:
-            containers.start(self._record.container)
+            containers.call(self._record.container, "start")
         elif self._record.command and self._directory:
             end(self._mark(), None, grace=0)  # what a killed broker left, such as RabbitMQ's epmd
             self._remember(replace(self._record, who=spawn(self._record.command, self._mark(), self._log())))
@@ -140,7 +140,7 @@ class Running:
     def pause(self) -> None:
         """SIGSTOP: it keeps its connections and answers nothing, as in a long garbage collection."""
         if self._record.container:
-            containers.pause(self._record.container)
+            containers.call(self._record.container, "pause")
         elif self._directory:
             send(family(self._mark(), self._record.who), signal.SIGSTOP)
         else:
@@ -149,7 +149,7 @@ class Running:
     def resume(self) -> None:
         """SIGCONT after `pause`."""
         if self._record.container:
-            containers.resume(self._record.container)
+            containers.call(self._record.container, "unpause")
         elif self._directory:
             send(family(self._mark(), self._record.who), signal.SIGCONT)
         else:

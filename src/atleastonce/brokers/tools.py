@@ -25,10 +25,11 @@ def run(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     seconds: float = 900,
 ) -> str:
     """Run a tool to its end and return what it printed. `env` is added to this process's environment, so that proxies,
-    certificates and mirrors configured for pip, go or apt apply.
+    certificates and mirrors configured for pip, go or apt apply; with `inherit=False` it is all there is.
 
     Raises `Unavailable(name, ...)` naming `what` failed, with the last lines of its output.
     """
@@ -37,7 +38,7 @@ def run(
             process = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**(os.environ if inherit else {}), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
