@@ -73,8 +73,7 @@ class Mover:
             outcomes = iter(await self._send(copies))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it was, the originals must stay unsettled and be tried
-        again
+        except Exception as error:  # noqa: BLE001 - whatever it was, the originals must stay unsettled
             log.warning("moving %d messages failed (%s); they stay where they are", len(batch), error)
             for delivery, decision in batch:
                 self._again(delivery, decision)

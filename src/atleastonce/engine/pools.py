@@ -141,8 +141,7 @@ class AsyncPool:
             except (SystemExit, KeyboardInterrupt) as stop:
                 decision = GIVE_BACK
                 self._fatal(stop)
-            except BaseException as error:  # noqa: BLE001 - each delivery settles: what the policy let through is
-            given back
+            except BaseException as error:  # each delivery settles: what the policy let through is given back
                 log.exception("the policy of %s raised; the message is given back", delivery.source)
                 self._fatal(error)
                 decision = GIVE_BACK
@@ -274,8 +273,7 @@ class ThreadPool:
                 self._started[ident] = (begin, delivery)
                 try:
                     decision = self._process(delivery)
-                except BaseException as stop:  # noqa: BLE001 - includes SystemExit: the message is given back, the
-                service ends
+                except BaseException as stop:  # noqa: BLE001 - also SystemExit: given back, the service ends
                     decision = GIVE_BACK
                     self._call(self._fatal, stop)
                 del self._started[ident]
