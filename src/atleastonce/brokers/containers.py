@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .model import HOST, Place, Recipe, Unavailable
+from .model import HOST, Image, Place, Unavailable
 
 LABEL = "atleastonce.broker"
 SOCKETS = ("/var/run/docker.sock", "~/.docker/run/docker.sock", "~/.docker/desktop/docker.sock")
@@ -37,29 +37,29 @@ def why_not() -> str | None:
     return None
 
 
-def image_of(recipe: Recipe) -> str:
+def image_name(recipe_name: str, image: Image) -> str:
     """`$ALO_IMAGE_KAFKA` for Kafka, else the default of the recipe."""
-    return os.environ.get(f"ALO_IMAGE_{recipe.name.upper()}") or recipe.image.default
+    return os.environ.get(f"ALO_IMAGE_{recipe_name.upper()}") or image.default
 
 
-def create(recipe: Recipe, place: Place) -> str:
-    """Pull and start the recipe's image, and return the container's id. Raises `Unavailable`."""
+def create(name: str, image: Image, place: Place) -> str:
+    """Pull and start the image, and return the container's id. Raises `Unavailable`."""
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.container import DockerContainer
 
     testcontainers_config.ryuk_disabled = True
-    image = image_of(recipe)
-    container = DockerContainer(image).with_envs(**recipe.image.env(place))
-    if command := recipe.image.command(place):
+    reference = image_name(name, image)
+    container = DockerContainer(reference).with_envs(**image.env(place))
+    if command := image.command(place):
         container.with_command(command)
-    for purpose, inside in recipe.image.ports.items():
+    for purpose, inside in image.ports.items():
         container.ports[f"{inside}/tcp"] = (HOST, place.ports[purpose])  # type: ignore[assignment]  # docker takes both
     container.with_kwargs(labels={LABEL: str(place.directory)})
     try:
         container.start()
     except Exception as error:  # see why_not
         remove_left(place.directory)
-        raise Unavailable(recipe.name, f"no container from {image}: {error}") from error
+        raise Unavailable(name, f"no container from {reference}: {error}") from error
     return str(container.get_wrapped_container().id)
 
 

@@ -7,14 +7,13 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 
 from . import containers, state
 from .addresses import endpoint, from_environment, masked, required, variable
 from .cache import locked
 from .leftovers import end_all, end_broker, end_session, lock_of, sessions, sweep_sessions
-from .model import NotReady, Place, RequiredBrokersMissing, StartFailed, Unavailable
+from .model import Image, NotReady, Place, Recipe, RequiredBrokersMissing, StartFailed, Unavailable
 from .ports import free_port, is_free
 from .process import own_identity
 from .progress import Progress, shown
@@ -161,12 +160,14 @@ def _bring(
                 return running, False
         end_broker(name, directory, purge=False)
         ports = _ports(name, record, fixed_ports)
-        why_not = None if origin == "native" else containers.why_not()
+        why_not = "not wanted" if origin == "native" else containers.why_not()
+        if recipe.image is None:
+            why_not = "it makes no sense in a container"
         if origin == "container" and why_not:
             raise Unavailable(name, why_not)
-        if origin != "native" and not why_not:
+        if recipe.image and not why_not:
             try:
-                return _in_container(name, Place(directory, ports), progress), True
+                return _in_container(recipe, recipe.image, Place(directory, ports), progress), True
             except Unavailable as failed:
                 if origin == "container":
                     raise
@@ -174,12 +175,12 @@ def _bring(
         return _native(name, directory, ports, progress), True
 
 
-def _in_container(name: str, place: Place, progress: Progress) -> Running:
-    recipe = RECIPES[name]
-    progress.step(name, f"starting a container from {containers.image_of(recipe)}")
+def _in_container(recipe: Recipe, image: Image, place: Place, progress: Progress) -> Running:
+    progress.step(recipe.name, f"starting a container from {containers.image_name(recipe.name, image)}")
     place.directory.mkdir(parents=True, exist_ok=True)
-    record = state.Record(name, "container", recipe.url(place.port), None, dict(place.ports))
-    record = replace(record, container=containers.create(recipe, place))
+    container = containers.create(recipe.name, image, place)
+    url = recipe.url(place.port)
+    record = state.Record(recipe.name, "container", url, None, dict(place.ports), container=container)
     state.write(place.directory, record)
     running = Running(recipe, record, place.directory)
     try:

@@ -96,13 +96,14 @@ class Recipe:
     - `prepare` writes configuration and, once per data directory, formats the data; returns the command to run.
     - `probe(host, port, url)` makes one real protocol call and returns the version the broker names, or `None` where
       the protocol has no place for it; raises `NotReady` or `OSError`. `version` reads it from elsewhere then.
+    - `image` is `None` for what makes no sense in a container.
     - `ready`, where given, is asked after `probe` succeeds on a broker that was started here: for what opens later
       than the main port.
     """
 
     name: str
     ports: Mapping[str, int]
-    image: Image
+    image: Image | None
     url: Callable[[int], str]
     install: Callable[[Progress], Path]
     prepare: Callable[[Path, Place], Command]

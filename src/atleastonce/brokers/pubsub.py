@@ -33,7 +33,7 @@ RECIPE = Recipe(
     name="pubsub",
     ports=PORTS,
     image=Image(
-        "google/cloud-sdk:emulators",
+        "google/cloud-sdk:500.0.0-emulators",
         PORTS,
         command=lambda _place: ["gcloud", "beta", "emulators", "pubsub", "start", "--host-port=0.0.0.0:8085"],
     ),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from . import golang, ready
-from .model import HOST, Command, Image, Place, Recipe
+from .model import HOST, Command, Place, Recipe
 from .progress import Progress
 
 VERSION = "2.12.0"
@@ -39,7 +39,7 @@ def probe(host: str, port: int, url: str) -> str | None:
 RECIPE = Recipe(
     name="toxiproxy",
     ports=PORTS,
-    image=Image("shopify/toxiproxy:2.1.4", PORTS),
+    image=None,  # its proxies listen on ports of this machine; a container cannot publish them later
     url=lambda port: f"http://{HOST}:{port}",
     install=install,
     prepare=prepare,
