@@ -199,7 +199,8 @@ class Delivery:
         lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the
             session.
         lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
-        size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters leave them alone.
+        size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters
+            leave them alone.
         raw: the client library's own object, for users who need it; None where there is none.
     """
 
@@ -464,7 +465,8 @@ class Listener(Protocol):
 
     async def drain(self, streams: Collection[str], grace: float) -> None:
         """``streams`` are about to be taken away: start nothing more of them, release what has not started, wait at
-        most ``grace`` seconds for what runs and see it settled. Settlements still work until this returns. Never raises.
+        most ``grace`` seconds for what runs and see it settled. Settlements still work until this returns. Never
+        raises.
         """
 
     def lost(self, streams: Collection[str] | None) -> None:

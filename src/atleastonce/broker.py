@@ -1,0 +1,229 @@
+"""A connection to a broker, as publishers and tools use it: `connect`, publish, declare, backlog."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from atleastonce.adapters import open_adapter
+from atleastonce.channels import Channel, Queue, Source, Topic
+from atleastonce.compose import compose
+from atleastonce.contract import Adapter, Backlog, Code, Drift, Outcome, Outgoing, Status, Topology, Window
+from atleastonce.durations import Duration, Size, seconds, size_in_bytes
+from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.publisher import Publisher
+from atleastonce.errors import BrokerUnavailable, MessageTooLarge, Rejected, Unconfirmed
+from atleastonce.message import HeaderValue
+from atleastonce.urls import mask
+
+log = logging.getLogger("atleastonce")
+
+_CONNECT = Backoff("200ms", factor=2, maximum="5s")
+
+
+class Broker:
+    """One connection. Made by `connect`, or by a `Service` for itself.
+
+    Args:
+        url: ``scheme://user:password@host:port/path?option=value``.
+        options: the client's own options, as they are.
+        create: whether channels are created when they are first published to.
+        wait: seconds to wait for a broker that is not there yet; 0 fails at once, None waits for ever.
+        max_pending: how many publishes may be unconfirmed; a full window makes `publish` wait.
+        max_pending_bytes: the same in bytes.
+        publish_timeout: how long `publish` waits for a full window before it raises `Overloaded`.
+        waiting: told why it waits, each time it tries again; for a person's eyes.
+
+    Raises:
+        ConfigurationError, MissingExtra: for the URL and options.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        create: bool = True,
+        wait: Duration | None = "30s",
+        max_pending: int = 10_000,
+        max_pending_bytes: Size = "64MiB",
+        publish_timeout: Duration = "30s",
+        waiting: Callable[[str], None] | None = None,
+    ) -> None:
+        self.url = mask(url)
+        self.adapter: Adapter = open_adapter(url, options)
+        self._create = create
+        self._wait = None if wait is None else seconds(wait, name="wait")
+        self._within = seconds(publish_timeout, name="publish_timeout")
+        self._waiting = waiting or (lambda reason: log.warning("%s", reason))
+        self._declared: set[str] = set()
+        window = Window(max_pending, size_in_bytes(max_pending_bytes, name="max_pending_bytes"))
+        self._publisher = Publisher(self.adapter.send, window, max_batch=self.adapter.capabilities.max_batch)
+
+    # ------------------------------------------------------------------------------------------- life
+
+    async def open(self) -> None:
+        """Connect, waiting for the broker as long as ``wait`` says.
+
+        Raises:
+            BrokerUnavailable: it did not answer in time.
+            PermissionDenied: it refuses the credentials; not waited for.
+        """
+        loop = asyncio.get_running_loop()
+        begin, attempt = loop.time(), 0
+        while True:
+            attempt += 1
+            try:
+                await self.adapter.open()
+                return
+            except BrokerUnavailable as error:
+                pause = _CONNECT.wait(attempt) or 0.0
+                left = None if self._wait is None else begin + self._wait - loop.time()
+                if left is not None and left < pause:
+                    raise
+                self._waiting(f"{error}; trying again in {pause:.1f} s")
+                await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Wait for pending publishes, then disconnect. Idempotent."""
+        await self._publisher.close()
+        await self.adapter.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # ----------------------------------------------------------------------------------------- publish
+
+    def compose(self, channel: Channel[Any], payload: Any, **options: Any) -> Outgoing:
+        """What `publish` would send; see `atleastonce.compose.compose`."""
+        return compose(channel, payload, capabilities=self.adapter.capabilities, scheme=self.adapter.scheme, **options)
+
+    async def publish(
+        self,
+        channel: Channel[Any],
+        payload: Any,
+        *,
+        key: str | bytes | None = None,
+        id: str | None = None,
+        headers: Mapping[str, HeaderValue] | None = None,
+        delay: Duration | None = None,
+    ) -> str:
+        """Publish one message; return its id once the broker has confirmed it.
+
+        Args:
+            channel: a `Queue` or `Topic`.
+            payload: bytes, or what its codec encodes.
+            key: orders and partitions it.
+            id: its identity; give the same one to publish the same message again. Default: a new one.
+            headers: text by name. Names beginning with ``alo-`` are ours.
+            delay: not to be received before this has passed, where the broker can.
+
+        Raises:
+            Rejected: it is certainly not in the broker: too large (`MessageTooLarge`), no such channel, no permission.
+            Unconfirmed: the confirmation did not come. Publishing the same ``id`` again is safe for an idempotent
+            consumer.
+            Overloaded: too many publishes are pending; this one was not sent.
+            EncodeError, InvalidMessage, ConfigurationError: before anything was sent.
+        """
+        item = self.compose(channel, payload, key=key, id=id, headers=headers, delay=delay)
+        await self._ensure((channel,))
+        outcome = await self._publisher.publish(item, within=self._within)
+        if not outcome.ok:
+            raise publish_error(item, outcome)
+        return item.message.id
+
+    async def publish_many(
+        self,
+        channel: Channel[Any],
+        payloads: Iterable[Any],
+        *,
+        key: Callable[[Any], str | bytes | None] | None = None,
+        id: Callable[[Any], str] | None = None,
+        headers: Mapping[str, HeaderValue] | None = None,
+    ) -> list[Outcome]:
+        """Publish a list, in order; one outcome each: ok, rejected or unknown. The fastest way to publish.
+
+        Args:
+            channel: a `Queue` or `Topic`.
+            payloads: encoded all before the first is sent.
+            key, id: from a payload to its key and id.
+            headers: the same for all.
+
+        Raises:
+            EncodeError, InvalidMessage, ConfigurationError: for one of the payloads; nothing was sent.
+            Overloaded: too many publishes are pending; those without an outcome were not sent.
+        """
+        items = [
+            self.compose(
+                channel, payload, key=key(payload) if key else None, id=id(payload) if id else None, headers=headers
+            )
+            for payload in payloads
+        ]
+        await self._ensure((channel,))
+        return await self._publisher.publish_many(items, within=self._within)
+
+    # -------------------------------------------------------------------------------------------- rest
+
+    async def declare(self, *items: Channel[Any] | Source | Topology, create: bool = True) -> Sequence[Drift]:
+        """Make channels, sources or whole topologies exist (or only compare, with ``create=False``); return what
+        differs."""
+        topology = Topology(
+            channels=tuple(item for item in items if isinstance(item, Channel)),
+            sources=tuple(item for item in items if isinstance(item, Source)),
+        )
+        drifts: list[Drift] = []
+        if topology.channels or topology.sources:
+            drifts += await self.adapter.declare(topology, create=create)
+        for item in items:
+            if isinstance(item, Topology):
+                drifts += await self.adapter.declare(item, create=create)
+        if create:
+            self._declared.update(channel.name for channel in topology.channels)
+        return drifts
+
+    async def backlog(self, channel: Channel[Any], group: str | None = None) -> Backlog:
+        """What waits in ``channel`` for ``group``; None in a field means unknown, never 0."""
+        return await self.adapter.backlog(Source(channel, group))
+
+    async def _ensure(self, channels: tuple[Channel[Any], ...]) -> None:
+        if self._create and any(channel.name not in self._declared for channel in channels):
+            # A queue is its own source: without one, brokers that route (RabbitMQ) have nothing to keep the message in.
+            sources = tuple(Source(channel) for channel in channels if isinstance(channel, Queue))
+            await self.adapter.declare(Topology(channels=channels, sources=sources))
+            self._declared.update(channel.name for channel in channels)
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.url}>"
+
+
+def connect(url: str, options: Mapping[str, Any] | None = None, **settings: Any) -> Broker:
+    """A `Broker` for ``async with``; see there for the arguments::
+
+    async with connect("nats://localhost:4222") as broker:
+        await broker.publish(Topic("orders.created"), {"order_id": 7}, key="c-1")
+    """
+    return Broker(url, options, **settings)
+
+
+def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed:
+    """The exception for an outcome that is not ok."""
+    text = f"{item.message.id} to {_name(item)}: {outcome.fault}"
+    if outcome.status is Status.UNKNOWN:
+        return Unconfirmed(f"{text}; publishing the same id again is safe for an idempotent consumer")
+    if outcome.fault is not None and outcome.fault.code is Code.TOO_LARGE:
+        return MessageTooLarge(text)
+    return Rejected(text)
+
+
+def _name(item: Outgoing) -> str:
+    kind = "topic" if isinstance(item.destination, Topic) else "queue"
+    return f"{kind} {item.destination.name}"

@@ -1,0 +1,213 @@
+"""The one failure policy of a consumer: what happens to a message whose handler failed.
+
+The library fixes the order in which the parts act; there is no stack of middlewares to misorder::
+
+    the handler's own decision (RetryLater, DeadLetter, Discard)
+    -> fatal?  (give_up_on, undecodable)                       straight to the dead letters
+    -> in place (short waits, lease held, nobody else sees it)
+    -> the chain (long waits, in the broker)
+    -> dead letters
+
+``CancelledError``, ``KeyboardInterrupt`` and ``SystemExit`` are never failures: the engine gives such a message back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from atleastonce.durations import Duration, seconds
+from atleastonce.engine.backoff import Backoff
+from atleastonce.errors import ConfigurationError, DeadLetter, DecodeError, Discard, RetryLater
+
+# Kept small because the lease is held and the lane is busy meanwhile; long waits belong in the chain.
+IN_PLACE = Backoff("50ms", factor=3, max_attempts=3)
+
+
+@dataclass(frozen=True, init=False)
+class RetryChain:
+    """Delays between attempts, each longer than a worker should wait: ``RetryChain("5s", "30s", "5m")``.
+
+    One message takes the delays in order, one for each failed attempt; after the last it is dead. Where the broker
+    delays by itself
+    nothing is created; elsewhere each delay is a channel named after its source.
+
+    Raises:
+        ConfigurationError: no delay, a delay below a millisecond, or delays that shrink.
+    """
+
+    delays: tuple[float, ...]
+
+    def __init__(self, *delays: Duration) -> None:
+        values = tuple(seconds(delay, name="retry delay", minimum=0.001) for delay in delays)
+        if not values:
+            raise ConfigurationError('RetryChain needs at least one delay, like RetryChain("5s", "30s", "5m")')
+        if list(values) != sorted(values):
+            raise ConfigurationError(f"RetryChain{delays}: a delay is shorter than the one before it")
+        object.__setattr__(self, "delays", values)
+
+    @classmethod
+    def exponential(cls, first: Duration, *, factor: float = 2.0, hops: int, maximum: Duration = "1d") -> RetryChain:
+        """``hops`` delays, each ``factor`` times the one before, none above ``maximum``."""
+        if hops < 1 or factor < 1:
+            raise ConfigurationError(f"RetryChain.exponential: hops={hops} and factor={factor} must be at least 1")
+        start, top = seconds(first, name="first"), seconds(maximum, name="maximum")
+        return cls(*(min(top, start * factor**n) for n in range(hops)))
+
+    def after(self, attempt: int) -> float | None:
+        """The delay after ``attempt`` (from 1) failed; None when that was the last one."""
+        return self.delays[attempt - 1] if attempt <= len(self.delays) else None
+
+    def tier(self, delay: float) -> float:
+        """The delay of the chain in which to wait ``delay`` seconds: the shortest that is long enough, else the
+        longest."""
+        return next((tier for tier in self.delays if tier >= delay), self.delays[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailurePolicy:
+    """What happens when a handler fails. Immutable; share one among consumers as you like.
+
+    Args:
+        in_place: quick repetitions with the lease held. None: none.
+        chain: repetitions with the message back in the broker. None: none.
+        give_up_on: exception classes that no repetition mends: straight to the dead letters. Undecodable payloads
+            always are.
+        timeout: the longest run of an ``async def`` handler, which is then cancelled and has failed. Too small kills
+            work that would
+            have ended and repeats it; None lets a stuck handler occupy its place for good.
+        give_up_after: how long after its first failure a message may live; decided *before* a wait that could not end
+            in time.
+    """
+
+    in_place: Backoff | None = IN_PLACE
+    chain: RetryChain | None = None
+    give_up_on: tuple[type[BaseException], ...] = ()
+    timeout: Duration | None = None
+    give_up_after: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if self.in_place is not None and self.in_place.max_attempts is None:
+            raise ConfigurationError(
+                "FailurePolicy in_place needs max_attempts: a message cannot fail in place for ever"
+            )
+        for name in ("timeout", "give_up_after"):
+            if getattr(self, name) is not None:
+                seconds(getattr(self, name), name=name, minimum=0.001)
+
+    @property
+    def delays(self) -> tuple[float, ...]:
+        """The chain's delays in seconds; empty without a chain."""
+        return self.chain.delays if self.chain is not None else ()
+
+
+class Again(msgspec.Struct, frozen=True):
+    """Run it once more here, after ``wait`` seconds."""
+
+    wait: float
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """Wait ``delay`` seconds in the broker, then run as ``attempt``."""
+
+    delay: float
+    attempt: int
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """Give up. ``stage`` is decode, handler or expired."""
+
+    stage: str
+    error: BaseException
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Done with it by decision."""
+
+    reason: str
+
+
+Step: TypeAlias = Again | Hop | Dead | Drop
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """``error``, what it was raised from, and the members of groups, each once."""
+    seen: set[int] = set()
+    stack = [error]
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            stack.extend(reversed(current.exceptions))
+        cause = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        if cause is not None:
+            stack.append(cause)
+
+
+def decide(
+    policy: FailurePolicy,
+    error: BaseException,
+    *,
+    attempt: int,
+    tries: int,
+    now: float,
+    first_failed: float,
+    rand: Callable[[], float] = random.random,
+) -> Step:
+    """What follows from ``error``. Pure.
+
+    Args:
+        policy: the consumer's.
+        error: what the handler (or decoding) raised.
+        attempt: which attempt this was, from 1; an attempt is one delivery's worth of in-place tries.
+        tries: how often it ran in this delivery, this run included.
+        now: seconds since the epoch.
+        first_failed: when the message failed first; ``now`` if this was the first time.
+        rand: uniform in [0, 1), for jitter.
+    """
+    chain = list(causes(error))
+    for cause in chain:
+        if isinstance(cause, Discard):
+            return Drop(cause.reason)
+        if isinstance(cause, DeadLetter):
+            return Dead("handler", cause)
+        if isinstance(cause, RetryLater):
+            return _later(policy, cause, attempt, now, first_failed)
+    if any(isinstance(cause, DecodeError) for cause in chain):
+        return Dead("decode", error)
+    if any(isinstance(cause, policy.give_up_on) for cause in chain):
+        return Dead("handler", error)
+    wait = policy.in_place.wait(tries, rand) if policy.in_place is not None else None
+    if wait is not None:
+        return Again(wait) if _in_time(policy, now + wait, first_failed) else Dead("expired", error)
+    delay = policy.chain.after(attempt) if policy.chain is not None else None
+    if delay is None:
+        return Dead("handler", error)
+    return Hop(delay, attempt + 1) if _in_time(policy, now + delay, first_failed) else Dead("expired", error)
+
+
+def _later(policy: FailurePolicy, later: RetryLater, attempt: int, now: float, first_failed: float) -> Step:
+    if later.delay is not None:
+        delay: float | None = seconds(later.delay, name="RetryLater delay")
+    elif policy.chain is not None:
+        delay = policy.chain.after(attempt)
+    else:
+        delay = 1.0  # asked to wait, with nothing that says how long: not at once, and not for long
+    if delay is None:
+        return Dead("handler", later)
+    if later.count and policy.chain is not None and policy.chain.after(attempt) is None:
+        return Dead("handler", later)
+    if not _in_time(policy, now + delay, first_failed):
+        return Dead("expired", later)
+    return Hop(delay, attempt + 1 if later.count else attempt)
+
+
+def _in_time(policy: FailurePolicy, end: float, first_failed: float) -> bool:
+    return policy.give_up_after is None or end <= first_failed + seconds(policy.give_up_after)

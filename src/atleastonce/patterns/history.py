@@ -1,0 +1,56 @@
+"""What a message's headers say about its failures so far, believed only where this consumer wrote them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from atleastonce import wire
+from atleastonce.channels import Source
+from atleastonce.contract import Delivery
+
+
+class History(msgspec.Struct, frozen=True):
+    """A message's past with one consumer.
+
+    Attributes:
+        attempt: which attempt this delivery is, from 1.
+        first_failed: seconds since the epoch; None if it never failed.
+        redrives: how often it came back from the dead letters.
+        ours: whether the headers were written by this consumer's own hops.
+    """
+
+    attempt: int
+    first_failed: float | None
+    redrives: int
+    ours: bool
+
+
+def origin(delivery: Delivery) -> str:
+    """Where a message first failed, for ``alo-origin``: ``channel/stream-position``."""
+    channel = delivery.source.channel.name
+    stream = delivery.stream.removeprefix(channel).strip("/")
+    place = "/".join(part for part in (stream, str(delivery.position)) if part)
+    return f"{channel}/{place}" if place else channel
+
+
+def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
+    """The history of ``delivery`` for the consumer of ``home``.
+
+    Args:
+        delivery: as received, from ``home`` or one of its retry channels.
+        home: the consumer's source.
+        counted: whether the broker's own delivery count is the attempt (it redelivers natively).
+    """
+    headers = delivery.message.headers
+    ours = False
+    if wire.GROUP in headers and wire.ORIGIN in headers:
+        channel = (headers.get(wire.ORIGIN) or "").partition("/")[0]
+        ours = headers.get(wire.GROUP) == home.group_name and channel == home.channel.name
+    attempt = wire.read_attempt(headers) if ours else 1
+    if counted:
+        attempt += max(0, delivery.count - 1)
+    if not ours:
+        return History(attempt, None, 0, False)
+    first = wire.read_int(headers, wire.FIRST_FAILED, default=0, low=0, high=10**15)
+    redrives = wire.read_int(headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
+    return History(attempt, first / 1000 if first else None, redrives, True)

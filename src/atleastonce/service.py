@@ -1,0 +1,464 @@
+"""A service: handlers and policies in, running consumers out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from atleastonce.binding import bind
+from atleastonce.broker import Broker
+from atleastonce.channels import Channel, Queue, Source, Topic
+from atleastonce.consumer import Batching, Bound, Consumer
+from atleastonce.contract import DelayChannel, Level, Topology, Window
+from atleastonce.durations import Duration, Size, seconds, size_in_bytes
+from atleastonce.engine.batches import BatchPool
+from atleastonce.engine.lanes import FreeLanes
+from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
+from atleastonce.engine.supervisor import Supervisor
+from atleastonce.engine.worker import Worker
+from atleastonce.errors import ConfigurationError
+from atleastonce.patterns.failure import FailurePolicy, RetryChain
+
+log = logging.getLogger("atleastonce")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A retry channel carries only failures: a quarter of the main consumer's places is plenty, and leaves it the rest of
+# the machine.
+_RETRY_SHARE = 4
+
+
+class ConsumerStatus(msgspec.Struct, frozen=True):
+    """What one reader of one source is doing.
+
+    Attributes:
+        source: what it reads.
+        handler: for whom.
+        state: starting, running, disconnected, blocked, paused, stopped.
+        detail: why.
+        in_flight, bytes: received and unsettled.
+        counts: since the start: received, done, retried_in_place, retried, dead, discarded, dropped, released,
+            unsettled.
+    """
+
+    source: str
+    handler: str
+    state: str
+    detail: str
+    in_flight: int
+    bytes: int
+    counts: dict[str, int]
+
+
+class Service:
+    """A named set of consumers on one broker.
+
+    Args:
+        name: of the service; the group with which it reads topics.
+        broker: a URL; ``ALO_BROKER`` in the environment overrides it.
+        options: the client's own options, as they are.
+        failure: the policy of consumers that name none.
+        drain: how long handlers may go on when the service stops. Too short: work is cancelled and done again
+            elsewhere; too long:
+            the platform kills the process first (Kubernetes: terminationGracePeriodSeconds, 30 s by default).
+        create: whether missing channels are created at the start.
+        wait: how long to wait for a broker that is not there at the start; 0 fails at once, None waits for ever.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        broker: str | None = None,
+        options: dict[str, Any] | None = None,
+        failure: FailurePolicy | None = None,
+        drain: Duration = "25s",
+        create: bool = True,
+        wait: Duration | None = "60s",
+    ) -> None:
+        Source(Topic("name-check"), name)  # a service's name is a group's name: the same rules
+        self.name = name
+        self.consumers: list[Consumer] = []
+        self._url = broker
+        self._options = options
+        self._failure = failure or FailurePolicy()
+        self._drain = seconds(drain, name="drain")
+        self._create = create
+        self._wait = wait
+        self._broker: Broker | None = None
+        self._supervisors: list[tuple[Consumer, Supervisor]] = []
+        self._stopping: asyncio.Event | None = None
+        self._fatal_error: BaseException | None = None
+
+    # --------------------------------------------------------------------------------------- register
+
+    def consumer(
+        self,
+        channel: Channel[Any],
+        *,
+        group: str | None = None,
+        retry: Sequence[Duration] | None = None,
+        failure: FailurePolicy | None = None,
+        dead_letter: bool | None = True,
+        concurrency: int | None = None,
+        max_in_flight: int = 1000,
+        max_in_flight_bytes: Size = "64MiB",
+    ) -> Callable[[F], F]:
+        """Register a handler for the messages of ``channel``, one at a time.
+
+        Args:
+            channel: a `Queue`, or a `Topic` read as ``group`` (default: the service's name).
+            retry: delays between attempts; short for ``failure=FailurePolicy(chain=RetryChain(...))``.
+            failure: the whole policy.
+            dead_letter: None or False turns the dead-letter queue off: what is given up is then dropped, logged and
+                counted.
+            concurrency: handlers at once; default 16 for ``async def``, 4 threads for ``def``.
+            max_in_flight: messages received and unsettled. Too small: the network's round trip shows; too large: more
+                is repeated after
+                a crash, and workers hoard what idle ones could do.
+            max_in_flight_bytes: the same in bytes.
+
+        Raises:
+            ConfigurationError: a second handler for the same channel and group, a handler that cannot be called so, a
+            value out of range.
+        """
+
+        def register(handler: F) -> F:
+            self._add(
+                handler,
+                channel,
+                group,
+                retry,
+                failure,
+                dead_letter,
+                concurrency,
+                max_in_flight,
+                max_in_flight_bytes,
+                None,
+            )
+            return handler
+
+        return register
+
+    def batch_consumer(
+        self,
+        channel: Channel[Any],
+        *,
+        max_messages: int = 100,
+        max_wait: Duration = "200ms",
+        group: str | None = None,
+        retry: Sequence[Duration] | None = None,
+        failure: FailurePolicy | None = None,
+        dead_letter: bool | None = True,
+        concurrency: int = 1,
+        max_in_flight: int | None = None,
+        max_in_flight_bytes: Size = "64MiB",
+    ) -> Callable[[F], F]:
+        """Register a handler for lists of messages: ``async def handle(orders: list[Order])``.
+
+        It returns None when all are done, or one result per message: None, or an exception for a message that failed.
+        If it raises, its
+        messages run one by one, so that one bad message costs only itself. What does not decode never reaches it.
+
+        Args:
+            max_messages: the largest batch.
+            max_wait: from a batch's first message until it runs with what it has.
+            max_in_flight: default: enough for ``concurrency`` batches and as many being collected.
+
+        The others are as in `consumer`; raises as `consumer`.
+        """
+        if not 1 <= max_messages <= 100_000:
+            raise ConfigurationError(f"max_messages={max_messages} is out of range 1 to 100000")
+        batching = Batching(max_messages, seconds(max_wait, name="max_wait"))
+        limit = max_in_flight if max_in_flight is not None else 2 * concurrency * max_messages
+        if limit < max_messages:
+            raise ConfigurationError(f"max_in_flight={limit} is below max_messages={max_messages}: no batch could fill")
+
+        def register(handler: F) -> F:
+            self._add(
+                handler, channel, group, retry, failure, dead_letter, concurrency, limit, max_in_flight_bytes, batching
+            )
+            return handler
+
+        return register
+
+    def _add(
+        self,
+        handler: Callable[..., Any],
+        channel: Channel[Any],
+        group: str | None,
+        retry: Sequence[Duration] | None,
+        failure: FailurePolicy | None,
+        dead_letter: bool | None,
+        concurrency: int | None,
+        max_in_flight: int,
+        max_in_flight_bytes: Size,
+        batching: Batching | None,
+    ) -> None:
+        if not isinstance(channel, Queue | Topic):
+            raise ConfigurationError(
+                f'a consumer reads a Queue or Topic, not {channel!r}; write Topic("orders.created", Order)'
+            )
+        if self._supervisors:
+            raise ConfigurationError(f"service {self.name} is running; register handlers before it starts")
+        home = Source(channel, (group or self.name) if isinstance(channel, Topic) else group)
+        binding = bind(handler, channel, batch=batching is not None)
+        for other in self.consumers:
+            if other.home.name == home.name:
+                raise ConfigurationError(
+                    f"{binding.name} and {other.binding.name} both handle {home}; give one of them a group of its own with group="
+                )
+        if retry is not None and failure is not None:
+            raise ConfigurationError(
+                f"{binding.name}: give retry= or failure=, not both; retry is short for the policy's chain"
+            )
+        policy = failure or self._failure
+        if retry is not None:
+            policy = replace(policy, chain=RetryChain(*retry))
+        places = concurrency if concurrency is not None else (16 if binding.is_async else 4)
+        if not 1 <= places <= 10_000:
+            raise ConfigurationError(f"{binding.name}: concurrency={places} is out of range 1 to 10000")
+        if max_in_flight < 1:
+            raise ConfigurationError(f"{binding.name}: max_in_flight={max_in_flight} must be at least 1")
+        window = Window(max(max_in_flight, 1), size_in_bytes(max_in_flight_bytes, name="max_in_flight_bytes"))
+        self.consumers.append(
+            Consumer(
+                home=home,
+                binding=binding,
+                failure=policy,
+                dead_letter=bool(dead_letter),
+                concurrency=places,
+                window=window,
+                batching=batching,
+            )
+        )
+
+    # -------------------------------------------------------------------------------------------- run
+
+    @property
+    def broker(self) -> Broker:
+        """The running service's connection.
+
+        Raises:
+            ConfigurationError: the service is not running.
+        """
+        if self._broker is None:
+            raise ConfigurationError(f"service {self.name} is not running; use `async with service:` or service.run()")
+        return self._broker
+
+    def make_broker(self, url: str | None = None) -> Broker:
+        """A connection to this service's broker, not yet open.
+
+        Raises:
+            ConfigurationError: no URL was given, in code or in ``ALO_BROKER``.
+        """
+        chosen = url or os.environ.get("ALO_BROKER") or self._url
+        if not chosen:
+            raise ConfigurationError(
+                f'service {self.name} has no broker; give Service(broker="kafka://localhost:9092") or set ALO_BROKER'
+            )
+        return Broker(chosen, self._options, create=self._create, wait=self._wait)
+
+    async def start(self, *, url: str | None = None) -> None:
+        """Connect, declare, subscribe: returns when every consumer reads.
+
+        Raises:
+            ConfigurationError: no handlers, or a promise that this broker or its live topology cannot keep.
+            BrokerUnavailable, PermissionDenied, NotFound: as named. Nothing is left running.
+        """
+        if not self.consumers:
+            raise ConfigurationError(
+                f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
+            )
+        broker = self.make_broker(url)
+        topologies = [consumer.topology(broker.adapter.capabilities) for consumer in self.consumers]
+        self._stopping = asyncio.Event()
+        self._fatal_error = None
+        try:
+            await broker.open()
+            self._broker = broker
+            for topology in topologies:
+                self._check(await broker.adapter.declare(topology, create=self._create))
+            for consumer, topology in zip(self.consumers, topologies, strict=True):
+                for supervisor in self._supervise(broker, consumer, topology):
+                    self._supervisors.append((consumer, supervisor))
+                    await supervisor.start()
+        except BaseException:
+            await self.stop(grace=0)
+            await broker.close()
+            raise
+        log.info("service %s runs on %s: %s", self.name, broker.url, ", ".join(str(c.home) for c in self.consumers))
+
+    async def stop(self, grace: float | None = None) -> bool:
+        """Stop receiving, drain for ``grace`` seconds (default: ``drain``), disconnect. Returns whether everything
+        ended by itself."""
+        if self._stopping is not None:
+            self._stopping.set()
+        supervisors, self._supervisors = self._supervisors, []
+        limit = self._drain if grace is None else grace
+        ends = await asyncio.gather(*(s.stop(limit) for _, s in supervisors), return_exceptions=True)
+        broker, self._broker = self._broker, None
+        if broker is not None:
+            await broker.close()
+        for end in ends:
+            if isinstance(end, BaseException):
+                log.error("stopping %s: %s", self.name, end)
+        return all(end is True for end in ends)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """For FastAPI and Starlette: ``FastAPI(lifespan=service.lifespan)``."""
+        async with self:
+            yield
+
+    async def serve(self, *, url: str | None = None) -> None:
+        """Run until SIGTERM, SIGINT or `request_stop`, then drain; a second signal ends the drain.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: a handler raised it; its message was given back, the others drained.
+            PermissionDenied, ConfigurationError: a consumer cannot go on.
+        """
+        loop = asyncio.get_running_loop()
+        hurry = asyncio.Event()
+
+        def on_signal(name: str) -> None:
+            if self._stopping is not None and self._stopping.is_set():
+                hurry.set()
+            log.warning("%s: %s", name, "ending now" if hurry.is_set() else "draining; once more to end at once")
+            self.request_stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, ValueError):  # not on Windows, not outside the main thread
+                loop.add_signal_handler(number, on_signal, number.name)
+        try:
+            await self.start(url=url)
+            assert self._stopping is not None  # noqa: S101 - set by start
+            watch = [asyncio.create_task(s.wait()) for _, s in self._supervisors]
+            stop = asyncio.create_task(self._stopping.wait())
+            done, pending = await asyncio.wait([stop, *watch], return_when=asyncio.FIRST_COMPLETED)
+            draining = asyncio.create_task(self.stop())
+            rush = asyncio.create_task(hurry.wait())
+            await asyncio.wait([draining, rush], return_when=asyncio.FIRST_COMPLETED)
+            rush.cancel()
+            if not draining.done():
+                draining.cancel()
+            await asyncio.gather(draining, *pending, return_exceptions=True)
+            for task in done:
+                task.result()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(NotImplementedError, ValueError):
+                    loop.remove_signal_handler(number)
+        if self._fatal_error is not None:
+            raise self._fatal_error
+
+    def run(self, *, url: str | None = None) -> None:
+        """Run until SIGTERM or Ctrl-C, then drain. Blocks. Raises as `serve`."""
+        asyncio.run(self.serve(url=url))
+
+    def request_stop(self) -> None:
+        """Ask a running `serve` to drain and return. From the loop's thread."""
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def status(self) -> list[ConsumerStatus]:
+        """What every reader is doing; empty when the service does not run."""
+        return [
+            ConsumerStatus(
+                source=str(supervisor.worker.source),
+                handler=consumer.binding.name,
+                state=supervisor.worker.state[0],
+                detail=supervisor.worker.state[1],
+                in_flight=supervisor.worker.in_flight,
+                bytes=supervisor.worker.meter.bytes,
+                counts=dict(supervisor.worker.counts),
+            )
+            for consumer, supervisor in self._supervisors
+        ]
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _check(self, drifts: Sequence[Any]) -> None:
+        for drift in drifts:
+            text = f"{drift.name}: {drift.setting} is {drift.found}, wanted {drift.wanted}"
+            if drift.breaks:
+                raise ConfigurationError(f"{text}; change it on the broker or in the code")
+            log.warning("%s", text)
+
+    def _supervise(self, broker: Broker, consumer: Consumer, topology: Topology) -> list[Supervisor]:
+        bound = Bound(consumer, broker.adapter.capabilities, broker.compose, self.name)
+        supervisors = [Supervisor(broker.adapter, self._worker(broker, bound, consumer.home, consumer.window, None))]
+        if broker.adapter.capabilities.delay.level is Level.NONE:
+            small = Window(max(1, consumer.window.messages // _RETRY_SHARE), consumer.window.bytes)
+            for delay in topology.delays:
+                worker = self._worker(broker, bound, Source(delay.channel), small, delay)
+                supervisors.append(Supervisor(broker.adapter, worker))
+        return supervisors
+
+    def _worker(
+        self, broker: Broker, bound: Bound, source: Source, window: Window, delay: DelayChannel | None
+    ) -> Worker:
+        consumer = bound.consumer
+        places = consumer.concurrency if delay is None else max(1, consumer.concurrency // _RETRY_SHARE)
+
+        def make_pool(worker: Worker) -> Pool:
+            if consumer.batching is not None:
+                return BatchPool(
+                    bound.process_batch,
+                    worker.lanes,
+                    places,
+                    max_messages=min(consumer.batching.max_messages, window.messages),
+                    max_wait=consumer.batching.max_wait,
+                    ended=worker.ended,
+                    fatal=self._fatal,
+                )
+            if consumer.binding.is_async:
+                return AsyncPool(
+                    bound.process,
+                    worker.lanes,
+                    places,
+                    ended=worker.ended,
+                    failed=bound.failed,
+                    fatal=self._fatal,
+                    timeout=bound.timeout,
+                )
+            return ThreadPool(
+                bound.process_sync, worker.lanes, places, ended=worker.ended, fatal=self._fatal, timeout=bound.timeout
+            )
+
+        return Worker(
+            broker.adapter,
+            source,
+            window=window,
+            lanes=FreeLanes(),
+            make_pool=make_pool,
+            rejection=bound.rejected,
+            due=None if delay is None else (lambda delivery: bound.due(delivery, delay.delay)),
+        )
+
+    def _fatal(self, error: BaseException) -> None:
+        log.error("service %s stops: %r", self.name, error)
+        if self._fatal_error is None:
+            self._fatal_error = error
+        self.request_stop()
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}: {len(self.consumers)} consumers>"
