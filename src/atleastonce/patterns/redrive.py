@@ -1,7 +1,9 @@
 """Redrive: dead letters go back to the group that failed them, and to nobody else.
 
-Every other subscriber of a topic would be notified a second time if the message went back to the topic. So it goes to the group's own
-queue where the broker can address one, and otherwise to the group's redrive channel, which leads to the same handler. The copy is
+Every other subscriber of a topic would be notified a second time if the message went back to the topic. So it goes to
+the group's own
+queue where the broker can address one, and otherwise to the group's redrive channel, which leads to the same handler.
+The copy is
 confirmed before the dead letter is settled: a crash in between repeats a message and loses none.
 """
 
@@ -67,7 +69,8 @@ async def redrive(
 ) -> Redriven:
     """Send the dead letters of ``home`` back to it, up to those that are there now.
 
-    Messages that fail again meanwhile are not redriven in the same run. Run twice, or by two people at once, nothing is lost.
+    Messages that fail again meanwhile are not redriven in the same run. Run twice, or by two people at once, nothing
+    is lost.
 
     Args:
         adapter: open.
