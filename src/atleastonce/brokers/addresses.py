@@ -50,10 +50,12 @@ def endpoint(name: str, url: str) -> tuple[str, int]:
 
 
 def masked(url: str) -> str:
-    """The URL with its password replaced: for every message, table and log."""
+    """The URL with its password replaced, for every message, table and log. A name without a password stays, except
+    for NATS, where it is a token."""
     parts = urlsplit(url)
     credentials, at, network = parts.netloc.rpartition("@")
     if not at:
         return url
     user, colon, _ = credentials.partition(":")
-    return urlunsplit(parts._replace(netloc=f"{user}{':***' if colon else ''}@{network}"))
+    shown = f"{user}:***" if colon else "***" if parts.scheme == "nats" else user
+    return urlunsplit(parts._replace(netloc=f"{shown}@{network}"))

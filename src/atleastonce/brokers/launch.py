@@ -29,6 +29,8 @@ class Provisioned(dict[str, Running]):
         super().__init__()
         self.unavailable: dict[str, Unavailable] = {}
         """Those that could not be had, with the reason."""
+        self.state_dir: Path | None = None
+        """Where their records, data and logs are: for another process that shall `up` the same ones."""
 
     def __missing__(self, name: str) -> Running:
         if name in self.unavailable:
@@ -58,6 +60,7 @@ def up(
     home = _home(state_dir)
     sweep_sessions()
     found = Provisioned()
+    found.state_dir = home
     started: list[Running] = []
 
     def bring(name: str) -> Running | Unavailable:

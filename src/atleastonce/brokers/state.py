@@ -52,5 +52,5 @@ def read(directory: Path) -> Record | None:
             return None
         who, command = raw.pop("who"), raw.pop("command")
         return Record(**raw, who=Identity(**who) if who else None, command=Command(**command) if command else None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
