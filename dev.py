@@ -347,7 +347,7 @@ def check(arguments: Sequence[str]) -> int:
     with steps.step("mypy --strict"):
         run([python, "-m", "mypy"])
     with steps.step("dependency rule"):
-        run([python.with_name("lint-imports", "--no-cache")], quiet=True)
+        run([python.with_name("lint-imports"), "--no-cache"], quiet=True)
     return steps.summary()
 
 
