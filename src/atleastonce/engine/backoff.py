@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Backoff:
         jitter: float = 0.2,
     ) -> None:
         first = seconds(initial, name="Backoff initial")
-        if factor < 1:
-            raise ConfigurationError(f"Backoff factor={factor} must be at least 1: waits do not shrink")
+        if not 1 <= factor < math.inf:
+            raise ConfigurationError(f"Backoff factor={factor} must be at least 1, and finite: waits do not shrink")
         if max_attempts is not None and max_attempts < 1:
             raise ConfigurationError(f"Backoff max_attempts={max_attempts} must be at least 1: the first try counts")
         if not 0 <= jitter <= 1:
@@ -61,5 +62,5 @@ class Backoff:
         try:
             base = min(self.maximum, self.initial * self.factor ** (attempt - 1))
         except OverflowError:
-            base = self.maximum
+            base = self.maximum if self.initial else 0.0
         return base * (1 + self.jitter * rand())
