@@ -22,7 +22,7 @@ class _Channel:
 
     def __init__(self, channel: Channel[Any]) -> None:
         self.name = channel.name
-        self.kind = type(channel).__name__.lower()
+        self.kind = _kind(channel)
         self.fifo = isinstance(channel, Queue | Topic) and channel.fifo
         self.groups: dict[str | None, SourceState] = {None: SourceState(self.name, self.fifo)}
 
@@ -62,7 +62,7 @@ class MemoryBroker:
                 self._declare_channel(channel, create, drifts)
             for source in topology.sources:
                 found = self._declare_channel(source.channel, create, drifts)
-                if found is None or found.kind != type(source.channel).__name__.lower():
+                if found is None or found.kind != _kind(source.channel):
                     continue
                 if source.group not in found.groups:
                     if create:
@@ -76,7 +76,7 @@ class MemoryBroker:
             raise ConfigurationError(f"{channel.name}: declare it as a Queue or a Topic")
         if unknown := channel.options.get("memory"):
             raise ConfigurationError(f"{channel.name}: memory has no channel options, yet it got {', '.join(unknown)}")
-        kind = type(channel).__name__.lower()
+        kind = _kind(channel)
         found = self._channels.get(channel.name)
         if found is None:
             if not create:
@@ -111,7 +111,7 @@ class MemoryBroker:
         """
         with self._lock:
             found = self._channels.get(source.channel.name)
-            if found is None or found.kind != type(source.channel).__name__.lower() or source.group not in found.groups:
+            if found is None or found.kind != _kind(source.channel) or source.group not in found.groups:
                 raise NotFound(f"{source.name}: no such source in this memory broker; declare it first")
             return found.groups[source.group]
 
@@ -147,9 +147,8 @@ class MemoryBroker:
             except NotFound as error:
                 return rejected(Code.NOT_FOUND, str(error))
         found = self._channels.get(destination.name)
-        if found is None or found.kind != type(destination).__name__.lower():
-            kind = type(destination).__name__.lower()
-            return rejected(Code.NOT_FOUND, f"{destination.name}: no such {kind} in this memory broker")
+        if found is None or found.kind != _kind(destination):
+            return rejected(Code.NOT_FOUND, f"{destination.name}: no such {_kind(destination)} in this memory broker")
         return list(found.groups.values())
 
     def claim(self, state: SourceState, limit: int, room: int, lease: float) -> tuple[list[Lease], float]:
@@ -190,7 +189,7 @@ class MemoryBroker:
         """Waiting messages of every group, each message once, oldest first."""
         with self._lock:
             found = self._channels.get(channel.name)
-            if found is None or found.kind != type(channel).__name__.lower():
+            if found is None or found.kind != _kind(channel):
                 raise NotFound(f"{channel.name}: no such channel in this memory broker; declare it first")
             now = self.clock()
             unique: dict[int, tuple[Source, Entry]] = {}
@@ -206,6 +205,10 @@ class MemoryBroker:
             for channel in self._channels.values():
                 for state in channel.groups.values():
                     state.notify()
+
+
+def _kind(channel: Channel[Any]) -> str:
+    return "topic" if isinstance(channel, Topic) else "queue"
 
 
 def _end(state: SourceState) -> None:
