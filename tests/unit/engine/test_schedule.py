@@ -31,7 +31,7 @@ def test_items_need_no_order_of_their_own() -> None:
     first, second = object(), object()
     schedule.add(1.0, first)
     schedule.add(1.0, second)
-    assert schedule.purge(lambda item: True) == [first, second]
+    assert schedule.purge(lambda _: True) == [first, second]
 
 
 class ScheduleAgainstAList(RuleBasedStateMachine):
