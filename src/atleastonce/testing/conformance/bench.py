@@ -15,6 +15,7 @@ from atleastonce.contract import (
     DelayChannel,
     Deletes,
     Drift,
+    Leasing,
     Outcome,
     Outgoing,
     Status,
@@ -112,10 +113,10 @@ class Bench:
         return reader
 
     async def child(self) -> Child:
-        """Another process with a client of its own, killed at the end."""
+        """Another process with a client of its own and short leases, killed at the end."""
         child = await Child.start(self.patience)
         self.at_end(child.kill)
-        await child.call("open", url=self.harness.url, options=dict(self.harness.options))
+        await child.call("open", url=self.harness.url, options={**self.harness.options, **self.harness.short_lease})
         return child
 
     # ---------------------------------------------------------------------------------------------------------- sending
@@ -152,7 +153,9 @@ class Bench:
         *not* come again without waiting for it."""
         last = self.message(b"last", key=key)
         await self.send(reader.source.channel, [last])
-        return [delivery.message.id for delivery in await reader.until([last.id]) if delivery.message.id != last.id]
+        came = await reader.until([last.id])
+        reader.log = [delivery for delivery in reader.log if delivery.message.id != last.id]
+        return [delivery.message.id for delivery in came if delivery.message.id != last.id]
 
     # ---------------------------------------------------------------------------------------------------------- waiting
 
@@ -176,6 +179,11 @@ class Bench:
                 return
             assert time.monotonic() < deadline, f"did not happen in time: {what}"
             await asyncio.sleep(0.02)
+
+    async def leases_end(self) -> None:
+        """Let every short lease end that is held now, where there are leases: nothing but time shows what comes back."""
+        if self.capabilities.lease is Leasing.EXTENDABLE:
+            await asyncio.sleep(self.harness.lease * 1.2)
 
     # ----------------------------------------------------------------------------------------------------------- ending
 

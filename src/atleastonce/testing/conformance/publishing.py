@@ -37,6 +37,8 @@ class Publishing(Section):
         await bench.send(queue, sent)
         reader = await bench.read(queue, window=1000)
         await reader.until([message.id for message in sent])
+        for key in "abc":
+            await bench.others(reader, key=key)
         assert not log_of(sent, reader).check().duplicates
 
     @requires(ORDER)
@@ -168,6 +170,7 @@ class Publishing(Section):
         reader = await bench.read(queue)
         everything = [message for batch in sent for message in batch]
         await reader.until([message.id for message in everything])
+        await bench.others(reader, key="k1")
         found = log_of(everything, reader).check()
         assert found.ok and not found.duplicates, found  # noqa: PT018
 

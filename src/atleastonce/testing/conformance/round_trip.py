@@ -103,6 +103,7 @@ class RoundTrip(Section):
         by_id = {delivery.message.id: delivery.message for delivery in received}
         for message in sent:
             assert_same(by_id[message.id], message)
+        await bench.others(reader)  # had one been repeated, it would have come before this
         found = log_of(sent, reader).check()
         assert found.ok and not found.duplicates, found  # noqa: PT018
 

@@ -19,11 +19,12 @@ class Settlement(Section):
         await bench.declare(queue)
         sent = bench.messages(20)
         await bench.send(queue, sent)
-        client = await bench.client()
+        client = await bench.client(short_lease=True)
         reader = await bench.read(queue, adapter=client)
         await reader.take(20, verdict=ACK)
         await reader.close()
         await bench.within(client.close())
+        await bench.leases_end()
         assert await bench.others(await bench.read(queue)) == []
 
     @requires(OTHER_PROCESSES)
@@ -41,6 +42,7 @@ class Settlement(Section):
             got += [id for id, _ in await child.call("receive", most=20, wait=bench.patience)]
         assert set(await child.call("settle", ids=got, verdict="ack", die=True)) == {"ok"}
         await child.kill()
+        await bench.leases_end()
         assert await bench.others(await bench.read(queue)) == []
 
     async def test_28_a_released_message_comes_again_at_once(self, bench: Bench) -> None:
