@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from atleastonce.contract import Delivery
 
-
 # Settled deliveries are dropped from the table when it has doubled since it was last looked through, and this many came
 # besides: the look costs a constant for each message. Smaller looks more often; larger holds more bodies for nothing.
 _SLACK = 64

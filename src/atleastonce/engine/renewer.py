@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import Delivery, Outcome
+from atleastonce.engine.answers import ask
 from atleastonce.engine.leases import LeaseTable
 from atleastonce.engine.wake import Bell
 
@@ -17,16 +17,25 @@ Extend = Callable[[Sequence[Delivery], float], Awaitable[Sequence[Outcome]]]
 
 
 class Renewer:
-    """One task that renews everything one worker has out. On its own, so that a slow broker delays no timer."""
+    """One task that renews everything one worker has out. On its own, so that a slow broker delays no timer.
 
-    def __init__(self, lease: float) -> None:
+    Args:
+        lease: seconds that a lease, and each renewal of it, lasts.
+        lost: called after deliveries were marked as lost.
+    """
+
+    def __init__(self, lease: float, lost: Callable[[], None]) -> None:
         self.target: Extend | None = None
         self.table = LeaseTable(lease)
+        self._lost = lost
         self._bell = Bell()
 
     def watch(self, batch: Sequence[Delivery]) -> None:
         """Keep the leases of ``batch``, received just now, until they are settled."""
-        self.table.add(batch, time.monotonic())
+        now, lease = time.monotonic(), self.table.lease
+        # An adapter may hand out what it fetched earlier: what counts is when the first of these leases ends.
+        ends = min((delivery.lease_until for delivery in batch if delivery.lease_until), default=now + lease)
+        self.table.add(batch, min(now, ends - lease))
         self._bell.ring()
 
     async def run(self) -> None:
@@ -34,37 +43,30 @@ class Renewer:
         while True:
             due = self.table.next_due()
             await self._bell.heard(None if due is None else max(0.0, due - time.monotonic()))
-            now = time.monotonic()
-            batch = self.table.due(now)
+            batch = self.table.due(time.monotonic())
             if batch and self.target is not None:
-                self.table.add(await self._renew(batch, self.target, now), now)
+                await self._renew(batch, self.target)
 
-    async def _renew(self, batch: list[Delivery], extend: Extend, now: float) -> list[Delivery]:
-        try:
-            outcomes = await extend(batch, self.table.lease)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - tried again at the next third of the lease, until the lease is over
-            log.warning("renewing %d leases failed (%s)", len(batch), error)
-            return [delivery for delivery in batch if not self._over(delivery, now, str(error))]
+    async def _renew(self, batch: list[Delivery], extend: Extend) -> None:
+        asked = time.monotonic()
+        outcomes = await ask(lambda deliveries: extend(deliveries, self.table.lease), batch)
+        now = time.monotonic()
         kept: list[Delivery] = []
+        lost: list[Delivery] = []
         for delivery, outcome in zip(batch, outcomes, strict=True):
+            if delivery.settled:
+                continue
             passing = outcome.fault is not None and outcome.fault.retryable
-            if outcome.ok or (passing and not self._over(delivery, now, str(outcome.fault))):
+            if not delivery.lost and (outcome.ok or (passing and delivery.lease_until > now)):
                 kept.append(delivery)
-            elif not passing:
-                self._lose(delivery, str(outcome.fault))
-        return kept
-
-    def _over(self, delivery: Delivery, now: float, why: str) -> bool:
-        if delivery.lease_until > now:
-            return False
-        self._lose(delivery, why)
-        return True
-
-    def _lose(self, delivery: Delivery, why: str) -> None:
-        if not delivery.settled and not delivery.lost:
-            delivery.lost = True
+                continue
+            delivery.lost = True  # unless the adapter has marked it already
+            lost.append(delivery)
             log.warning(
-                "the lease of %s was lost (%s); what its handler does will not be settled", delivery.message.id, why
+                "the lease of %s was lost (%s); what its handler does will not be settled",
+                delivery.message.id,
+                outcome.fault,
             )
+        self.table.add(kept, asked)
+        if lost:
+            self._lost()

@@ -70,7 +70,7 @@ class Worker:
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.settler = Settler(self._settled)
-        self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0)
+        self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0, self._forget_lost)
         self.timers = Timers(
             run_again=self._start, publish_again=self._publish_again, tick=self._tick, ticking=self._ticking
         )
@@ -157,6 +157,9 @@ class Worker:
         for delivery in self._out:
             if streams is None or delivery.stream in streams:
                 delivery.lost = True
+        self._forget_lost()
+
+    def _forget_lost(self) -> None:
         for delivery in self._unstarted(lambda delivery: delivery.lost):
             self.settler.add(delivery, RELEASE)  # answered as stale without being sent; it only leaves the window
 
