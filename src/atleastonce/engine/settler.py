@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import OK, STALE, Code, Delivery, Outcome, Settlement, Status, Verdict
+from atleastonce.engine.answers import ask
+from atleastonce.engine.schedule import Schedule
 from atleastonce.engine.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
 
 Settle = Callable[[Sequence[Settlement]], Awaitable[Sequence[Outcome]]]
 
-# A settlement whose reply was lost is repeated (settling is idempotent). After these waits the delivery is left to
-# come again:
-# repeating for ever would keep the window full behind a connection that is about to be replaced anyway.
+# A settlement whose reply was lost is repeated after these waits (settling is idempotent); others go on meanwhile. Then the
+# delivery is left to come again: repeating for ever would keep the window full behind a connection that is about to be
+# replaced anyway.
 _REPEATS = (0.05, 0.2, 1.0)
 
 
@@ -24,14 +27,18 @@ class Settler:
     """One task that settles everything for one worker.
 
     Args:
-        settle: the current subscription's; told anew after each reconnect through `target`.
-        ended: told of every batch that is over, whatever its outcomes.
+        ended: told of every batch that is over, whatever its outcomes; of each delivery once.
+
+    Attributes:
+        target: the current subscription's ``settle``; told anew after each reconnect.
     """
 
     def __init__(self, ended: Callable[[Sequence[Settlement], Sequence[Outcome]], None]) -> None:
         self.target: Settle | None = None
         self._ended = ended
         self._pending: list[Settlement] = []
+        self._repeats: Schedule[Settlement] = Schedule()  # monotonic
+        self._failures: dict[Delivery, int] = {}  # of what waits to be repeated
         self._bell = Bell()
         self.busy = False
 
@@ -46,49 +53,51 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be settled or being settled."""
-        return not self.busy and not self._pending
+        return not self.busy and not self._pending and not self._repeats
 
     async def run(self) -> None:
         """Settle until cancelled."""
         while True:
-            await self._bell.heard()
-            while self._pending:
-                batch, self._pending = self._pending, []
+            due = self._repeats.next_due()
+            await self._bell.heard(None if due is None else max(0.0, due - time.monotonic()))
+            while batch := self._pending + self._repeats.pop_due(time.monotonic()):
+                self._pending = []
                 self.busy = True
                 try:
                     outcomes = await self._settle(batch)
                 finally:
                     self.busy = False
-                self._ended(batch, outcomes)
+                if self._failures or not all(outcome is OK for outcome in outcomes):
+                    batch, outcomes = self._over(batch, outcomes)
+                if batch:
+                    self._ended(batch, outcomes)
                 # Adapters whose settling needs no IO return without suspending: let the others have the loop.
                 await asyncio.sleep(0)
 
-    async def _settle(self, batch: list[Settlement]) -> Sequence[Outcome]:
-        live = [item for item in batch if not item[0].lost]
-        outcomes: list[Outcome] = await self._call(live) if live else []
-        if len(live) == len(batch):
-            return outcomes
-        answered = iter(outcomes)
-        return [STALE if delivery.lost else next(answered) for delivery, _ in batch]
-
-    async def _call(self, batch: list[Settlement]) -> list[Outcome]:
-        settle = self.target
-        if settle is None:
+    async def _settle(self, batch: list[Settlement]) -> list[Outcome]:
+        if self.target is None:
             return [STALE] * len(batch)
-        outcomes = list(await settle(batch))
-        for pause in _REPEATS:
-            if all(outcome is OK for outcome in outcomes):
-                break
-            again = [i for i, o in enumerate(outcomes) if o.status is Status.UNKNOWN and not batch[i][0].lost]
-            if not again or self.target is not settle:
-                break
-            await asyncio.sleep(pause)
-            for i, outcome in zip(again, await settle([batch[i] for i in again]), strict=True):
-                outcomes[i] = outcome
-        for (delivery, verdict), outcome in zip(batch, outcomes, strict=True):
+        live = [item for item in batch if not item[0].lost]
+        if len(live) == len(batch):
+            return await ask(self.target, batch)
+        given_up = {delivery for delivery, _ in batch if delivery.lost}  # as of now: more may be lost during the call
+        answered = iter(await ask(self.target, live)) if live else iter(())
+        return [STALE if delivery in given_up else next(answered) for delivery, _ in batch]
+
+    def _over(self, batch: list[Settlement], outcomes: list[Outcome]) -> tuple[list[Settlement], list[Outcome]]:
+        """Put aside what is to be repeated; return the rest."""
+        over: list[tuple[Settlement, Outcome]] = []
+        for item, outcome in zip(batch, outcomes, strict=True):
+            delivery, verdict = item
+            failures = self._failures.pop(delivery, 0)
+            if outcome.status is Status.UNKNOWN and not delivery.lost and failures < len(_REPEATS):
+                self._failures[delivery] = failures + 1
+                self._repeats.add(time.monotonic() + _REPEATS[failures], item)
+                continue
+            over.append((item, outcome))
             if outcome.fault is not None and outcome.fault.code is not Code.STALE:
                 name = type(verdict).__name__.lower()
                 log.warning(
                     "%s of %s failed (%s); it will be delivered again", name, delivery.message.id, outcome.fault
                 )
-        return outcomes
+        return [item for item, _ in over], [outcome for _, outcome in over]
