@@ -7,8 +7,9 @@ skipped with the reason, or fail if ``ALO_REQUIRE`` names it. Tests that use one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,32 @@ def own_broker(name: str) -> Iterator[Running]:
         pytest.fail(str(missing), pytrace=False)
     except Unavailable as missing:
         pytest.skip(f"no {name} of one's own: {missing.reason}")
+
+
+class Killable:
+    """A `Running` broker for coroutines: the event loop goes on while processes end and start."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    @property
+    def url(self) -> str:
+        return self._running.url
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self._running.kill)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._running.start)
+
+
+@asynccontextmanager
+async def killable(name: str) -> AsyncIterator[Killable]:
+    """`own_broker` for a coroutine."""
+    with ExitStack() as stack:
+        yield Killable(await asyncio.to_thread(stack.enter_context, own_broker(name)))
+
+
+def can_kill(name: str) -> bool:
+    """Whether `own_broker` may give one: not where the environment names a broker that is shared."""
+    return from_environment(name) is None

@@ -1,0 +1,80 @@
+"""Apache Kafka: a log read by consumer groups."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed")
+
+from confluent_kafka import Consumer, Producer
+
+from atleastonce.brokers import Running
+from atleastonce.channels import Queue
+from atleastonce.contract import Adapter
+from atleastonce.testing.brokers import can_kill, killable
+from atleastonce.testing.conformance import ConformanceSuite, Harness, KillableBroker, RawMessage
+
+NOBODY = "kafka://127.0.0.1:1"
+
+
+class RawKafka:
+    """confluent-kafka as its documentation shows it."""
+
+    def __init__(self, url: str) -> None:
+        self._servers = url.removeprefix("kafka://")
+
+    async def publish(self, queue: Queue[Any], message: RawMessage) -> None:
+        def run() -> None:
+            producer = Producer({"bootstrap.servers": self._servers})
+            producer.produce(queue.name, message.body, message.key, headers=dict(message.headers))
+            assert producer.flush(10) == 0
+
+        await asyncio.to_thread(run)
+
+    async def read(self, queue: Queue[Any]) -> RawMessage:
+        def run() -> RawMessage:
+            group = {"group.id": f"{queue.name}-raw", "auto.offset.reset": "earliest"}
+            consumer = Consumer({"bootstrap.servers": self._servers, **group})
+            try:
+                consumer.subscribe([queue.name])
+                record = consumer.poll(10)
+                assert record is not None, "no record came"
+                assert record.error() is None
+                fields = {name: value.decode() for name, value in record.headers() or []}
+                return RawMessage(record.value() or b"", record.key(), fields)
+            finally:
+                consumer.close()
+
+        return await asyncio.to_thread(run)
+
+
+class KafkaHarness(Harness):
+    name = "kafka"
+
+    def __init__(self, broker: Running) -> None:
+        self.url = broker.url
+        self.raw = RawKafka(broker.url)
+        self.killable = can_kill("kafka")
+        # The shortest that brokers allow by default: a killed consumer's partitions are given away after it.
+        self.options = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
+        self._version = broker.version
+
+    def broker_version(self) -> str:
+        return f"Apache Kafka {self._version or ''}".strip()
+
+    def unreachable(self) -> Adapter:
+        return self.adapter(url=NOBODY)
+
+    def conflicting(self, name: str) -> tuple[Queue[Any], Queue[Any]]:
+        return Queue(name, partitions=2), Queue(name, partitions=4)
+
+    def own_broker(self) -> AbstractAsyncContextManager[KillableBroker]:
+        return killable("kafka")
+
+
+class TestKafka(ConformanceSuite):
+    @pytest.fixture
+    def harness(self, kafka_broker: Running) -> Harness:
+        return KafkaHarness(kafka_broker)
