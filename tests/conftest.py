@@ -1,3 +1,3 @@
 """Plugins of our own test run: real brokers as fixtures, and the conformance report."""
 
-pytest_plugins = ["atleastonce.testing.brokers", "atleastonce.testing.conformance.plugin"]
+pytest_plugins = ["pytester", "atleastonce.testing.brokers", "atleastonce.testing.conformance.plugin"]

@@ -23,8 +23,9 @@ A case is a numbered test that says what it needs; where a broker lacks that, th
 and should not is listed in `Harness.known_gaps` with its reason; an entry that starts to pass fails the run. Cases
 compare what was sent with what was received, wait for conditions with a deadline, and may run in parallel against one
 broker. The cases, by section: `round_trip`, `publishing`, `isolation`, `settlement` and `redelivery`, `ordering`,
-`flow`, `lifecycle`, `tools`. A case for the layers above (a running service on a backend) goes into a `Section` of its own,
-is listed in `ConformanceSuite`'s bases, and opens its own connection to ``bench.harness.url``.
+`flow`, `lifecycle`, `tools`. Cases for
+the layers above (a running service on a backend) are a `Section` of their own under `Suite`, and open their own connection
+to ``bench.harness.url``.
 """
 
 import pytest
@@ -44,7 +45,7 @@ from atleastonce.testing.conformance.bench import Bench, assert_same, log_of  # 
 from atleastonce.testing.conformance.cases import Case, Section, cases_of, requires  # noqa: E402
 from atleastonce.testing.conformance.harness import Harness, KillableBroker, RawClient, RawMessage  # noqa: E402
 from atleastonce.testing.conformance.needs import Need  # noqa: E402
-from atleastonce.testing.conformance.suite import ConformanceSuite  # noqa: E402
+from atleastonce.testing.conformance.suite import ConformanceSuite, Suite  # noqa: E402
 
 __all__ = [
     "ConformanceSuite",
@@ -52,6 +53,7 @@ __all__ = [
     "KillableBroker",
     "RawClient",
     "RawMessage",
+    "Suite",
     "Section",
     "Case",
     "Need",

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from atleastonce.errors import AtLeastOnceError
 from atleastonce.testing.conformance.bench import Bench
-from atleastonce.testing.conformance.cases import case_of, cases_of
+from atleastonce.testing.conformance.cases import Section, case_of, cases_of
 from atleastonce.testing.conformance.flow import FlowControl
 from atleastonce.testing.conformance.harness import Harness
 from atleastonce.testing.conformance.isolation import Isolation
@@ -27,23 +27,15 @@ PROPERTY = "conformance"
 NOT_SUPPORTED = "not supported: needs "
 
 
-class ConformanceSuite(
-    RoundTrip, Publishing, Isolation, Settlement, Redelivery, OrderOfMessages, FlowControl, Lifecycle, Tools
-):
-    """Every case. Subclass it with a name that pytest collects, and give it a ``harness`` fixture::
-
-    class TestPulsar(ConformanceSuite):
-        @pytest.fixture
-        def harness(self) -> Harness:
-            return PulsarHarness()
-    """
+class Suite(Section):
+    """A suite without cases: what readies them. For suites of other layers; adapters use `ConformanceSuite`."""
 
     pytestmark = pytest.mark.asyncio
 
     @pytest.fixture
     def harness(self) -> Harness:
         """The backend under test. Override it."""
-        raise NotImplementedError("give the subclass of ConformanceSuite a fixture `harness` that returns its Harness")
+        raise NotImplementedError("give the suite's subclass a fixture `harness` that returns its Harness")
 
     @pytest_asyncio.fixture
     async def bench(self, request: pytest.FixtureRequest, harness: Harness) -> AsyncIterator[Bench]:
@@ -82,3 +74,24 @@ class ConformanceSuite(
             yield bench
         finally:
             await bench.close()
+
+
+class ConformanceSuite(
+    Suite,
+    RoundTrip,
+    Publishing,
+    Isolation,
+    Settlement,
+    Redelivery,
+    OrderOfMessages,
+    FlowControl,
+    Lifecycle,
+    Tools,
+):
+    """Every case. Subclass it with a name that pytest collects, and give it a ``harness`` fixture::
+
+    class TestPulsar(ConformanceSuite):
+        @pytest.fixture
+        def harness(self) -> Harness:
+            return PulsarHarness()
+    """
