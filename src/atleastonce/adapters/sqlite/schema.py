@@ -92,14 +92,7 @@ def open_database(path: Path, synchronous: str, patience: float) -> sqlite3.Conn
         raise ConfigurationError(
             f"this Python carries SQLite {sqlite3.sqlite_version}; the sqlite:// broker needs {wanted} or newer"
         )
-    if not path.parent.is_dir():
-        raise ConfigurationError(f'sqlite file "{path}": there is no directory "{path.parent}"; create it first')
-    if path.is_dir():
-        raise ConfigurationError(f'sqlite file "{path}" is a directory; name a file in it')
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        raise PermissionDenied(
-            f'sqlite file "{path}": no right to write it and its directory (SQLite keeps its log beside it)'
-        )
+    _check_place(path)
     try:
         db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
     except sqlite3.Error as error:
@@ -112,6 +105,20 @@ def open_database(path: Path, synchronous: str, patience: float) -> sqlite3.Conn
             raise explain(error, path) from error
         raise
     return db
+
+
+def _check_place(path: Path) -> None:
+    """Say what SQLite would only call "unable to open database file"."""
+    denied = PermissionDenied(f'sqlite file "{path}": no right to write it and its directory, where its log lies')
+    try:
+        if not path.parent.is_dir():
+            raise ConfigurationError(f'sqlite file "{path}": there is no directory "{path.parent}"; create it first')
+        if path.is_dir():
+            raise ConfigurationError(f'sqlite file "{path}" is a directory; name a file in it')
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+            raise denied
+    except OSError as error:
+        raise denied from error
 
 
 def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
@@ -132,6 +139,7 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+    db.execute("SELECT next FROM broker").fetchone()  # a damaged file is told now, not at the first message
     db.execute(f"PRAGMA synchronous = {synchronous}")
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
