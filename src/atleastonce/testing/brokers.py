@@ -136,6 +136,12 @@ class Killable:
     async def start(self) -> None:
         await asyncio.to_thread(self._running.start)
 
+    async def pause(self) -> None:
+        await asyncio.to_thread(self._running.pause)
+
+    async def resume(self) -> None:
+        await asyncio.to_thread(self._running.resume)
+
 
 @asynccontextmanager
 async def killable(name: str) -> AsyncIterator[Killable]:

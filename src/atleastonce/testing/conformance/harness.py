@@ -49,6 +49,12 @@ class KillableBroker(Protocol):
     async def start(self) -> None:
         """Start it again with the same address and data, and return when it serves."""
 
+    async def pause(self) -> None:
+        """SIGSTOP it: connections stay open and nothing is answered any more."""
+
+    async def resume(self) -> None:
+        """SIGCONT it."""
+
 
 class Harness:
     """One backend under test. Override what differs; the defaults claim nothing.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atleastonce.channels import Source
-from atleastonce.contract import ACK, Adapter, Code, Counting, Status, Topology
+from atleastonce.contract import ACK, Adapter, Code, Counting, Outgoing, Status, Topology
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, ConnectionLost, NotFound, PermissionDenied
 from atleastonce.testing.conformance.bench import Bench
 from atleastonce.testing.conformance.cases import Section, requires
@@ -169,6 +169,30 @@ class Lifecycle(Section):
             queue = bench.queue()
             await bench.declare(queue, adapter=client)
             await bench.send(queue, [bench.message()], adapter=client)
+            await bench.within(client.close())
+
+    @requires(OWN_BROKER)
+    async def test_57_a_broker_that_stops_answering_confirms_nothing_and_loses_nothing(self, bench: Bench) -> None:
+        async with bench.harness.own_broker() as broker:
+            client = await bench.client(url=broker.url)
+            queue = bench.queue()
+            await bench.declare(queue, adapter=client)
+            reader = await bench.read(queue, adapter=client)
+            await bench.send(queue, [before := bench.message()], adapter=client)
+            await reader.until([before.id])
+            await broker.pause()
+            sent = bench.messages(50)
+            sending = asyncio.create_task(client.send([Outgoing(queue, message) for message in sent]))
+            assert list(await reader.receive(10, 2.0)) == []
+            if sending.done():
+                assert not any(outcome.ok for outcome in sending.result()), "confirmed by a broker that is silent"
+            await broker.resume()
+            outcomes = await bench.within(sending, 60)
+            assert not [outcome for outcome in outcomes if outcome.status is Status.REJECTED]
+            again = [message for message, outcome in zip(sent, outcomes, strict=True) if not outcome.ok]
+            await bench.send(queue, again, adapter=client)
+            await reader.until([message.id for message in sent])
+            await reader.close()
             await bench.within(client.close())
 
     @requires(OTHER_PROCESSES)
