@@ -295,7 +295,7 @@ def test(arguments: Sequence[str]) -> int:
         print(f"\nPython {here[0]}.{here[1]} is the only one found: unit tests ran on it alone", flush=True)
 
     # More workers than cores: these tests wait for brokers most of the time.
-    parts = [(part, min(2 * cores, 8)) for part in ("conformance", "integration")] + [("chaos", 1)]
+    parts = [(part, min(2 * cores, 8)) for part in ("docs", "conformance", "integration")] + [("chaos", 1)]
     for part, workers in parts:
         if holds_tests(tests / part):
             with steps.step(f"{part} tests"):
