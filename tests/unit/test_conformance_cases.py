@@ -409,7 +409,7 @@ PLANTED: list[tuple[str, type[MemoryAdapter]]] = [
 class PlantedHarness(Harness):
     name = "planted"
     lease = 0.4
-    patience = 2.0
+    patience = 1.5
     other_processes = False
 
     def __init__(self, mutant: type[MemoryAdapter]) -> None:
