@@ -96,11 +96,14 @@ class OffsetTracker(Generic[T]):
         """Take note of records, in the log's order, *before* anybody else sees them."""
         if offsets:
             self.open.update(zip(offsets, records, strict=True))
-            self.position = offsets[-1] + 1
+            self.position = max(self.position or 0, offsets[-1] + 1)
 
     def complete(self, offset: int) -> bool:
         """Mark one record done; False if it was done already or never received."""
-        return self.open.pop(offset, None) is not None
+        if offset not in self.open:
+            return False
+        del self.open[offset]
+        return True
 
     def point(self) -> Point | None:
         """What may be committed now; None while there is nothing to commit."""

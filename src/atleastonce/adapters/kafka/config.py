@@ -1,0 +1,246 @@
+"""Settings: what the URL and the options say, checked, and the client configurations made of them.
+
+Names with a place in librdkafka's CONFIGURATION.md go to the client as they are. Ours are few and are listed in
+`Settings`. What our guarantees rest on cannot be set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Producer
+
+from atleastonce.contract import Window
+from atleastonce.durations import seconds
+from atleastonce.errors import ConfigurationError
+from atleastonce.urls import BrokerUrl, is_secret
+
+DEFAULT_PORT = 9092
+
+RECORD_OVERHEAD = 1024
+"""Bytes kept free below ``message.max.bytes`` for the record's framing."""
+
+# They run programs, load code or send secrets to an address: never taken from a URL, which may come from anywhere.
+_DANGEROUS = frozenset(
+    {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "sasl.oauthbearer.token.endpoint.url"}
+)
+
+# What the delivery guarantee rests on, or what the adapter listens to.
+_OURS: Mapping[str, str] = {
+    "acks": "every publish waits for all in-sync replicas",
+    "request.required.acks": "every publish waits for all in-sync replicas",
+    "enable.idempotence": "without it the client's own retries duplicate and reorder",
+    "transactional.id": "transactions are not offered",
+    "delivery.report.only.error": "every publish is confirmed",
+    "enable.auto.commit": "offsets are committed when the work is done",
+    "enable.auto.offset.store": "offsets are committed when the work is done",
+    "enable.partition.eof": "the adapter reads without end",
+    "allow.auto.create.topics": "topics are made by declare()",
+    "group.id": "it follows from the source: the topic's group, or the queue's name",
+    "bootstrap.servers": "the URL's hosts",
+    "metadata.broker.list": "the URL's hosts",
+    "partition.assignment.strategy": "",
+}
+_CALLBACKS = frozenset({"error_cb", "on_commit", "on_delivery", "dr_cb", "throttle_cb", "stats_cb", "logger"})
+_STRATEGIES = ("cooperative-sticky", "range", "roundrobin")
+
+
+class ClientLog:
+    """Takes what librdkafka logs (a line for every refused connection) down to the debug level of ``atleastonce.kafka``:
+    what matters of it reaches people through conditions and faults."""
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("atleastonce.kafka")
+
+    def log(self, level: int, text: str, *args: object) -> None:
+        self._log.debug(text, *args)
+
+
+CLIENT_LOG = ClientLog()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one adapter was asked for.
+
+    Attributes:
+        servers: ``host:port,host:port``.
+        client: librdkafka's own settings, for all handles.
+        partitions: of a topic that is created and says nothing else. Too few bound how many workers share it; too many
+            cost memory on the broker and in each client.
+        replication: replication factor of created topics; -1 for the broker's default.
+        commit_interval: seconds between commits. Longer: more is repeated after a crash; shorter: more load on the
+            group's coordinator.
+        commit_every: completions after which a commit does not wait for the interval.
+        drain: seconds that running work may take when partitions are taken away. Too short: it is repeated elsewhere;
+            too long: in a classic group every member waits for the slowest.
+        request_timeout: seconds for one question to the broker (existence, lag, creation).
+        protocol: ``"consumer"`` (KIP-848, brokers from 4.0) or ``"classic"``.
+        strategy: assignment strategy of classic groups.
+        reset: where a group without a commit starts: ``"earliest"`` or ``"latest"``.
+    """
+
+    servers: str
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    partitions: int = 6
+    replication: int = -1
+    commit_interval: float = 1.0
+    commit_every: int = 10_000
+    drain: float = 10.0
+    request_timeout: float = 10.0
+    protocol: str = "classic"
+    strategy: str = "cooperative-sticky"
+    reset: str = "earliest"
+
+    @property
+    def incremental(self) -> bool:
+        """Whether assignments come as differences (cooperative, KIP-848), not as wholes (eager)."""
+        return self.protocol == "consumer" or self.strategy == "cooperative-sticky"
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Body, key and headers of the largest message that is sent."""
+        return int(self.client.get("message.max.bytes", 1_000_000)) - RECORD_OVERHEAD
+
+    @property
+    def max_poll_interval(self) -> float:
+        """Seconds after which a group expels a member that does not poll."""
+        return int(self.client.get("max.poll.interval.ms", 300_000)) / 1000
+
+    @property
+    def delivery_timeout(self) -> float:
+        """Seconds after which an unconfirmed publish ends as unknown."""
+        return int(self.producer()["delivery.timeout.ms"]) / 1000
+
+    def common(self) -> dict[str, Any]:
+        """For every handle."""
+        return {
+            "client.id": "atleastonce",
+            "socket.keepalive.enable": True,
+            "reconnect.backoff.max.ms": 2000,  # 10 s by default: a restarted broker would be found late
+            **self.client,
+            "bootstrap.servers": self.servers,
+        }
+
+    def producer(self) -> dict[str, Any]:
+        """For the publishing handle."""
+        timeout = self.client.get("message.timeout.ms", 30_000)
+        return {
+            "linger.ms": 1,
+            "partitioner": "murmur2_random",  # as the Java client: one key, one partition, whoever publishes
+            "delivery.timeout.ms": timeout,
+            "topic.metadata.propagation.max.ms": 10_000,
+            **{k: v for k, v in self.common().items() if k != "message.timeout.ms"},
+            "enable.idempotence": True,
+            "acks": "all",
+        }
+
+    def consumer(self, group: str, window: Window) -> dict[str, Any]:
+        """For one subscription's handle. The client's own prefetch is kept small: it is memory beyond the window, and
+        what a pause throws away and fetches again."""
+        kilobytes = min(max(window.bytes // 1024, 8 * 1024), 16 * 1024)
+        config = {
+            "queued.min.messages": min(max(2 * window.messages, 100), 100_000),
+            "queued.max.messages.kbytes": kilobytes,
+            "fetch.queue.backoff.ms": 5,  # 1 s by default: with a small queue the fetcher would sleep most of the time
+            **self.common(),
+            "group.id": group,
+            "group.protocol": self.protocol,
+            "auto.offset.reset": "earliest",  # `reset` is applied by the adapter; out of range must not skip anything
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": False,
+            "allow.auto.create.topics": False,
+        }
+        if self.protocol == "classic":
+            config["partition.assignment.strategy"] = self.strategy
+        return config
+
+
+def settings(url: BrokerUrl, options: Mapping[str, Any]) -> Settings:
+    """Settings of ``url``'s query with ``options`` over it.
+
+    Raises:
+        ConfigurationError: an option that is unknown, dangerous in a URL, ours to set, or has a bad value.
+    """
+    if url.path:
+        raise ConfigurationError(f'broker URL "{url}": Kafka has no path; name topics in the service, not in the URL')
+    for name in url.query:
+        if name in _DANGEROUS:
+            raise ConfigurationError(
+                f"{name} is not taken from a URL: it runs code or sends secrets; give it in options="
+            )
+    given: dict[str, Any] = {**url.query, **options}
+    for name in given:
+        if _OURS.get(name):
+            raise ConfigurationError(f"{name} cannot be set: {_OURS[name]}")
+        if name in _CALLBACKS:
+            raise ConfigurationError(f"{name} cannot be set: the adapter listens to it itself")
+    if url.user is not None:
+        # A password never goes out unencrypted unless somebody writes that it may.
+        given = {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": url.user,
+            "sasl.password": url.password or "",
+            **given,
+        }
+        if "sasl.mechanisms" in given:  # librdkafka's other spelling
+            del given["sasl.mechanism"]
+    result = Settings(
+        servers=",".join(url.host_ports(DEFAULT_PORT)),
+        partitions=_integer(given, "partitions", 6, 1, 10_000),
+        replication=_integer(given, "replication.factor", -1, -1, 100),
+        commit_interval=seconds(given.pop("commit.interval", 1.0), name="commit.interval", minimum=0.01),
+        commit_every=_integer(given, "commit.every", 10_000, 1, 10**9),
+        drain=seconds(given.pop("drain", 10.0), name="drain"),
+        request_timeout=seconds(given.pop("request.timeout", 10.0), name="request.timeout", minimum=0.1),
+        protocol=_choice(given, "group.protocol", "classic", ("classic", "consumer")),
+        strategy=_choice(given, "partition.assignment.strategy", "cooperative-sticky", _STRATEGIES),
+        reset=_choice(given, "auto.offset.reset", "earliest", ("earliest", "latest")),
+        client=given,
+    )
+    _check(result)
+    return result
+
+
+def _integer(given: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    text = given.pop(name, default)
+    try:
+        value = int(text)
+    except (TypeError, ValueError):
+        value = low - 1
+    if not low <= value <= high:
+        raise ConfigurationError(f"{name}={text!r} is out of range {low} to {high}")
+    return value
+
+
+def _choice(given: dict[str, Any], name: str, default: str, known: tuple[str, ...]) -> str:
+    value = str(given.pop(name, default)).lower()
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r} is unknown; use {' or '.join(known)}")
+    return value
+
+
+def _check(made: Settings) -> None:
+    """Let librdkafka read every setting, on handles that know no server and therefore connect to none."""
+    for kind, config in (
+        (Producer, made.producer()),
+        (Consumer, made.consumer("check", Window(100, 1 << 20))),
+    ):
+        del config["bootstrap.servers"]
+        try:
+            kind(config, logger=CLIENT_LOG).close()
+        except KafkaException as error:
+            reason = str(error.args[0].str())
+        except (TypeError, ValueError) as error:
+            reason = str(error)
+        else:
+            continue
+        for name, value in made.client.items():
+            if is_secret(name) and value:
+                reason = reason.replace(str(value), "***")
+        raise ConfigurationError(f"Kafka client: {reason}")

@@ -1,0 +1,227 @@
+"""The one thread that calls a consumer. librdkafka's Python handle makes every call wait for the one that runs, so a
+second thread would starve; there is none."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Record
+
+from atleastonce.adapters.kafka.commits import Committer
+from atleastonce.adapters.kafka.faults import as_exception, fault
+from atleastonce.adapters.kafka.flow import Flow
+from atleastonce.adapters.kafka.handover import Handover
+from atleastonce.adapters.kafka.partition import Assignment
+from atleastonce.adapters.kafka.rebalance import Rebalancer
+from atleastonce.adapters.kafka.records import deliveries
+from atleastonce.channels import Source
+from atleastonce.contract import Code
+from atleastonce.errors import AtLeastOnceError, ConnectionLost
+
+log = logging.getLogger("atleastonce.kafka")
+
+# How long one poll waits: the latency of pausing, closing and committing while nothing arrives. Shorter costs idle CPU.
+SLICE_SECONDS = 0.05
+
+# How long a close waits for the confirmation of its last commit. A broker that is gone must not hold up a shutdown.
+CLOSE_SECONDS = 5.0
+
+
+class Owner(threading.Thread):
+    """Polls, fetches, commits and rebalances for one subscription, from its start until `stop`.
+
+    Args:
+        consumer: the handle, not subscribed yet; closed by this thread.
+        source: what is read.
+        assignment, committer, flow, handover, rebalancer: the subscription's parts.
+        condition: the listener's method, to be called on the loop.
+        missing: told (on this thread) that the broker does not know the topic.
+        ended: told (on this thread, last) that the consumer is closed.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        source: Source,
+        assignment: Assignment,
+        committer: Committer,
+        flow: Flow,
+        handover: Handover,
+        rebalancer: Rebalancer,
+        *,
+        condition: Callable[[str, str], None],
+        missing: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(name=f"atleastonce-kafka-{source.name}", daemon=True)
+        self.resting = False
+        """Whether it waits for room in the window: then, and only then, a settlement has to nudge it."""
+        self._consumer = consumer
+        self._source = source
+        self._assignment = assignment
+        self._committer = committer
+        self._flow = flow
+        self._handover = handover
+        self._rebalancer = rebalancer
+        self._condition = condition
+        self._missing = missing
+        self._ended = ended
+        self._stopping = False
+        self._nudge = threading.Event()
+        self._busy = False
+        self._connected = True
+        self._failure: AtLeastOnceError | None = None
+
+    # ---------------------------------------------------------------------------- from the loop
+
+    def nudge(self) -> None:
+        """There may be room, or another order: look at once."""
+        self._nudge.set()
+
+    def stop(self) -> None:
+        """Commit what is done, leave the group, end."""
+        self._stopping = self._rebalancer.closing = True
+        self._nudge.set()
+
+    # ------------------------------------------------------------------------------- the thread
+
+    def run(self) -> None:
+        """See `Thread.run`."""
+        rebalancer = self._rebalancer
+        try:
+            self._consumer.subscribe(
+                [self._assignment.topic],
+                on_assign=rebalancer.assigned,
+                on_revoke=rebalancer.revoked,
+                on_lost=rebalancer.lost,
+            )
+            while not self._stopping:
+                self._step()
+                if failure := (self._failure or rebalancer.failure):
+                    raise failure
+        except AtLeastOnceError as error:
+            self._fail(error)
+        except Exception as error:  # a silent death of this thread would be a silent halt of the service
+            log.debug("%s: polling ended", self._source, exc_info=True)
+            self._fail(ConnectionLost(str(as_exception(error, f"reading {self._source}"))))
+        finally:
+            self._leave()
+            self._ended()
+
+    def _step(self) -> None:
+        self._committer.tick(time.monotonic())
+        flow = self._flow
+        room = flow.room()
+        if room:
+            flow.resume(self._consumer)
+            self._fetch(room)
+        elif flow.paused:
+            self._take(self._consumer.poll(0))
+            self._rest(SLICE_SECONDS)
+        elif patience := flow.patience():
+            self._rest(min(patience, SLICE_SECONDS))
+        else:
+            flow.pause(self._consumer)
+
+    def _rest(self, seconds: float) -> None:
+        self._busy = False
+        self.resting = True
+        if not self._flow.room() and not self._stopping:
+            self._nudge.wait(seconds)
+        self.resting = False
+        self._nudge.clear()
+
+    def _fetch(self, room: int) -> None:
+        if self._busy:
+            batch = self._consumer.consume(room, 0)
+            if batch:
+                self._offer(batch)
+                return
+        self._busy = False
+        # consume() waits its whole timeout unless it gets all; poll() returns with the first.
+        first = self._consumer.poll(SLICE_SECONDS)
+        if first is None:
+            return
+        if room == 1:
+            self._offer([first])
+            return
+        rest = self._consumer.consume(room - 1, 0)
+        self._busy = len(rest) > room // 2
+        self._offer([first, *rest])
+
+    def _take(self, record: Record | None) -> None:
+        if record is not None:  # fetched before the pause took hold: it is ours
+            self._offer([record])
+
+    def _offer(self, batch: list[Record]) -> None:
+        ready, size, errors = deliveries(batch, self._source, self._assignment, self._rebalancer.rewound)
+        if ready:
+            self._flow.seen(len(ready), size)
+            self._handover.put(ready)
+            if not self._connected:
+                self._connect()
+        for error in errors:
+            self.error(error)
+
+    def error(self, error: KafkaError) -> None:
+        """An error event: from the client (``error_cb``) or in the place of a record."""
+        code = error.code()
+        found = fault(error)
+        if error.fatal():
+            self._failure = ConnectionLost(f"Kafka: {found.detail}")
+        elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+            self._missing()
+        elif found.code is Code.PERMISSION or code == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            self._failure = as_exception(KafkaException(error), f"reading {self._source}")
+        elif code == KafkaError._ALL_BROKERS_DOWN:
+            if self._connected:
+                self._connected = False
+                self._condition("disconnected", found.detail)
+        else:
+            log.debug("%s: %s", self._source, found)
+
+    def committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """The client's ``on_commit``."""
+        self._committer.answered(error, offsets)
+        if error is None and not self._connected:
+            self._connect()
+
+    def _connect(self) -> None:
+        self._connected = True
+        self._condition("connected", "")
+
+    def _fail(self, error: AtLeastOnceError) -> None:
+        self._rebalancer.closing = True
+        self._handover.fail(error)
+
+    def _leave(self) -> None:
+        """The last commit, bounded; then leave the group. What is open stays uncommitted."""
+        try:
+            if self._connected:
+                self._flush()
+        except KafkaException as error:
+            log.debug("%s: last commit: %s", self._source, error)
+        ended = self._assignment.end(list(self._assignment.live.values()))
+        self._handover.purge_soon()
+        log.debug("%s: %d partitions given back", self._source, len(ended))
+        try:
+            self._consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            log.debug("%s: close: %s", self._source, error)
+
+    def _flush(self) -> None:
+        # Not a synchronous commit: that one could not be given up before session.timeout.ms.
+        if self._assignment.live:
+            self._flow.pause(self._consumer)
+        committer = self._committer
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._assignment.live and time.monotonic() < deadline:
+            if not committer.pending and not committer.send(time.monotonic()):
+                return
+            self._consumer.poll(0.02)  # answers arrive here; a record is left for the next owner
+            if (error := committer.last_error) is not None and not fault(error).retryable:
+                return

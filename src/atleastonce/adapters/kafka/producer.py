@@ -1,0 +1,177 @@
+"""Publishing: one idempotent producer with its poll thread, and one outcome for each message of a list."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as Record
+
+from atleastonce.adapters.kafka.config import CLIENT_LOG
+from atleastonce.adapters.kafka.faults import kafka_error, publish_outcome
+from atleastonce.contract import OK, Code, Outcome, rejected, unknown
+
+log = logging.getLogger("atleastonce.kafka")
+
+# How long a close waits for confirmations; what is unconfirmed then ends as unknown.
+CLOSE_SECONDS = 10.0
+
+# The loop gets a turn after this many: a produce() costs about 1.5 us.
+_TURN = 1000
+
+_UNREPORTED = unknown(Code.TIMEOUT, "no delivery report")
+
+
+class Publish(NamedTuple):
+    """One record to be sent, and the place of its outcome in the caller's list."""
+
+    place: int
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    headers: list[tuple[str, Any]]
+
+
+class Tally:
+    """Counts the delivery reports of one list, and wakes its sender once.
+
+    Reports come on the poll thread, which alone writes ``_reported``; the loop alone writes ``_expected``.
+    """
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._outcomes = outcomes
+        self._reported = 0
+        self._expected: int | None = None
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    def report(self, index: int, error: KafkaError | None, record: Record) -> None:
+        """The client's ``on_delivery`` of one record."""
+        self._outcomes[index] = OK if error is None else publish_outcome(error)
+        self._reported += 1
+        if self._reported == self._expected:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the sender is gone
+                self._loop.call_soon_threadsafe(self._finish)
+
+    def expect(self, count: int) -> None:
+        """So many were handed to the client; no more will be."""
+        self._expected = count
+        if self._reported == count:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Pump:
+    """A `Producer` and the thread that serves its delivery reports.
+
+    Args:
+        config: the client's.
+        name: of the thread.
+    """
+
+    def __init__(self, config: dict[str, Any], name: str) -> None:
+        self.broken = False
+        """The client has given up for good; a new pump is needed."""
+        self._loop = asyncio.get_running_loop()
+        self._producer = Producer({**config, "error_cb": self._on_error}, logger=CLIENT_LOG)
+        self._timeout = int(config["delivery.timeout.ms"]) / 1000
+        self._room: set[asyncio.Future[None]] = set()
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def send(self, records: Sequence[Publish], outcomes: list[Outcome]) -> None:
+        """Publish ``records`` in order and put each one's outcome into ``outcomes`` at its place."""
+        tally = Tally(outcomes)
+        produce = self._producer.produce
+        expected = 0
+        deadline = time.monotonic() + self._timeout
+        for record in records:
+            index, topic, value, key, headers = record
+            report = partial(tally.report, index)
+            while True:
+                outcomes[index] = _UNREPORTED
+                try:
+                    produce(topic, value, key, headers=headers, on_delivery=report)
+                except BufferError:
+                    if self._stopping or not await self._wait_for_room(deadline):
+                        outcomes[index] = unknown(
+                            Code.OVERLOADED, "the client's queue of unconfirmed messages stayed full"
+                        )
+                        break
+                except KafkaException as error:
+                    inner = kafka_error(error)
+                    outcomes[index] = unknown(Code.INTERNAL, str(error)) if inner is None else publish_outcome(inner)
+                    break
+                except (TypeError, ValueError) as error:
+                    outcomes[index] = rejected(Code.INVALID, str(error))
+                    break
+                except RuntimeError as error:  # closed under us
+                    outcomes[index] = unknown(Code.CLOSED, str(error))
+                    break
+                else:
+                    expected += 1
+                    if expected % _TURN == 0:
+                        await asyncio.sleep(0)
+                    break
+        tally.expect(expected)
+        try:
+            # The client reports every record within delivery.timeout.ms; the margin only guards against a lost report.
+            async with asyncio.timeout(self._timeout + 10.0):
+                await tally.done
+        except TimeoutError:
+            log.warning("Kafka: %d records without a delivery report", expected)
+
+    async def close(self) -> None:
+        """Flush, within `CLOSE_SECONDS`, then end the thread."""
+        self._stopping = True
+        self._open_room()
+        await self._ended.wait()
+        self._thread.join()
+
+    def _run(self) -> None:
+        producer = self._producer
+        while not self._stopping:
+            if producer.poll(0.1) and self._room:
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._open_room)
+        if producer.flush(0 if self.broken else CLOSE_SECONDS):
+            producer.purge()
+            producer.flush(1.0)
+        producer.close()
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def _wait_for_room(self, deadline: float) -> bool:
+        """Until reports have come in; False when the time for the whole list is over."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._room.add(waiter)
+        try:
+            async with asyncio.timeout(min(0.5, deadline - time.monotonic())):
+                await waiter
+        except TimeoutError:
+            return time.monotonic() < deadline
+        finally:
+            self._room.discard(waiter)
+        return True
+
+    def _open_room(self) -> None:
+        for waiter in self._room:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.broken = True
+            log.warning("Kafka producer failed and is replaced: %s", error.str())

@@ -1,0 +1,124 @@
+"""`Adapter.send`: what is refused before any IO, what goes out, and what becomes of a batch that was too large."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from confluent_kafka import KafkaError
+
+from atleastonce.adapters.kafka.config import RECORD_OVERHEAD, Settings
+from atleastonce.adapters.kafka.producer import Publish, Pump
+from atleastonce.adapters.kafka.records import TOMBSTONE
+from atleastonce.channels import Source
+from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, Status, rejected
+from atleastonce.errors import AtLeastOnceError, PermissionDenied
+
+_TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE).name()
+
+
+class Publisher:
+    """Publishes lists through a `Pump`, and a second one for messages that must travel alone.
+
+    Args:
+        settings: of the adapter.
+        partitions: asks the broker which topics exist.
+    """
+
+    def __init__(
+        self, settings: Settings, partitions: Callable[[Iterable[str]], Awaitable[dict[str, int | None]]]
+    ) -> None:
+        self._settings = settings
+        self._partitions = partitions
+        self._known: set[str] = set()
+        self._pump: Pump | None = None
+        self._lone: Pump | None = None
+        self._retired: list[Pump] = []
+
+    def know(self, topics: Iterable[str]) -> None:
+        """These exist: they need not be asked for."""
+        self._known.update(topics)
+
+    async def send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
+        """See `Adapter.send`."""
+        outcomes = [OK] * len(batch)
+        refused = await self._refused(
+            {each.destination.name for each in batch if not isinstance(each.destination, Source)}
+        )
+        limit = self._settings.max_message_bytes
+        records: list[Publish] = []
+        for index, outgoing in enumerate(batch):
+            destination, message = outgoing.destination, outgoing.message
+            if isinstance(destination, Source):
+                outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
+            elif outgoing.delay > 0:
+                outcomes[index] = rejected(Code.INVALID, "Kafka cannot delay a message; publish to a delay channel")
+            elif message.size > limit:
+                outcomes[index] = rejected(
+                    Code.TOO_LARGE,
+                    f"{message.size} bytes are more than {limit} (message.max.bytes less {RECORD_OVERHEAD})",
+                )
+            elif refused and (outcome := refused.get(destination.name)) is not None:
+                outcomes[index] = outcome
+            else:
+                value = None if message.native is TOMBSTONE and not message.body else message.body
+                headers = message.headers
+                records.append(
+                    Publish(index, destination.name, value, message.key, list(headers.items()) if headers else [])
+                )
+        if records:
+            await self._publish(records, outcomes)
+        return outcomes
+
+    async def close(self) -> None:
+        """Flush and end."""
+        pumps = [pump for pump in (self._pump, self._lone, *self._retired) if pump is not None]
+        self._pump = self._lone = None
+        self._retired = []
+        for pump in pumps:
+            await pump.close()
+
+    async def _publish(self, records: list[Publish], outcomes: list[Outcome]) -> None:
+        self._pump = self._ready(self._pump, {})
+        await self._pump.send(records, outcomes)
+        alone: list[Publish] = []
+        for record in records:
+            outcome = outcomes[record.place]
+            fault = outcome.fault
+            if fault is None:
+                continue
+            if fault.code is Code.TOO_LARGE and len(records) > 1:
+                alone.append(record)
+            elif fault.code in (Code.NOT_FOUND, Code.TIMEOUT):
+                self._known.discard(record.topic)  # deleted since: ask again before the next one
+        if alone:
+            # The topic's limit is lower than the client's, and the broker measures whole batches: the neighbours of a
+            # large record were refused with it. Each is tried in a batch of its own.
+            self._lone = self._ready(self._lone, {"batch.num.messages": 1, "linger.ms": 0})
+            await self._lone.send(alone, outcomes)
+
+    def _ready(self, pump: Pump | None, extra: dict[str, int]) -> Pump:
+        if pump is not None and pump.broken:
+            self._retired.append(pump)
+            pump = None
+        return pump or Pump({**self._settings.producer(), **extra}, "atleastonce-kafka-producer")
+
+    async def _refused(self, topics: set[str]) -> dict[str, Outcome]:
+        """Topics that cannot be published to. librdkafka would wait for a missing one until the message times out."""
+        topics -= self._known
+        if not topics:
+            return {}
+        refused: dict[str, Outcome] = {}
+        try:
+            found = await self._partitions(topics)
+        except PermissionDenied as error:
+            for name in topics:
+                refused[name] = Outcome(Status.REJECTED, Fault(Code.PERMISSION, detail=str(error)))
+        except AtLeastOnceError:
+            pass  # not reachable: what is sent now ends as unknown by itself
+        else:
+            for name, partitions in found.items():
+                if partitions is None:
+                    refused[name] = rejected(Code.NOT_FOUND, f"topic {name} does not exist; declare it first")
+                else:
+                    self._known.add(name)
+        return refused

@@ -1,0 +1,238 @@
+"""`Subscription` over the polling thread: what the event loop sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from atleastonce.adapters.kafka.commits import Committer
+from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
+from atleastonce.adapters.kafka.flow import Flow
+from atleastonce.adapters.kafka.handover import Handover
+from atleastonce.adapters.kafka.owner import Owner
+from atleastonce.adapters.kafka.partition import Assignment, Partition
+from atleastonce.adapters.kafka.rebalance import Rebalancer
+from atleastonce.channels import Source
+from atleastonce.contract import (
+    OK,
+    STALE,
+    Ack,
+    Code,
+    Delivery,
+    Listener,
+    Outcome,
+    Release,
+    Settlement,
+    Subscription,
+    Window,
+    rejected,
+)
+from atleastonce.errors import AtLeastOnceError, Closed, NotFound
+
+log = logging.getLogger("atleastonce.kafka")
+
+# How long `close` waits for the thread. Only a client that is stuck on a dead coordinator needs longer; it then ends by
+# itself, at the latest after session.timeout.ms.
+CLOSE_WAIT_SECONDS = 10.0
+
+_NOT_OFFERED = rejected(Code.INVALID, "Kafka neither delays nor dead-letters by itself; copy it to a channel and Ack")
+
+
+class KafkaSubscription(Subscription):
+    """A consumer group's membership in one topic.
+
+    `settle` answers an `Ack` as soon as it is marked: the commit follows within ``commit.interval``, and at the latest
+    before the partition is given up. What is not committed when the process dies comes again.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        window: Window,
+        listener: Listener,
+        settings: Settings,
+        exists: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self.source = source
+        self.stale = 0
+        """Settlements that came too late and were dropped."""
+        self._listener = listener
+        self._exists = exists
+        self._loop = loop = asyncio.get_running_loop()
+        self._assignment = assignment = Assignment(source.channel.name)
+        self._handover = handover = Handover(loop)
+        self._closed = False
+        self._left = asyncio.Event()
+        self._checking: asyncio.Task[None] | None = None
+        self._consumer = Consumer(
+            {
+                **settings.consumer(source.group_name, window),
+                # Both are called within poll, on the owner's thread, and not before it has started.
+                "error_cb": self._failed,
+                "on_commit": self._committed,
+            },
+            logger=CLIENT_LOG,
+        )
+        self._committer = Committer(self._consumer, assignment, settings)
+        self._flow = Flow(window, assignment, handover)
+        self._rebalancer = Rebalancer(
+            settings,
+            assignment,
+            self._committer,
+            self._flow,
+            handover,
+            drain=self._drain,
+            lost=lambda streams: self._tell(listener.lost, streams),
+            condition=self._condition,
+        )
+        self._owner = Owner(
+            self._consumer,
+            source,
+            assignment,
+            self._committer,
+            self._flow,
+            handover,
+            self._rebalancer,
+            condition=self._condition,
+            missing=lambda: self._tell(self._verify),
+            ended=lambda: self._tell(self._left.set),
+        )
+        self._owner.start()
+
+    # ---------------------------------------------------------------------------------- contract
+
+    async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+        """See `Subscription.receive`."""
+        handover = self._handover
+        deadline = time.monotonic() + max_wait
+        while True:
+            if self._closed:
+                raise Closed(f"{self.source}: the subscription is closed")
+            if not self._flow.stopped and (taken := handover.take(max_messages)):
+                if self._owner.resting and self._flow.room():
+                    self._owner.nudge()
+                return taken
+            if handover.failure is not None:
+                raise handover.failure
+            wait = deadline - time.monotonic()
+            if wait <= 0:
+                return []
+            await handover.wait(wait, even_if_ready=self._flow.stopped)
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        """See `Subscription.settle`."""
+        outcomes = [OK] * len(batch)
+        released: list[Delivery] = []
+        done = 0
+        with self._assignment.lock:
+            for index, (delivery, verdict) in enumerate(batch):
+                partition: Partition | None = delivery.token
+                if partition is None:
+                    continue  # settled before: the first verdict has won
+                if not partition.live or partition.epoch != delivery.epoch:
+                    delivery.lost = True
+                    outcomes[index] = STALE
+                    self.stale += 1
+                elif verdict.__class__ is Ack:
+                    delivery.token = None
+                    partition.tracker.complete(delivery.position)  # type: ignore[arg-type]
+                    partition.bytes_out += delivery.message.size
+                    done += 1
+                elif verdict.__class__ is Release:
+                    delivery.token = None
+                    released.append(self._again(delivery, partition))
+                else:
+                    outcomes[index] = _NOT_OFFERED
+        self._assignment.completed += done
+        if released:
+            released = [each for each in released if not each.token.draining]
+            released.sort(key=lambda each: (each.stream, each.position))
+            if released and not self._closed:
+                self._handover.put_back(released)
+        if self._owner.resting and self._flow.room():
+            self._owner.nudge()
+        return outcomes
+
+    async def pause(self) -> None:
+        """See `Subscription.pause`. What is buffered is held back, too."""
+        self._flow.stopped = True
+        self._owner.nudge()
+
+    async def resume(self) -> None:
+        """See `Subscription.resume`."""
+        self._flow.stopped = False
+        self._owner.nudge()
+        self._handover.wake()
+
+    async def close(self) -> None:
+        """See `Subscription.close`."""
+        if self._closed:
+            await self._wait_left()
+            return
+        self._closed = True
+        self._handover.clear()
+        self._owner.stop()
+        self._handover.wake()
+        if self._checking is not None:
+            self._checking.cancel()
+        await self._wait_left()
+
+    # ----------------------------------------------------------------------------------- inside
+
+    async def _wait_left(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_WAIT_SECONDS):
+                await self._left.wait()
+        except TimeoutError:
+            log.warning("%s: the client still waits for a broker that is gone; it ends by itself", self.source)
+            return
+        self._owner.join()  # it has nothing left to do
+
+    @staticmethod
+    def _again(old: Delivery, partition: Partition) -> Delivery:
+        """A new hand-out of the same record; the old one is settled and stays so."""
+        new = Delivery(
+            old.message, old.source, old.stream, old.position, old.epoch, partition, old.count, old.lease_until, old.raw
+        )
+        partition.tracker.open[old.position] = new  # type: ignore[index]
+        return new
+
+    def _drain(self, partitions: Sequence[Partition], grace: float) -> concurrent.futures.Future[None]:
+        return asyncio.run_coroutine_threadsafe(self._drained(partitions, grace), self._loop)
+
+    async def _drained(self, partitions: Sequence[Partition], grace: float) -> None:
+        for partition in partitions:
+            partition.draining = True
+        self._handover.purge()
+        await self._listener.drain([partition.stream for partition in partitions], grace)
+
+    def _failed(self, error: KafkaError) -> None:
+        self._owner.error(error)
+
+    def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        self._owner.committed(error, offsets)
+
+    def _condition(self, state: str, detail: str) -> None:
+        self._tell(self._listener.condition, state, detail)
+
+    def _tell(self, function: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _verify(self) -> None:
+        """The client does not find the topic. That may be news of a moment ago, so the broker is asked once more."""
+        if self._checking is None or self._checking.done():
+            self._checking = self._loop.create_task(self._check())
+
+    async def _check(self) -> None:
+        try:
+            if not await self._exists(self.source.channel.name):
+                self._handover.fail(NotFound(f"Kafka: topic {self.source.channel.name} does not exist (any more)"))
+        except AtLeastOnceError as error:
+            log.debug("%s: %s", self.source, error)
