@@ -100,7 +100,8 @@ def kafka_write(broker: Running) -> None:
     kafka = pytest.importorskip("confluent_kafka")
     admin = pytest.importorskip("confluent_kafka.admin")
     where = {"bootstrap.servers": f"127.0.0.1:{broker.port}"}
-    for future in admin.AdminClient(where).create_topics([admin.NewTopic("kept", 1, 1)]).values():
+    client = admin.AdminClient(where)
+    for future in client.create_topics([admin.NewTopic("kept", 1, 1)]).values():
         future.result(20)
     producer = kafka.Producer({**where, "acks": "all"})
     producer.produce("kept", b"kept")
@@ -131,6 +132,11 @@ def rabbitmq_write(broker: Running) -> None:
         channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "quorum"})
         channel.confirm_delivery()
         channel.basic_publish("", "kept", b"kept", mandatory=True)
+    # RabbitMQ 3.10 saves the register of its quorum queues half a second after the last change. Killed before, it
+    # forgets which log belongs to a new queue, and confirmed messages with it: a property of the broker, not ours.
+    assert broker.log
+    registers = list((broker.log.parent / "data").rglob("quorum/*/names.dets"))
+    until(lambda: any(b"kept" in register.read_bytes() for register in registers), "the queue is registered")
 
 
 def rabbitmq_read(broker: Running) -> bytes | None:
@@ -371,7 +377,7 @@ def test_a_start_that_fails_shows_the_end_of_the_log(home: Path) -> None:
     failed = found.unavailable["redis"]
     assert isinstance(failed, StartFailed)
     assert "ended during its start" in failed.reason
-    assert "Bad file format reading the append only file" in failed.reason
+    assert "reading the append only file" in failed.reason
     assert not status(state_dir=home)
 
 
