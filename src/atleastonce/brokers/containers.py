@@ -53,7 +53,7 @@ def create(name: str, image: Image, place: Place) -> str:
     if command := image.command(place):
         container.with_command(command)
     for purpose, inside in image.ports.items():
-        container.ports[f"{inside}/tcp"] = (HOST, place.ports[purpose])  # type: ignore[assignment]  # docker takes both
+        container.ports[f"{inside or place.ports[purpose]}/tcp"] = (HOST, place.ports[purpose])  # type: ignore[assignment]  # docker takes both
     container.with_kwargs(labels={LABEL: str(place.directory)})
     try:
         container.start()

@@ -80,7 +80,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Image:
-    """How to run a broker from a container image: `ports` maps the purposes of `Recipe.ports` to the ports inside."""
+    """How to run a broker from a container image: `ports` maps the purposes of `Recipe.ports` to the ports inside, where
+    0 is the same number as outside."""
 
     default: str
     ports: Mapping[str, int]

@@ -59,7 +59,11 @@ def probe(host: str, port: int, url: str) -> str | None:
 RECIPE = Recipe(
     name="sqs",
     ports=PORTS,
-    image=Image("ministackorg/ministack:1.5.33", PORTS, env=lambda _place: {"IOT_MTLS_ENABLED": "0"}),
+    image=Image(
+        "ministackorg/ministack:1.5.33",
+        {"main": 0},  # it writes its own port into the URLs of queues
+        env=lambda place: {"GATEWAY_PORT": str(place.port), "MINISTACK_HOST": HOST, "IOT_MTLS_ENABLED": "0"},
+    ),
     url=lambda port: f"sqs://{HOST}:{port}",
     install=install,
     prepare=prepare,
