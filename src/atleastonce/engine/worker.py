@@ -9,7 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from atleastonce.channels import Source
-from atleastonce.contract import ACK, RELEASE, Adapter, Delivery, Leasing, Outcome, Settlement, Subscription, Window
+from atleastonce.contract import (
+    ACK,
+    RELEASE,
+    Adapter,
+    Delivery,
+    Fault,
+    Leasing,
+    Outcome,
+    Settlement,
+    Subscription,
+    Window,
+)
 from atleastonce.engine.decision import DONE, Decision, Rejection
 from atleastonce.engine.lanes import Lanes
 from atleastonce.engine.mover import Mover
@@ -61,6 +72,7 @@ class Worker:
         self.state = ("starting", "")
         self._capabilities = adapter.capabilities
         self._due = due
+        self._rejection = rejection
         self._out: set[Delivery] = set()  # received and not settled, whatever they wait for
         self._stopping = False
         self._draining: frozenset[str] = frozenset()
@@ -74,7 +86,7 @@ class Worker:
         self.timers = Timers(
             run_again=self._start, publish_again=self._publish_again, tick=self._tick, ticking=self._ticking
         )
-        self.mover = Mover(adapter.send, self.settler.add, self.timers.publish_later, rejection)
+        self.mover = Mover(adapter.send, self.settler.add, self.timers.publish_later, self._refused)
         self.pool = make_pool(self)
 
     # ----------------------------------------------------------------------------------------------- life
@@ -223,6 +235,14 @@ class Worker:
         else:
             self.settler.add(delivery, decision.verdict)
 
+    def _refused(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
+        other = self._rejection(delivery, decision, fault)
+        if other is None:
+            return False
+        self.counts[decision.name] -= 1  # that is not how it ends after all
+        self.ended(delivery, other)
+        return True
+
     def _publish_again(self, delivery: Delivery, decision: Decision) -> None:
         if delivery.lost:
             self.settler.add(delivery, RELEASE)
@@ -234,6 +254,9 @@ class Worker:
         for delivery, _ in batch:
             size += delivery.size
             self.lanes.finish(delivery)
+        if self.mover.failing:
+            for delivery, _ in batch:
+                self.mover.forget(delivery)
         self._out.difference_update([delivery for delivery, _ in batch])
         self.meter.give(len(batch), size)
         failed = len(batch) - sum(1 for outcome in outcomes if outcome.ok)

@@ -1,0 +1,215 @@
+"""Moves: every copy confirmed before the original is settled, failures repeated with back-off, nothing dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from engine_kit import Answer, ScriptedAdapter, copy, deliveries, delivery, until
+
+from atleastonce.contract import ACK, OK, Code, Delivery, Fault, Outgoing, Retry, Verdict, rejected, unknown
+from atleastonce.engine.decision import Decision
+from atleastonce.engine.mover import Mover
+
+TOO_LARGE = rejected(Code.TOO_LARGE, "too large")
+AWAY = unknown(Code.UNAVAILABLE, "away")
+
+
+class Moves:
+    """A mover whose waits are over at once, and what it did in order."""
+
+    def __init__(self, *, refuses: bool | Exception = False) -> None:
+        self.adapter = ScriptedAdapter()
+        self.log: list[tuple[str, str]] = []
+        self.verdicts: list[Verdict] = []
+        self.waits: list[float] = []
+        self.refusals: list[tuple[str, Decision, Fault]] = []
+        self.refuses = refuses
+        self.held: list[tuple[Delivery, Decision]] = []
+        self.hold = False
+        self.mover = Mover(self._send, self._settle, self._wait, self._refused)
+
+    async def _send(self, batch: Sequence[Outgoing]) -> Sequence[object]:
+        self.log.extend(("send", item.message.id) for item in batch)
+        return await self.adapter.send(batch)
+
+    def _settle(self, item: Delivery, verdict: Verdict) -> None:
+        self.log.append(("settle", item.message.id))
+        self.verdicts.append(verdict)
+
+    def _wait(self, pause: float, item: Delivery, decision: Decision) -> None:
+        self.waits.append(pause)
+        if self.hold:
+            self.held.append((item, decision))
+        else:
+            self.mover.add(item, decision)
+
+    def _refused(self, item: Delivery, decision: Decision, fault: Fault) -> bool:
+        self.refusals.append((item.message.id, decision, fault))
+        if isinstance(self.refuses, Exception):
+            raise self.refuses
+        return self.refuses
+
+    @property
+    def settled(self) -> list[str]:
+        return [name for what, name in self.log if what == "settle"]
+
+
+@contextlib.asynccontextmanager
+async def moving(moves: Moves) -> AsyncIterator[Moves]:
+    task = asyncio.create_task(moves.mover.run())
+    try:
+        yield moves
+        await until(lambda: moves.mover.idle)
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def move(*names: str, verdict: Verdict = ACK) -> Decision:
+    return Decision(verdict, tuple(copy(name) for name in names), name="dead")
+
+
+async def test_the_copy_is_confirmed_before_the_original_is_settled() -> None:
+    async with moving(Moves()) as moves:
+        moves.adapter.sending.clear()
+        moves.mover.add(delivery("m"), move("c", verdict=Retry(3)))
+        await until(lambda: moves.adapter.sends)
+        assert not moves.mover.idle
+        assert moves.settled == []
+        moves.adapter.sending.set()
+        await until(lambda: moves.settled)
+        assert moves.log == [("send", "c"), ("settle", "m")]
+        assert moves.verdicts == [Retry(3)]
+
+
+async def test_what_comes_in_during_one_call_goes_out_in_the_next() -> None:
+    async with moving(Moves()) as moves:
+        moves.adapter.sending.clear()
+        for item in deliveries(6):
+            moves.mover.add(item, move(f"c-{item.message.id}"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        moves.adapter.sending.set()
+        await until(lambda: len(moves.settled) == 6)
+        assert [len(call) for call in moves.adapter.sends] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda batch: [AWAY] * len(batch),
+        lambda _: RuntimeError("bug"),
+        lambda _: [],
+        lambda batch: [OK] * (len(batch) + 1),
+        lambda _: asyncio.CancelledError(),  # a future of the client, not our task
+    ],
+    ids=["unknown", "raises", "too few", "too many", "cancelled inside"],
+)
+async def test_a_failing_publish_is_repeated_with_growing_waits_until_it_succeeds(
+    answer: Callable[[Sequence[Outgoing]], Answer],
+) -> None:
+    async with moving(Moves()) as moves:
+        moves.adapter.answers.extend([answer] * 5)
+        moves.mover.add(delivery("m"), move("c1", "c2"))
+        await until(lambda: moves.settled)
+        assert moves.adapter.sends == [["c1", "c2"]] * 6
+        assert moves.log[-1] == ("settle", "m")
+        assert len(moves.waits) == 5
+        assert all(later > earlier for earlier, later in zip(moves.waits, moves.waits[1:], strict=False))
+        assert moves.mover.failing == 0
+
+
+async def test_with_several_copies_only_what_is_unconfirmed_is_published_again() -> None:
+    """Else a destination that is away for an hour would flood the one that is not."""
+    async with moving(Moves()) as moves:
+        moves.adapter.answers.append(lambda _: [OK, AWAY, OK])
+        moves.adapter.answers.append(lambda _: [AWAY])
+        moves.mover.add(delivery("m"), move("a", "b", "c", verdict=Retry(1)))
+        await until(lambda: moves.settled)
+        assert moves.adapter.sends == [["a", "b", "c"], ["b"], ["b"]]
+        assert moves.verdicts == [Retry(1)]
+
+
+async def test_one_failing_move_affects_no_other_in_its_batch() -> None:
+    moves = Moves()
+    moves.hold = True
+    async with moving(moves):
+        moves.adapter.answers.append(lambda _: [OK, AWAY, OK])
+        for item in deliveries(3):
+            moves.mover.add(item, move("c"))
+        await until(lambda: len(moves.settled) == 2)
+        assert moves.settled == ["m0", "m2"]
+        assert [item.message.id for item, _ in moves.held] == ["m1"]
+        assert moves.mover.failing == 1
+        moves.mover.forget(moves.held[0][0])
+        assert moves.mover.failing == 0
+
+
+async def test_two_deliveries_of_one_message_back_off_each_for_itself() -> None:
+    moves = Moves()
+    moves.hold = True
+    async with moving(moves):
+        first, second = delivery("m"), delivery("m")
+        moves.adapter.answers.append(lambda _: [AWAY, OK])
+        moves.mover.add(first, move("c"))
+        moves.mover.add(second, move("c"))
+        await until(lambda: moves.settled)
+        moves.adapter.answers.append(lambda _: [AWAY])
+        moves.mover.add(*moves.held[0])
+        await until(lambda: len(moves.waits) == 2)
+        assert moves.waits[1] >= 0.2
+        moves.mover.forget(first)
+
+
+async def test_a_refused_copy_asks_for_another_decision() -> None:
+    moves = Moves(refuses=True)
+    async with moving(moves):
+        moves.adapter.answers.append(lambda _: [OK, TOO_LARGE])
+        moves.mover.add(delivery("m"), move("a", "b"))
+        await until(lambda: moves.refusals)
+        ((name, decision, fault),) = moves.refusals
+        assert (name, decision.name, fault.code) == ("m", "dead", Code.TOO_LARGE)
+        assert [item.message.id for item in decision.copies] == ["b"]
+        assert moves.settled == []
+        assert moves.waits == []
+        assert moves.mover.failing == 0
+
+
+@pytest.mark.parametrize("refuses", [False, ValueError("bug in the policy")])
+async def test_a_refused_copy_without_another_decision_is_held_and_tried_again(refuses: bool | Exception) -> None:
+    moves = Moves(refuses=refuses)
+    async with moving(moves):
+        moves.adapter.answers.extend([lambda _: [TOO_LARGE]] * 3)
+        moves.mover.add(delivery("m"), move("c"))
+        await until(lambda: moves.settled)
+        assert len(moves.refusals) == 3
+        assert len(moves.adapter.sends) == 4
+        assert moves.mover.last_fault == TOO_LARGE.fault
+
+
+async def test_what_is_lost_before_it_is_sent_is_not_copied() -> None:
+    """It comes again anyway, and would be copied twice."""
+    async with moving(Moves()) as moves:
+        gone, here = delivery("gone"), delivery("here")
+        gone.lost = True
+        moves.mover.add(gone, move("c1"))
+        moves.mover.add(here, move("c2"))
+        await until(lambda: len(moves.settled) == 2)
+        assert moves.adapter.sends == [["c2"]]
+
+
+async def test_a_cancelled_move_settles_nothing() -> None:
+    moves = Moves()
+    task = asyncio.create_task(moves.mover.run())
+    moves.adapter.sending.clear()
+    moves.mover.add(delivery("m"), move("c"))
+    await until(lambda: moves.adapter.sends)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert moves.settled == []
+    assert moves.mover.idle
