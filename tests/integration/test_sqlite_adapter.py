@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from atleastonce.adapters import open_adapter
-from atleastonce.adapters.sqlite import SQLiteAdapter
+from atleastonce.adapters.sqlite import SQLiteAdapter, worker
 from atleastonce.adapters.sqlite.schema import open_database
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.channels import Channel, Queue, Source, Topic
@@ -198,7 +198,7 @@ async def test_a_file_locked_for_good_is_unavailable_not_hanging(tmp_path: Path)
 async def test_a_read_only_place_is_permission_denied(tmp_path: Path) -> None:
     program = """
 import asyncio, os, sys
-from atleastonce.adapters.sqlite import SQLiteAdapter
+from atleastonce.adapters.sqlite import SQLiteAdapter, worker
 os.chdir(sys.argv[1])
 if os.getuid() == 0:  # root may write everywhere
     os.setuid(65534)
@@ -409,7 +409,10 @@ def test_a_wall_clock_that_goes_back_hides_no_message_and_ends_leases_in_time(tm
 # -------------------------------------------------------------------------------------------------------------- waking
 
 
-async def test_a_reader_wakes_at_once_within_the_process_and_soon_across_connections(files: Files) -> None:
+async def test_a_reader_wakes_at_once_for_any_publisher_of_its_process(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_SHORTEST_POLL", 10)
     one, two = await files.open(poll=10), await files.open(poll=10)
     subscription = await read(one)
     for adapter in (one, two):  # its own adapter, and another one of this process
