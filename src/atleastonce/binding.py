@@ -25,7 +25,7 @@ class Binding(msgspec.Struct, frozen=True):
         is_async: whether it is ``async def``; decided here, once.
         payload_type: what a body decodes to; for a batch handler, what each does.
         decode: bytes to that type, raising `DecodeError` only.
-        context: the name of the parameter that wants the Context; None if there is none.
+        context: the name of the parameter that wants the Context (a batch handler: list[Context]); None if there is none.
     """
 
     call: Callable[..., Any]
@@ -50,11 +50,13 @@ def bind(handler: Callable[..., Any], channel: Channel[Any], *, batch: bool = Fa
         raise ConfigurationError(f"handler {name} is a generator; a handler returns when its message is done")
     parameters = list(inspect.signature(handler).parameters.values())
     hints = _hints(function, name)
-    context = [p for p in parameters if hints.get(p.name) is Context]
+    wanted = list[Context] if batch else Context
+    context = [p for p in parameters if hints.get(p.name) == wanted]
     rest = [p for p in parameters if p not in context and p.default is p.empty and p.kind not in _VARIADIC]
     if len(context) > 1 or len(rest) != 1 or rest[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise ConfigurationError(
-            f"handler {name}{inspect.signature(handler)} must take the payload first and, if it wants one, a Context by annotation"
+            f"handler {name}{inspect.signature(handler)} must take the payload first and, if it wants one, a "
+            f"{'list[Context]' if batch else 'Context'} by annotation"
         )
     annotation = hints.get(rest[0].name, _MISSING)
     payload_type = _payload_type(annotation, channel, name, rest[0].name, batch=batch)

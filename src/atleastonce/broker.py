@@ -104,7 +104,7 @@ class Broker:
     # ----------------------------------------------------------------------------------------- publish
 
     def compose(self, channel: Channel[Any], payload: Any, **options: Any) -> Outgoing:
-        """What `publish` would send; see `atleastonce.compose.compose`."""
+        """What `publish` would send, and `send` sends; see `atleastonce.compose.compose`."""
         return compose(channel, payload, capabilities=self.adapter.capabilities, scheme=self.adapter.scheme, **options)
 
     async def publish(
@@ -169,6 +169,17 @@ class Broker:
             for payload in payloads
         ]
         await self._ensure((channel,))
+        return await self._publisher.publish_many(items, within=self._within)
+
+    async def send(self, items: Sequence[Outgoing]) -> list[Outcome]:
+        """Publish what `compose` made: for lists in which each message has a key, headers or a delay of its own.
+
+        In order; one outcome each.
+
+        Raises:
+            Overloaded: as `publish_many`.
+        """
+        await self._ensure(tuple({item.destination for item in items if isinstance(item.destination, Channel)}))
         return await self._publisher.publish_many(items, within=self._within)
 
     # -------------------------------------------------------------------------------------------- rest

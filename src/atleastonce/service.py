@@ -165,7 +165,8 @@ class Service:
     ) -> Callable[[F], F]:
         """Register a handler for lists of messages: ``async def handle(orders: list[Order])``.
 
-        It returns None when all are done, or one result per message: None, or an exception for a message that failed.
+        A ``list[Context]`` parameter gets one Context for each message, in the same order. It returns None when all are
+        done, or one result per message: None, or an exception for a message that failed.
         If it raises, its
         messages run one by one, so that one bad message costs only itself. What does not decode never reaches it.
 
@@ -255,8 +256,8 @@ class Service:
             raise ConfigurationError(f"service {self.name} is not running; use `async with service:` or service.run()")
         return self._broker
 
-    def make_broker(self, url: str | None = None) -> Broker:
-        """A connection to this service's broker, not yet open.
+    def make_broker(self, url: str | None = None, *, no_wait: bool = False) -> Broker:
+        """A connection to this service's broker, not yet open; with ``no_wait`` one that fails at once if it is not there.
 
         Raises:
             ConfigurationError: no URL was given, in code or in ``ALO_BROKER``.
@@ -266,9 +267,9 @@ class Service:
             raise ConfigurationError(
                 f'service {self.name} has no broker; give Service(broker="kafka://localhost:9092") or set ALO_BROKER'
             )
-        return Broker(chosen, self._options, create=self._create, wait=self._wait)
+        return Broker(chosen, self._options, create=self._create, wait=0 if no_wait else self._wait)
 
-    async def start(self, *, url: str | None = None) -> None:
+    async def start(self, *, url: str | None = None, no_wait: bool = False) -> None:
         """Connect, declare, subscribe: returns when every consumer reads.
 
         Raises:
@@ -279,7 +280,7 @@ class Service:
             raise ConfigurationError(
                 f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
             )
-        broker = self.make_broker(url)
+        broker = self.make_broker(url, no_wait=no_wait)
         topologies = [consumer.topology(broker.adapter.capabilities) for consumer in self.consumers]
         self._stopping = asyncio.Event()
         self._fatal_error = None
@@ -329,8 +330,9 @@ class Service:
         async with self:
             yield
 
-    async def serve(self, *, url: str | None = None) -> None:
-        """Run until SIGTERM, SIGINT or `request_stop`, then drain; a second signal ends the drain.
+    async def serve(self, *, url: str | None = None, no_wait: bool = False) -> None:
+        """Run until SIGTERM, SIGINT or `request_stop`, then drain; a second signal ends the drain, and one that comes
+        while the service is still starting, or waiting for its broker, ends the start.
 
         Raises:
             SystemExit, KeyboardInterrupt: a handler raised it; its message was given back, the others drained.
@@ -338,8 +340,15 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         hurry = asyncio.Event()
+        starting = asyncio.create_task(self.start(url=url, no_wait=no_wait))
+        given_up = False
 
         def on_signal(name: str) -> None:
+            nonlocal given_up
+            if not starting.done():
+                log.warning("%s: not started", name)
+                given_up = starting.cancel()
+                return
             if self._stopping is not None and self._stopping.is_set():
                 hurry.set()
             log.warning("%s: %s", name, "ending now" if hurry.is_set() else "draining; once more to end at once")
@@ -349,7 +358,12 @@ class Service:
             with contextlib.suppress(NotImplementedError, ValueError):  # not on Windows, not outside the main thread
                 loop.add_signal_handler(number, on_signal, number.name)
         try:
-            await self.start(url=url)
+            try:
+                await starting
+            except asyncio.CancelledError:
+                if given_up:
+                    return
+                raise
             assert self._stopping is not None  # noqa: S101 - set by start
             watch = [asyncio.create_task(s.wait()) for _, s in self._supervisors]
             stop = asyncio.create_task(self._stopping.wait())
@@ -370,9 +384,9 @@ class Service:
         if self._fatal_error is not None:
             raise self._fatal_error
 
-    def run(self, *, url: str | None = None) -> None:
+    def run(self, *, url: str | None = None, no_wait: bool = False) -> None:
         """Run until SIGTERM or Ctrl-C, then drain. Blocks. Raises as `serve`."""
-        asyncio.run(self.serve(url=url))
+        asyncio.run(self.serve(url=url, no_wait=no_wait))
 
     def request_stop(self) -> None:
         """Ask a running `serve` to drain and return. From the loop's thread."""

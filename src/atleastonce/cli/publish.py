@@ -1,0 +1,149 @@
+"""``atleastonce publish``: one message from the arguments, or many from stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from atleastonce.broker import connect, publish_error
+from atleastonce.channels import Channel
+from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
+from atleastonce.cli.output import console, note, print_json
+from atleastonce.cli.target import BrokerOption, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.contract import Outcome, Outgoing, Status
+from atleastonce.errors import ConfigurationError
+from atleastonce.wire import CONTENT_TYPE
+
+# Lines sent in one go: enough to fill a round trip, and what is in memory at once of an endless stdin.
+_CHUNK = 1000
+_SHOWN_PROBLEMS = 10
+_JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
+
+
+def publish(
+    channel: Annotated[str, typer.Argument(help="Name of the queue or topic.")],
+    payload: Annotated[
+        str, typer.Argument(metavar="[PAYLOAD|-]", help="The body; - for one JSON message per line of stdin.")
+    ] = "-",
+    broker: BrokerOption = None,
+    queue: QueueOption = False,
+    topic: TopicOption = False,
+    key: Annotated[str | None, typer.Option(help="Orders and partitions the message.")] = None,
+    id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same message.")] = None,
+    header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
+    delay: Annotated[str | None, typer.Option(help="Not before, like 10m, where the broker can.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")] = False,
+    traceback: Traceback = False,
+) -> int:
+    """Publish one message, or each line of stdin as one, and say what the broker confirmed.
+
+    Lines must be JSON; a bad one is named and left out. Exit code 1 if one was bad, rejected or is unconfirmed.
+    """
+    url = broker_url(broker)
+    target = channel_named(channel, queue=queue, topic=topic)
+    many = payload == "-"
+    headers = _headers(header or [])
+    headers.setdefault(CONTENT_TYPE, _JSON if many or not _not_json(payload.encode()) else _TEXT)
+    if many and id is not None:
+        raise ConfigurationError("--id is for one message, and stdin has many; give the payload as an argument")
+    if many and sys.stdin.isatty():
+        note("reading messages from the terminal, one JSON text per line; Ctrl-D ends")
+    counts: Counter[str] = Counter()
+    bodies = _lines(sys.stdin.buffer, counts) if many else iter([payload.encode()])
+    options = {"key": key, "id": id, "headers": headers, "delay": delay}
+    last = asyncio.run(_publish(url, target, bodies, options, counts, no_wait=no_wait, bar=many))
+    report = {name: counts[name] for name in ("published", "rejected", "unknown", "bad")}
+    if as_json:
+        print_json({"channel": channel, **report, **({} if many else {"id": last})})
+    elif many:
+        print(", ".join(f"{name} {count}" for name, count in report.items() if count or name == "published"))
+    elif counts["published"]:
+        print(last)
+    return DONE if counts.total() == counts["published"] else PROBLEM
+
+
+async def _publish(
+    url: str,
+    channel: Channel[Any],
+    bodies: Iterator[bytes],
+    options: dict[str, Any],
+    counts: Counter[str],
+    *,
+    no_wait: bool,
+    bar: bool,
+) -> str | None:
+    """Publish ``bodies`` chunk by chunk; return the last id."""
+    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
+    last: str | None = None
+    async with connect(url, waiting=note, **settings) as broker:
+        broker.compose(channel, b"", **options)  # what is wrong with the options is said before stdin is read
+        with _bar(shown=bar) as progress:
+            task = progress.add_task(channel.name, total=None)
+            while chunk := await asyncio.to_thread(_take, bodies):
+                items = [broker.compose(channel, body, **options) for body in chunk]
+                for item, outcome in zip(items, await broker.send(items), strict=True):
+                    last = item.message.id
+                    _count(item, outcome, counts)
+                progress.update(task, advance=len(chunk))
+    return last
+
+
+def _take(bodies: Iterator[bytes]) -> list[bytes]:
+    return list(itertools.islice(bodies, _CHUNK))
+
+
+def _bar(*, shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    terminal = console(stderr=True)
+    return Progress(*columns, console=terminal, transient=True, disable=not (shown and terminal.is_terminal))
+
+
+def _count(item: Outgoing, outcome: Outcome, counts: Counter[str]) -> None:
+    if outcome.ok:
+        counts["published"] += 1
+        return
+    name = "unknown" if outcome.status is Status.UNKNOWN else "rejected"
+    counts[name] += 1
+    if counts[name] <= _SHOWN_PROBLEMS:
+        note(one_line(publish_error(item, outcome)))
+
+
+def _lines(stdin: Iterable[bytes], counts: Counter[str]) -> Iterator[bytes]:
+    for number, line in enumerate(stdin, 1):
+        body = line.strip()
+        if not body:
+            continue
+        if reason := _not_json(body):
+            counts["bad"] += 1
+            if counts["bad"] <= _SHOWN_PROBLEMS:
+                note(f"stdin:{number}: {reason}")
+        else:
+            yield body
+
+
+def _not_json(body: bytes) -> str:
+    """Why ``body`` is no JSON; empty if it is."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+def _headers(fields: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals:
+            raise ConfigurationError(f'--header "{field}": write NAME=VALUE')
+        headers[name] = value
+    return headers

@@ -1,0 +1,39 @@
+"""The options by which commands name a broker and a channel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from atleastonce.channels import Channel, Queue, Topic
+from atleastonce.errors import ConfigurationError
+
+BrokerOption = Annotated[
+    str | None, typer.Option("--broker", envvar="ALO_BROKER", help="Broker URL, like kafka://localhost:9092.")
+]
+QueueOption = Annotated[bool, typer.Option("--queue", help="CHANNEL is a queue.")]
+TopicOption = Annotated[bool, typer.Option("--topic", help="CHANNEL is a topic.")]
+
+
+def broker_url(given: str | None) -> str:
+    """The URL.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if not given:
+        raise ConfigurationError("no broker: give --broker kafka://localhost:9092, or set ALO_BROKER")
+    return given
+
+
+def channel_named(name: str, *, queue: bool, topic: bool) -> Channel[Any]:
+    """The channel. Nobody can tell from its name which kind it is, and a wrong guess would create the other one.
+
+    Raises:
+        ConfigurationError: neither or both kinds were given, or a bad name.
+    """
+    if queue == topic:
+        problem = "both" if queue else "neither"
+        raise ConfigurationError(f"{name} is a queue or a topic? {problem} was given; say --queue or --topic")
+    return Queue(name) if queue else Topic(name)
