@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 import threading
@@ -59,7 +60,7 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
         self._bars = RichProgress(
@@ -67,11 +68,11 @@ class Bars:
             TextColumn("[bold]{task.fields[broker]:<10}"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            DownloadColumn(),
+            TextColumn("{task.fields[size]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, tuple[int, str]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
@@ -86,15 +87,24 @@ class Bars:
     def step(self, name: str, text: str, done: int | None = None, total: int | None = None) -> None:
         from rich.progress import TaskID
 
+        # The total is an estimate: a download that grows past it moves the goal, never beyond 100 %.
+        goal = None if total is None else max(total, done or 0)
+        size = f"{(done or 0) / 1e6:.0f}" + (f"/{goal / 1e6:.0f} MB" if goal else " MB") if done else ""
         with self._lock:
             if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(text, broker=name, total=None)
-            # The total is an estimate: a download that grows past it moves the goal, never beyond 100 %.
-            goal = None if total is None else max(total, done or 0)
-            self._bars.update(TaskID(self._tasks[name]), description=text, completed=done or 0, total=goal)
+                self._tasks[name] = (self._bars.add_task(text, broker=name, size="", total=None), text)
+            task, before = self._tasks[name]
+            if text != before:  # another step: rich keeps an old total where it is given none
+                self._bars.reset(TaskID(task), description=text, total=goal)
+                self._tasks[name] = (task, text)
+            self._bars.update(TaskID(task), completed=done or 0, total=goal, size=size)
 
     def finished(self, name: str, text: str) -> None:
-        self.step(name, text, 1, 1)
+        from rich.progress import TaskID
+
+        self.step(name, text)
+        with self._lock:
+            self._bars.update(TaskID(self._tasks[name][0]), total=1, completed=1)
 
 
 @contextlib.contextmanager
@@ -103,7 +113,7 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress]:
     if progress is False:
         yield Silent()
     elif progress is None or progress is True:
-        if sys.stderr.isatty() and not os.environ.get("CI"):
+        if sys.stderr.isatty() and not os.environ.get("CI") and importlib.util.find_spec("rich"):
             with Bars() as bars:
                 yield bars
         else:
