@@ -70,6 +70,7 @@ def run(
 
 
 def last_lines(text: str, count: int) -> str:
-    """The last non-empty lines, joined with ` | `."""
+    """The last lines that pip or apt mark as errors, else the last non-empty ones, joined with ` | `."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:])
+    marked = [line for line in lines if line.startswith(("ERROR: ", "E: "))]
+    return " | ".join((marked or lines)[-count:])
