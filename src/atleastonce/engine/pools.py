@@ -35,6 +35,13 @@ _SELF_CANCELLED = Decision(again=1.0, name="released")
 # wait behind a slow one while other threads idle.
 _CHUNK_SECONDS = 0.002
 _CHUNK_MAX = 64
+# A run this long holds up the rest of its chunk.
+_SLOW_SECONDS = 10 * _CHUNK_SECONDS
+# The least that a run is taken to last: coarse clocks measure nothing at all.
+_LEAST_SECONDS = 1e-6
+# How long a stop waits for handlers to let go after they were cancelled. Smaller cuts off their clean-up; larger lets one
+# that ignores its cancellation delay the end of the process.
+_CANCEL_SECONDS = 5.0
 
 
 class Pool(Protocol):
@@ -83,6 +90,7 @@ class AsyncPool:
         self._concurrency = concurrency
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._woken: asyncio.Future[None] | None = None  # of the one lane that is about to look for work
         self._started = [0.0] * concurrency  # when the lane's current run began; 0.0 while it has none
         self._late = [False] * concurrency
         self._stopping = False
@@ -91,11 +99,13 @@ class AsyncPool:
         self._tasks = [asyncio.create_task(self._lane(slot)) for slot in range(self._concurrency)]
 
     def wake(self) -> None:
-        while self._idle:
+        # One at a time: each lane that starts something wakes the next. A queue that one lane empties without ever
+        # waiting wakes one lane, not all of them.
+        while self._idle and self._woken is None:
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
+                self._woken = waiter
 
     def cancel_late(self, now: float) -> None:
         if self._timeout is None:
@@ -112,54 +122,102 @@ class AsyncPool:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, stubborn = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+            if stubborn:
+                log.error(
+                    "left behind: %d cancelled handlers that do not end; their messages come again", len(stubborn)
+                )
 
     async def _lane(self, slot: int) -> None:
         lanes, process, ended = self._lanes, self._process, self._ended
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a task's coroutine
         timed = self._timeout is not None
         turn = time.monotonic()
-        count = 0
         while True:
             delivery = lanes.take()
             if delivery is None:
-                waiter = asyncio.get_running_loop().create_future()
-                self._idle.append(waiter)
-                await waiter
+                await self._work(task)
                 turn = time.monotonic()
                 continue
-            if self._idle and len(lanes):
-                self.wake()  # each lane that starts wakes the next: none is woken for a queue that one lane empties alone
+            if self._idle and lanes.ready:
+                self.wake()
             if timed:
                 self._started[slot] = time.monotonic()
             try:
                 decision = await process(delivery)
             except asyncio.CancelledError:
-                if self._stopping:
+                if self._stopping or _loop_ends(task):
                     ended(delivery, GIVE_BACK)
                     raise
-                decision = self._too_late(slot, delivery) if self._late[slot] else _SELF_CANCELLED
+                decision = self._too_late(delivery) if self._late[slot] else _SELF_CANCELLED
             except (SystemExit, KeyboardInterrupt) as stop:
                 decision = GIVE_BACK
                 self._fatal(stop)
+            except GeneratorExit:  # nobody will ever resume this task: the loop is gone
+                raise
             except BaseException as error:  # each delivery settles: what the policy let through is given back
                 log.exception("the policy of %s raised; the message is given back", delivery.source)
                 self._fatal(error)
                 decision = GIVE_BACK
             if timed:
                 self._started[slot] = 0.0
-                if self._late[slot]:  # the handler was cancelled, whether or not it let the cancellation out
-                    self._late[slot] = False
-                    task = asyncio.current_task()
-                    if task is not None:
-                        task.uncancel()
+                self._late[slot] = False
             ended(delivery, decision)
-            count += 1
-            if count & 15 == 0 and time.monotonic() - turn > _TURN_SECONDS:
-                await asyncio.sleep(0)
+            if task.cancelling():
+                if self._stopping:
+                    return
+                await self._shed(task)
+            if time.monotonic() - turn > _TURN_SECONDS:
+                await self._shed(task)
                 turn = time.monotonic()
 
-    def _too_late(self, slot: int, delivery: Delivery) -> Decision:
-        return self._failed(delivery, HandlerTimeout(f"the handler ran longer than its timeout of {self._timeout:g} s"))
+    async def _work(self, task: asyncio.Task[None]) -> None:
+        """Until there may be something to take."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if self._stopping or _loop_ends(task):
+                raise
+            _forgive(task)
+        finally:
+            if self._woken is waiter:
+                self._woken = None
+
+    async def _shed(self, task: asyncio.Task[None]) -> None:
+        """Give the loop back once. A handler that was cancelled (by its timeout, or by itself) and did not let the
+        cancellation out leaves it hanging in the air; here it ends, instead of in the next message's handler."""
+        _forgive(task)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self._stopping or _loop_ends(task):
+                raise
+            _forgive(task)
+
+    def _too_late(self, delivery: Delivery) -> Decision:
+        error = HandlerTimeout(f"the handler ran longer than its timeout of {self._timeout:g} s")
+        try:
+            return self._failed(delivery, error)
+        except Exception as bug:  # as with any error of the policy: given back, and the service is told
+            log.exception("the policy of %s raised; the message is given back", delivery.source)
+            self._fatal(bug)
+            return GIVE_BACK
+
+
+def _forgive(task: asyncio.Task[None]) -> None:
+    """Forget that ``task`` was cancelled: else task groups and timeouts of later handlers would think they were."""
+    while task.cancelling():
+        task.uncancel()
+
+
+def _loop_ends(task: asyncio.Task[None]) -> bool:
+    """Whether ``task`` is cancelled together with every other one, as `asyncio.run` does at its end and then waits for
+    them: that is no handler's own affair."""
+    return task.cancelling() > 0 and all(other.cancelling() for other in asyncio.all_tasks())
 
 
 class ThreadPool:
@@ -189,31 +247,34 @@ class ThreadPool:
         self.ticks = True  # also to spread what a slow run holds up
         self._concurrency = concurrency
         self._inbox: queue.SimpleQueue[deque[Delivery] | None] = queue.SimpleQueue()
-        self._chunks: dict[
-            int, deque[Delivery]
-        ] = {}  # handed out, by id; a thread pops from the left, reclaim from the right
+        # What was handed out, by id: a thread pops from the left, the loop takes back from the right.
+        self._chunks: dict[int, deque[Delivery]] = {}
         self._taken_back: deque[Delivery] = deque()
         self._results: deque[tuple[Delivery, Decision]] = deque()
         self._signalled = False
         self._free = concurrency
         self._mean = _CHUNK_SECONDS  # running mean of one run's seconds
-        self._started: dict[int, tuple[float, Delivery]] = {}
-        self._reported: set[int] = set()
+        # What each thread runs, since when, of which chunk: a list, since a dict must not change while it is looked through.
+        self._runs: list[tuple[float, Delivery, deque[Delivery]] | None] = [None] * concurrency
+        self._reported: list[Delivery | None] = [None] * concurrency
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         for n in range(self._concurrency):
-            thread = threading.Thread(target=self._work, name=f"atleastonce-handler-{n}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(n,), name=f"atleastonce-handler-{n}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def wake(self) -> None:
-        while self._free:
-            share = -(-len(self._lanes) // self._free)  # what is queued, spread over the idle threads
+        while self._free and not self._stopping:
+            # What is queued, spread over the idle threads.
+            share = -(-(len(self._lanes) + len(self._taken_back)) // self._free)
+            most = min(share, int(_CHUNK_SECONDS / max(self._mean, _LEAST_SECONDS)), _CHUNK_MAX)
             chunk: deque[Delivery] = deque()
-            for _ in range(max(1, min(share, int(_CHUNK_SECONDS / self._mean) or 1, _CHUNK_MAX))):
+            for _ in range(max(1, most)):
                 delivery = self._taken_back.popleft() if self._taken_back else self._lanes.take()
                 if delivery is None:
                     break
@@ -225,41 +286,46 @@ class ThreadPool:
             self._inbox.put(chunk)
 
     def cancel_late(self, now: float) -> None:
-        for thread, (started, delivery) in list(self._started.items()):
-            if self._timeout is not None and now - started > self._timeout and id(delivery) not in self._reported:
-                self._reported.add(id(delivery))
-                log.warning("%s runs longer than %g s on thread %d", delivery.message.id, self._timeout, thread)
-        # One slow message must not hold up the rest of its chunk while other threads have nothing to do.
-        slowest = max((now - started for started, _ in list(self._started.values())), default=0.0)
-        if self._free and slowest > 10 * _CHUNK_SECONDS:
-            self._mean = max(self._mean, slowest)
-            self._take_back()
+        for slot, run in enumerate(self._runs):
+            if run is None:
+                continue
+            started, delivery, chunk = run
+            if self._timeout is not None and now - started > self._timeout and self._reported[slot] is not delivery:
+                self._reported[slot] = delivery
+                log.warning("%s runs longer than %g s on thread %d", delivery.message.id, self._timeout, slot)
+            # One slow message must not hold up the rest of its chunk while other threads have nothing to do.
+            if self._free and now - started > _SLOW_SECONDS:
+                self._take_back(chunk)
+        if self._taken_back:
             self.wake()
 
     def reclaim(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        self._take_back()
+        for chunk in self._chunks.values():
+            self._take_back(chunk)
         back = [delivery for delivery in self._taken_back if unwanted(delivery)]
-        self._taken_back = deque(delivery for delivery in self._taken_back if not unwanted(delivery))
+        if back:
+            self._taken_back = deque(delivery for delivery in self._taken_back if not unwanted(delivery))
         self.wake()
         return back
 
-    def _take_back(self) -> None:
-        for chunk in list(self._chunks.values()):
-            while True:
-                try:
-                    self._taken_back.append(chunk.pop())  # atomic against the thread's popleft: one of the two gets it
-                except IndexError:
-                    break
+    def _take_back(self, chunk: deque[Delivery]) -> None:
+        while True:
+            try:
+                self._taken_back.appendleft(chunk.pop())  # atomic against the thread's popleft: one of the two gets it
+            except IndexError:
+                return
 
     async def stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
         for _ in self._threads:
             self._inbox.put(None)
-        self._take_back()
-        while self._taken_back:
-            self._ended(self._taken_back.popleft(), GIVE_BACK)
+        for delivery in self.reclaim(lambda _: True):
+            self._ended(delivery, GIVE_BACK)
+        self._collect()  # what has ended meanwhile counts
 
-    def _work(self) -> None:
-        ident = threading.get_ident()
+    def _work(self, slot: int) -> None:
         while True:
             chunk = self._inbox.get()
             if chunk is None:
@@ -270,14 +336,17 @@ class ThreadPool:
                 except IndexError:
                     break
                 begin = time.monotonic()
-                self._started[ident] = (begin, delivery)
+                self._runs[slot] = (begin, delivery, chunk)
                 try:
                     decision = self._process(delivery)
+                except asyncio.CancelledError:  # from an event loop of the handler's own
+                    decision = _SELF_CANCELLED
                 except BaseException as stop:  # noqa: BLE001 - also SystemExit: given back, the service ends
                     decision = GIVE_BACK
                     self._call(self._fatal, stop)
-                del self._started[ident]
-                self._mean += 0.2 * (time.monotonic() - begin - self._mean)
+                self._runs[slot] = None
+                # Capped, so that one long run does not make chunks tiny for a long while after it.
+                self._mean += 0.2 * (min(time.monotonic() - begin, _SLOW_SECONDS) - self._mean)
                 self._results.append((delivery, decision))
                 self._signal()
             self._call(self._returned, id(chunk))
@@ -298,7 +367,6 @@ class ThreadPool:
         self._signalled = False
         while self._results:
             delivery, decision = self._results.popleft()
-            self._reported.discard(id(delivery))
             self._ended(delivery, decision)
         self.wake()
 
