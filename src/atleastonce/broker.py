@@ -231,7 +231,7 @@ def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed:
     if outcome.status is Status.UNKNOWN:
         return Unconfirmed(f"{text}; publishing the same id again is safe for an idempotent consumer")
     if outcome.fault is not None and outcome.fault.code is Code.TOO_LARGE:
-        return MessageTooLarge(text)
+        return MessageTooLarge(f"{text}; send a reference to it instead, or raise the broker's limit")
     return Rejected(text)
 
 

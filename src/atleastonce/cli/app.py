@@ -12,7 +12,7 @@ import atleastonce
 from atleastonce.cli import brokers, doctor, publish, tail
 from atleastonce.cli import run as run_command
 from atleastonce.cli.demo import command as demo
-from atleastonce.cli.errors import ended_by
+from atleastonce.cli.errors import DONE, INTERRUPTED, ended_by
 
 app = typer.Typer(
     name="atleastonce",
@@ -51,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(words or ["--help"], prog_name="atleastonce", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        if code == INTERRUPTED:  # typer has made a return value of the KeyboardInterrupt
+            return ended_by(KeyboardInterrupt())
+        return code if isinstance(code, int) else DONE
     except BaseException as error:  # noqa: BLE001 - a traceback is for those who ask for it
         return ended_by(error)

@@ -15,7 +15,6 @@ import msgspec
 import typer
 from rich.table import Table
 
-from atleastonce.adapters.sqlite.schema import MINIMUM_SQLITE
 from atleastonce.broker import connect
 from atleastonce.brokers import NAMES
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, describe, one_line
@@ -163,6 +162,8 @@ async def _ask(name: str, url: str) -> Reached:
 
 def _combinations() -> Iterator[str]:
     """What is known to go wrong together."""
+    from atleastonce.adapters.sqlite.schema import MINIMUM_SQLITE
+
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         oldest = ".".join(map(str, MINIMUM_SQLITE))
         yield f"SQLite {sqlite3.sqlite_version}: sqlite:// needs {oldest} or newer; use a newer Python build"

@@ -30,8 +30,7 @@ def load_service(name: str) -> Service:
     found = _import(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            close = get_close_matches(part, [n for n in dir(found) if not n.startswith("__")], n=3, cutoff=0.5)
-            close = [*close, *(n for n in _services(found) if n not in close)]
+            close = get_close_matches(part, _services(found), n=3, cutoff=0.1) or _services(found)[:3]
             hint = f"; did you mean {' or '.join(f'{module_name}:{n}' for n in close)}?" if close else ""
             raise ConfigurationError(f'module {module_name} has no attribute "{part}"{hint}')
         found = getattr(found, part)
@@ -65,4 +64,4 @@ def _import(name: str) -> object:
 
 
 def _services(module: object) -> list[str]:
-    return [name for name, value in vars(module).items() if isinstance(value, Service)]
+    return [name for name, value in getattr(module, "__dict__", {}).items() if isinstance(value, Service)]

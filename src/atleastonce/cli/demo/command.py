@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import random
 import secrets
-import shutil
 import signal
-import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +18,7 @@ from atleastonce.cli.demo.publish import repeated
 from atleastonce.cli.demo.screen import display, show_account
 from atleastonce.cli.demo.settings import tuned
 from atleastonce.cli.demo.tour import BILLING, Tour
+from atleastonce.cli.demo.workplace import workplace
 from atleastonce.cli.errors import DONE, PROBLEM, Terminated, Traceback
 from atleastonce.cli.output import console, note, print_json
 
@@ -90,25 +89,6 @@ def _report(orders: Orders) -> None:
         note(f"... and {len(orders.problems) - _SHOWN_PROBLEMS} more")
     if orders.problems:
         note(f"bad lines left out: {len(orders.problems)}; the other {len(orders.lines)} go on")
-
-
-class Workplace:
-    """A directory for queue, ledgers and logs; removed at the end unless it is worth keeping."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.keep = False
-
-
-@contextlib.contextmanager
-def workplace() -> Iterator[Workplace]:
-    """A temporary directory that survives only on request, whatever ends the block."""
-    place = Workplace(Path(tempfile.mkdtemp(prefix="atleastonce-demo-")))
-    try:
-        yield place
-    finally:
-        if not place.keep:
-            shutil.rmtree(place.path, ignore_errors=True)
 
 
 def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from atleastonce.cli.demo.account import ENDINGS, Account
-from atleastonce.cli.demo.watch import Part, View
+from atleastonce.cli.demo.watch import View
 
 _EVENTS = 8
+_BAR = 24
 _PLAIN_SECONDS = 2.0
 
 _NAMES = {
@@ -85,7 +86,7 @@ class LiveScreen:
 
     def __init__(self, console: Console) -> None:
         self._since = time.monotonic()
-        self._events: deque[str] = deque(maxlen=_EVENTS)
+        self._events: deque[tuple[str, str]] = deque(maxlen=_EVENTS)
         self._view: View | None = None
         self._live = Live(console=console, refresh_per_second=10, get_renderable=self._render)
 
@@ -99,33 +100,40 @@ class LiveScreen:
         self._live.stop()
 
     def event(self, text: str) -> None:
-        self._events.append(f"{time.monotonic() - self._since:6.1f} s  {text}")
+        self._events.append((f"{time.monotonic() - self._since:6.1f} s", text))
 
     def show(self, view: View) -> None:
         self._view = view
 
     def _render(self) -> RenderableType:
-        events = Text("\n".join(self._events), overflow="fold")
+        events = Table.grid(padding=(0, 1))
+        for text in self._events:
+            events.add_row(*text)
         if self._view is None:
             return events
-        view = self._view
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row("published", _bar(view.published, view.total), f"{view.published} of {view.total}")
-        for part in view.parts:
-            grid.add_row(part.name, _bar(part.totals.messages, view.total), _words(part))
-        return Group(grid, Text(), events)
+        return Group(_standing(self._view), Text(), events)
+
+
+def _standing(view: View) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "", "done", "after retry", "waiting", "for a retry", "dead"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    table.add_row("published", _bar(view.published, view.total), str(view.published))
+    for part in view.parts:
+        table.add_row(
+            part.name,
+            _bar(part.accounted, view.total),
+            str(part.totals.messages),
+            str(part.totals.done_after_retry),
+            str(part.waiting + part.in_flight),
+            str(part.retrying),
+            str(part.dead),
+        )
+    return table
 
 
 def _bar(done: int, total: int) -> ProgressBar:
-    return ProgressBar(total=max(1, total), completed=min(done, total), width=32)
-
-
-def _words(part: Part) -> str:
-    repeated = part.totals.done_after_retry
-    return (
-        f"done {part.totals.messages} ({repeated} after retry) · waiting {part.waiting + part.in_flight} · "
-        f"for a retry {part.retrying} · dead {part.dead}"
-    )
+    return ProgressBar(total=max(1, total), completed=min(done, total), width=_BAR)
 
 
 def account_table(account: Account) -> Table:
