@@ -32,7 +32,7 @@ from atleastonce.contract import (
     Topology,
     Window,
 )
-from atleastonce.errors import BrokerUnavailable, Closed, NotFound
+from atleastonce.errors import BrokerUnavailable, Closed, NotFound, PermissionDenied
 from atleastonce.offsets import decode
 from atleastonce.urls import BrokerUrl
 
@@ -78,7 +78,11 @@ class KafkaAdapter(Adapter):
         admin = Admin(self.settings)
         try:
             await admin.ping()
+        except PermissionDenied:
+            admin.close()
+            raise
         except BrokerUnavailable as error:
+            admin.close()
             raise BrokerUnavailable(f"Kafka at {self.settings.servers} does not answer ({error})") from None
         self._admin = admin
         self._publisher = Publisher(self.settings, admin.partitions)
@@ -88,7 +92,9 @@ class KafkaAdapter(Adapter):
         for subscription in list(self._subscriptions):
             await subscription.close()
         publisher, self._publisher = self._publisher, None
-        self._admin = None
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
         if publisher is not None:
             await publisher.close()
 

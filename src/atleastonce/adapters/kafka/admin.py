@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
-from atleastonce.adapters.kafka.faults import as_exception, kafka_error
+from atleastonce.adapters.kafka.faults import as_exception, fault, kafka_error
+from atleastonce.contract import Code
 from atleastonce.errors import BrokerUnavailable, PermissionDenied
 
 T = TypeVar("T")
@@ -34,9 +36,14 @@ class Admin:
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.request_timeout
-        self._refused: KafkaError | None = None
-        config: dict[str, Any] = {**settings.common(), "error_cb": self._on_error}
+        self._errors: deque[KafkaError] = deque(maxlen=8)
+        # A bound method of ours would tie a knot that the garbage collector cannot undo: the handle would never close.
+        config: dict[str, Any] = {**settings.common(), "error_cb": self._errors.append}
         self._client = AdminClient(config, logger=CLIENT_LOG)
+
+    def close(self) -> None:
+        """Close the handle's connections."""
+        self._client.__exit__(None, None, None)
 
     async def ping(self) -> None:
         """Return once the cluster has answered.
@@ -47,8 +54,9 @@ class Admin:
         future = self._client.describe_cluster(request_timeout=self._seconds)
         while not future.done():  # error_cb, which alone tells of refused credentials, is called within poll
             self._client.poll(0)
-            if self._refused is not None:
-                raise PermissionDenied(f"Kafka: {self._refused.str()}")
+            for error in self._errors:
+                if fault(error).code is Code.PERMISSION:
+                    raise PermissionDenied(f"Kafka: {error.str()}")
             await asyncio.sleep(0.02)
         await self._result(future, "connecting")
 
@@ -162,10 +170,6 @@ class Admin:
             return await _awaited(future)
         except KafkaException as error:
             raise as_exception(error, doing) from None
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
-            self._refused = error
 
 
 async def _awaited(future: concurrent.futures.Future[T]) -> T:

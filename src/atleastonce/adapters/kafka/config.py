@@ -145,6 +145,8 @@ class Settings:
         config = {
             "queued.min.messages": min(max(2 * window.messages, 100), 100_000),
             "queued.max.messages.kbytes": kilobytes,
+            # How long a deleted topic goes unnoticed (30 s by default). News of it is checked before it is believed.
+            "topic.metadata.propagation.max.ms": 3000,
             "fetch.queue.backoff.ms": 5,  # 1 s by default: with a small queue the fetcher would sleep most of the time
             **self.common(),
             "group.id": group,

@@ -30,13 +30,10 @@ class Publisher:
         self._settings = settings
         self._partitions = partitions
         self._known: set[str] = set()
-        self._pump: Pump | None = None
+        # Made at once: an idempotent producer needs half a second to get its id, and that need not be the first send's.
+        self._pump: Pump | None = self._ready(None, {})
         self._lone: Pump | None = None
-        self._retired: list[Pump] = []
-
-    def know(self, topics: Iterable[str]) -> None:
-        """These exist: they need not be asked for."""
-        self._known.update(topics)
+        self._retired: list[Pump] = []  # failed for good; ended by `close`
 
     async def send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
         """See `Adapter.send`."""
