@@ -23,7 +23,7 @@ A case is a numbered test that says what it needs; where a broker lacks that, th
 and should not is listed in `Harness.known_gaps` with its reason; an entry that starts to pass fails the run. Cases
 compare what was sent with what was received, wait for conditions with a deadline, and may run in parallel against one
 broker. The cases, by section: `round_trip`, `publishing`, `isolation`, `settlement` and `redelivery`, `ordering`,
-`flow`, `lifecycle`, `tools`. Cases for
+`flow`, `lifecycle`, `faults`, `tools`. Cases for
 the layers above (a running service on a backend) are a `Section` of their own under `Suite`, and open their own connection
 to ``bench.harness.url``.
 """
@@ -35,8 +35,8 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
-            "bench", "child", "flow", "isolation", "lifecycle", "ordering", "publishing", "reader", "redelivery", "round_trip",
-            "settlement", "suite", "tools",
+            "bench", "child", "faults", "flow", "isolation", "lifecycle", "ordering", "publishing", "reader", "redelivery",
+            "round_trip", "settlement", "suite", "tools",
         )
     )
 )  # fmt: skip

@@ -180,6 +180,11 @@ class Bench:
             assert time.monotonic() < deadline, f"did not happen in time: {what}"
             await asyncio.sleep(0.02)
 
+    async def settled(self) -> None:
+        """Let settlements that were answered be stored."""
+        if self.harness.settle_lag:
+            await asyncio.sleep(self.harness.settle_lag)
+
     async def leases_end(self) -> None:
         """Let every short lease end that is held now, where there are leases: nothing but time shows what comes back."""
         if self.capabilities.lease is Leasing.EXTENDABLE:

@@ -72,6 +72,8 @@ class Harness:
         lease: how long those leases are, in seconds. Too short: cases fail on a busy machine, because a lease ends while
             its message is still being settled. Too long: the suite waits for them, about ten times.
         patience: how long anything may take that should happen "at once", in seconds.
+        settle_lag: seconds between the answer to a settlement and its being stored; 0 where answered means stored. Logs that
+            commit in intervals have one, and repeat after a crash what was settled within it.
         other_processes: whether another process that opens ``url`` meets the same broker.
         killable: whether `own_broker` gives one.
         raw: the broker's own client.
@@ -84,6 +86,7 @@ class Harness:
     short_lease: Mapping[str, Any] = {}
     lease: float = 1.0
     patience: float = 20.0
+    settle_lag: float = 0.0
     other_processes: bool = True
     killable: bool = False
     raw: RawClient | None = None

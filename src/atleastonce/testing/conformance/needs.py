@@ -49,6 +49,7 @@ PURGES = Need("purging", lambda _, adapter: isinstance(adapter, Purges))
 DELETES = Need("deleting", lambda _, adapter: isinstance(adapter, Deletes))
 BROWSES = Need("browsing", lambda _, adapter: isinstance(adapter, Browses))
 
+STORED_WHEN_ANSWERED = Need("settlements that are stored when answered", lambda harness, _: not harness.settle_lag)
 OTHER_PROCESSES = Need("a broker that other processes reach", lambda harness, _: harness.other_processes)
 RAW_CLIENT = Need("a raw client", lambda harness, _: harness.raw is not None)
 OWN_BROKER = Need("a broker process of its own, to be killed", lambda harness, _: harness.killable)

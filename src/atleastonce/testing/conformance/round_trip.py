@@ -17,77 +17,13 @@ from atleastonce.testing.conformance.needs import (
     SIZE_LIMIT,
 )
 from atleastonce.testing.conformance.reader import ids
-
-LOOKS_WRAPPED = [
-    b'{"Type":"Notification","MessageId":"1","TopicArn":"arn:aws:sns:x","Message":"{\\"inner\\":1}"}',
-    b'{"specversion":"1.0","type":"t","source":"s","id":"1","data_base64":"AAAA"}',
-    b'{"message":{"data":"AAAA","attributes":{}},"subscription":"s"}',
-    b'"text"',
-    b" \r\n{}\r\n ",
-    b"AAEC",
-    b"<?xml version='1.0'?><a>&lt;b&gt;</a>",
-    b"\xef\xbb\xbf{}",
-    b"null",
-]
-WEIRD_VALUES = [
-    "",
-    " ",
-    " leading and trailing ",
-    "a=b;c,d:e",
-    "\"quoted\" 'twice'",
-    "back\\slash",
-    "%41%0A",
-    "tab\there",
-    "<a href='x'>&amp;</a>",
-    "{}[]()",
-    "=?utf-8?q?encoded?=",
-    "true",
-    "0123",
-    "1e9",
-    "null",
-    "x" * 1000,
-]
-UNICODE_VALUES = ["ü", "€ 12", "日本語", "👩‍🔧", "e\u0301", "\u202eright to left", "\u00a0", "\u2028", "\ud7ff"]
-WEIRD_NAMES = [
-    "a",
-    "A",
-    "x-y_z.9",
-    "!#$%&'*+-.^_`|~",
-    "0",
-    "n" * 128,
-    "CamelCase",
-    "camelcase",
-    "__proto__",
-    "id",
-    "key",
-]
-OF_THE_BROKERS = [
-    ("content-type", "application/json"),
-    ("content-encoding", "identity"),
-    ("message-id", "mine"),
-    ("correlation-id", "c-1"),
-    ("reply-to", "somewhere"),
-    ("delivery-mode", "1"),
-    ("priority", "9"),
-    ("timestamp", "0"),
-    ("expiration", "1"),
-    ("x-death", "none"),
-    ("x-delivery-count", "7"),
-    ("x-first-death-queue", "q"),
-    ("CC", "elsewhere"),
-    ("BCC", "elsewhere"),
-    ("Nats-Msg-Id", "n"),
-    ("Nats-Expected-Stream", "no"),
-    ("googclient_schemaencoding", "JSON"),
-    ("AWSTraceHeader", "Root=1"),
-    ("ApproximateReceiveCount", "99"),
-    ("kafka_offset", "5"),
-    ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-    ("alo-attempt", "3"),
-    ("alo-due", "1"),
-    ("_id", "1"),
-    ("body", "b"),
-]
+from atleastonce.testing.conformance.samples import (
+    LOOKS_WRAPPED,
+    OF_THE_BROKERS,
+    UNICODE_VALUES,
+    WEIRD_NAMES,
+    WEIRD_VALUES,
+)
 
 
 class RoundTrip(Section):

@@ -7,7 +7,7 @@ from atleastonce.contract import ACK, RELEASE, Code, Reject, Status
 from atleastonce.contract import Settlement as Settling
 from atleastonce.testing.conformance.bench import Bench, assert_same
 from atleastonce.testing.conformance.cases import Section, requires
-from atleastonce.testing.conformance.needs import DEAD_LETTER, OTHER_PROCESSES
+from atleastonce.testing.conformance.needs import DEAD_LETTER, OTHER_PROCESSES, STORED_WHEN_ANSWERED
 from atleastonce.testing.conformance.reader import ids
 
 
@@ -27,23 +27,30 @@ class Settlement(Section):
         await bench.leases_end()
         assert await bench.others(await bench.read(queue)) == []
 
-    @requires(OTHER_PROCESSES)
-    async def test_27b_an_acknowledgement_that_was_answered_survives_the_death_of_the_consumer(
-        self, bench: Bench
-    ) -> None:
+    async def _acknowledged_by_the_dead(self, bench: Bench, *, at_once: bool) -> list[str]:
+        """What comes again after another process has acknowledged twenty messages and was killed."""
         queue = bench.queue()
         await bench.declare(queue)
-        sent = bench.messages(20)
-        await bench.send(queue, sent)
+        await bench.send(queue, bench.messages(20))
         child = await bench.child()
         await child.call("subscribe", queue=queue.name, window=20)
         got: list[str] = []
         while len(got) < 20:
             got += [id for id, _ in await child.call("receive", most=20, wait=bench.patience)]
-        assert set(await child.call("settle", ids=got, verdict="ack", die=True)) == {"ok"}
+        assert set(await child.call("settle", ids=got, verdict="ack", die=at_once)) == {"ok"}
+        if not at_once:
+            await bench.settled()
         await child.kill()
         await bench.leases_end()
-        assert await bench.others(await bench.read(queue)) == []
+        return await bench.others(await bench.read(queue))
+
+    @requires(OTHER_PROCESSES)
+    async def test_27b_what_was_acknowledged_survives_the_death_of_the_consumer(self, bench: Bench) -> None:
+        assert await self._acknowledged_by_the_dead(bench, at_once=False) == []
+
+    @requires(OTHER_PROCESSES, STORED_WHEN_ANSWERED)
+    async def test_27c_an_acknowledgement_is_stored_when_it_is_answered(self, bench: Bench) -> None:
+        assert await self._acknowledged_by_the_dead(bench, at_once=True) == []
 
     async def test_28_a_released_message_comes_again_at_once(self, bench: Bench) -> None:
         queue = bench.queue()
@@ -142,7 +149,8 @@ class Settlement(Section):
             got += [id for id, _ in await child.call("receive", most=30, wait=bench.patience)]
         holes = {got[3], got[17]}
         done = [id for id in got[:25] if id not in holes]
-        assert set(await child.call("settle", ids=done[::-1], verdict="ack", die=True)) == {"ok"}
+        assert set(await child.call("settle", ids=done[::-1], verdict="ack")) == {"ok"}
+        await bench.settled()
         await child.kill()
         again = await bench.read(queue)
         left = holes | set(got[25:])

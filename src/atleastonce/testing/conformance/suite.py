@@ -10,6 +10,7 @@ import pytest_asyncio
 from atleastonce.errors import AtLeastOnceError
 from atleastonce.testing.conformance.bench import Bench
 from atleastonce.testing.conformance.cases import Section, case_of, cases_of
+from atleastonce.testing.conformance.faults import Faults
 from atleastonce.testing.conformance.flow import FlowControl
 from atleastonce.testing.conformance.harness import Harness
 from atleastonce.testing.conformance.isolation import Isolation
@@ -86,6 +87,7 @@ class ConformanceSuite(
     OrderOfMessages,
     FlowControl,
     Lifecycle,
+    Faults,
     Tools,
 ):
     """Every case. Subclass it with a name that pytest collects, and give it a ``harness`` fixture::
