@@ -131,8 +131,7 @@ async def main(arguments: argparse.Namespace) -> None:
             for batch in (500, 50, 1):
                 messages = arguments.messages if batch > 1 else arguments.messages // 25
                 rows.append(await rounds(folder, synchronous, batch, messages))
-        for processes in (1, 3):
-            rows.append(await competing(folder, processes, 500, arguments.messages))
+        rows += [await competing(folder, processes, 500, arguments.messages) for processes in (1, 3)]
         disk = fsync_cost(folder)
     if arguments.json:
         print(json.dumps({"rows": rows, **disk}))

@@ -171,13 +171,13 @@ async def test_a_file_that_cannot_be_a_broker_is_refused_in_one_line(tmp_path: P
     assert foreign.read_bytes() == before
 
     newer = tmp_path / "newer.db"
-    open_database(newer, "full", 1).close()
+    open_database(newer, 1).close()
     with contextlib.closing(sqlite3.connect(newer)) as db:
         db.execute("PRAGMA user_version = 9")
     assert "schema 9, this atleastonce knows 1" in str(await refusal(newer))
 
     damaged = tmp_path / "damaged.db"
-    open_database(damaged, "full", 1).close()
+    open_database(damaged, 1).close()
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
     assert "is damaged" in str(await refusal(damaged))
@@ -384,7 +384,7 @@ async def test_closing_releases_what_a_cancelled_receive_had_claimed(files: File
 
 def test_a_wall_clock_that_goes_back_hides_no_message_and_ends_leases_in_time(tmp_path: Path) -> None:
     now = 5000.0
-    store = Store(open_database(tmp_path / "q.db", "off", 1), 1000, None, lambda: now)
+    store = Store(open_database(tmp_path / "q.db", 1), 1000, None, lambda: now)
 
     def transact(call: Any) -> Any:
         store.begin()

@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from atleastonce.adapters.memory import MemoryBroker
 from atleastonce.adapters.memory.source import Lease as MemoryLease
+from atleastonce.adapters.sqlite.looking import backlog, purge
 from atleastonce.adapters.sqlite.schema import open_database
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.channels import Queue, Source
@@ -89,7 +90,8 @@ class InSQLite:
     def __init__(self, queue: Queue[Any], clock: Callable[[], float]) -> None:
         self.source = Source(queue)
         self.folder = tempfile.mkdtemp()
-        self.store = Store(open_database(Path(self.folder) / "q.db", "off", 1.0), MANY, None, clock)
+        self.store = Store(open_database(Path(self.folder) / "q.db", 1.0), MANY, None, clock)
+        self.store.synchronise("off")
         self.transact(lambda: self.store.declare(Topology(channels=(queue,)), create=True))
         self.number = self.store.numbers(self.source)[0]
 
@@ -118,11 +120,11 @@ class InSQLite:
         return outcome
 
     def purge(self) -> int:
-        purged: int = self.transact(lambda: self.store.purge(self.number))
+        purged: int = self.transact(lambda: purge(self.store, self.number))
         return purged
 
     def backlog(self) -> Backlog:
-        return self.store.backlog(self.number)
+        return backlog(self.store, self.number)
 
     def close(self) -> None:
         stored = self.store.db.execute("SELECT count(*) FROM messages").fetchone()[0]

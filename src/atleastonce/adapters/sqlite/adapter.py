@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from atleastonce.adapters.sqlite.faults import fault_of, outcome_of
+from atleastonce.adapters.sqlite.looking import backlog, browse, purge
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.adapters.sqlite.subscription import SQLiteSubscription
 from atleastonce.adapters.sqlite.worker import Worker
@@ -197,7 +198,7 @@ class SQLiteAdapter(Adapter):
         """Exact counts, by reading the source's part of the index: some 30 ms for a million messages."""
         worker = self._open_worker
         try:
-            return await worker.submit(lambda store: store.backlog(store.numbers(source)[0]), writes=False)
+            return await worker.submit(lambda store: backlog(store, store.numbers(source)[0]), writes=False)
         except (sqlite3.Error, AtLeastOnceError) as error:
             return Backlog(detail=fault_of(error).detail)
 
@@ -211,7 +212,7 @@ class SQLiteAdapter(Adapter):
             NotFound: no such queue.
             BrokerUnavailable: the file is locked or failing.
         """
-        return await self._call(lambda store: store.purge(store.numbers(channel)[0]))
+        return await self._call(lambda store: purge(store, store.numbers(channel)[0]))
 
     async def delete(self, topology: Topology) -> None:
         """Remove the channels and sources of ``topology`` with their messages; their readers get `NotFound`.
@@ -229,7 +230,7 @@ class SQLiteAdapter(Adapter):
             BrokerUnavailable: the file is locked or failing.
         """
         source = Source(Queue(channel.name))
-        return await self._call(lambda store: store.browse(store.numbers(channel), source, limit), writes=False)
+        return await self._call(lambda store: browse(store, store.numbers(channel), source, limit), writes=False)
 
     async def _call(self, run: Callable[[Store], T], *, writes: bool = True) -> T:
         try:

@@ -79,7 +79,7 @@ def patiently(call: Callable[[], T], patience: float) -> T:
         time.sleep(random.uniform(0.0002, 0.002))
 
 
-def open_database(path: Path, synchronous: str, patience: float) -> sqlite3.Connection:
+def open_database(path: Path, patience: float) -> sqlite3.Connection:
     """Open ``path``, creating file and tables where there are none; safe when many processes do it at once.
 
     Raises:
@@ -98,7 +98,7 @@ def open_database(path: Path, synchronous: str, patience: float) -> sqlite3.Conn
     except sqlite3.Error as error:
         raise explain(error, path) from error
     try:
-        patiently(lambda: _prepare(db, path, synchronous), patience)
+        patiently(lambda: _prepare(db, path), patience)
     except (sqlite3.Error, AtLeastOnceError) as error:
         db.close()
         if isinstance(error, sqlite3.Error):
@@ -121,7 +121,7 @@ def _check_place(path: Path) -> None:
         raise denied from error
 
 
-def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
     if not _is_ours(db, path):
         # Only now is anything written: a stranger's file stays as it is.
         mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -140,7 +140,6 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
                 db.execute("ROLLBACK")
             raise
     db.execute("SELECT next FROM broker").fetchone()  # a damaged file is told now, not at the first message
-    db.execute(f"PRAGMA synchronous = {synchronous}")
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
 

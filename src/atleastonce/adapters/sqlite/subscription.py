@@ -104,7 +104,7 @@ class SQLiteSubscription(Subscription):
             def claim(store: Store) -> Claimed:
                 return store.claim(source, number, limit, room, lease)
 
-            self._claim = self._worker.submit(claim, unless=look)
+            self._claim = self._worker.submit(claim, durable=False, unless=look)
         pending = self._claim
         try:
             claimed = await asyncio.shield(pending)
@@ -191,7 +191,7 @@ class SQLiteSubscription(Subscription):
         tokens = [delivery.token for delivery in deliveries]
         until = time.monotonic() + seconds
         try:
-            outcomes = await self._worker.submit(lambda store: store.extend(tokens, seconds))
+            outcomes = await self._worker.submit(lambda store: store.extend(tokens, seconds), durable=False)
         except (sqlite3.Error, AtLeastOnceError) as error:
             if isinstance(error, Closed):
                 raise

@@ -16,8 +16,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from atleastonce.adapters.sqlite.job import Job
 from atleastonce.adapters.sqlite.schema import open_database, patiently
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.errors import BrokerUnavailable, Closed
@@ -29,32 +30,6 @@ _SHORTEST_POLL = 0.001
 
 _siblings: weakref.WeakSet[Worker] = weakref.WeakSet()
 """The workers of this process: those on one file wake each other without polling."""
-
-
-class Job(Generic[T]):
-    """One call.
-
-    Attributes:
-        run: what to do; anything it raises goes to the caller.
-        writes: whether it needs the write lock.
-        unless: looked at before the write lock is taken; where it returns a result, ``run`` is not called.
-    """
-
-    __slots__ = ("error", "future", "result", "run", "unless", "writes")
-
-    def __init__(
-        self,
-        run: Callable[[Store], T],
-        future: asyncio.Future[T],
-        writes: bool,
-        unless: Callable[[Store], T | None] | None,
-    ) -> None:
-        self.run = run
-        self.future = future
-        self.writes = writes
-        self.unless = unless
-        self.result: T | None = None
-        self.error: BaseException | None = None
 
 
 class Worker(threading.Thread):
@@ -112,13 +87,18 @@ class Worker(threading.Thread):
         await asyncio.shield(self._closed)
 
     def submit(
-        self, run: Callable[[Store], T], *, writes: bool = True, unless: Callable[[Store], T | None] | None = None
+        self,
+        run: Callable[[Store], T],
+        *,
+        writes: bool = True,
+        durable: bool = True,
+        unless: Callable[[Store], T | None] | None = None,
     ) -> asyncio.Future[T]:
         """Have ``run`` called in the thread. Cancelling the future does not undo it."""
         if self._stopping:
             raise Closed("this sqlite adapter is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.append(Job(run, future, writes, unless))
+        self._jobs.append(Job(run, future, writes, durable, unless))
         self._wake.set()
         return future
 
@@ -151,7 +131,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            db = open_database(self.path, self._synchronous, self._patience)
+            db = open_database(self.path, self._patience)
         except Exception as error:  # noqa: BLE001 - it belongs to who opens
             self._call(_fail, self._opened, error)
             return
@@ -241,6 +221,7 @@ class Worker(threading.Thread):
         """Run ``jobs`` in one transaction; False where it was undone. One alone keeps its error."""
         job = jobs[0]
         try:
+            store.synchronise(self._synchronous if any(job.durable for job in jobs) else "normal")
             patiently(store.begin, self._patience)
             for job in jobs:
                 job.result = job.run(store)
