@@ -1,0 +1,144 @@
+"""The two classes that an adapter implements, and the one that it calls back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from atleastonce.channels import Source
+from atleastonce.contract.capabilities import Capabilities
+from atleastonce.contract.moves import Backlog, Delivery, Outgoing, Settlement, Window
+from atleastonce.contract.outcomes import Code, Fault, Outcome, rejected
+from atleastonce.contract.topology import Drift, Topology
+
+
+class Listener(Protocol):
+    """What a subscription tells its reader. Every method is called on the event loop."""
+
+    async def drain(self, streams: Collection[str], grace: float) -> None:
+        """``streams`` are about to be taken away: start nothing more of them, release what has not started, wait at
+        most ``grace`` seconds for what runs and see it settled. Settlements still work until this returns. Never
+        raises.
+        """
+
+    def lost(self, streams: Collection[str] | None) -> None:
+        """``streams`` (None: all) are gone: nothing delivered from them can be settled any more."""
+
+    def condition(self, state: str, detail: str) -> None:
+        """For status and logs: ``state`` is ``"connected"``, ``"disconnected"``, ``"blocked"``, ``"unblocked"`` or
+        ``"assigned"``."""
+
+
+class Subscription(ABC):
+    """A source being read. From `Adapter.subscribe`; dead once `receive` has raised or `close` was called."""
+
+    @abstractmethod
+    async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+        """Return what is there, 1 to ``max_messages``, as soon as anything is; wait at most ``max_wait`` seconds for
+        the first.
+
+        Empty after ``max_wait`` without messages; ``max_wait=0`` does not wait. Never called twice at a time. Not
+        calling it is backpressure:
+        the adapter then buffers at most its window. Never waits to fill a batch.
+
+        Raises:
+            ConnectionLost: the subscription is dead; what was unsettled will come again. The engine subscribes anew,
+            with back-off.
+            NotFound: what is read does not exist (any more).
+            PermissionDenied: and will stay denied.
+        """
+
+    @abstractmethod
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        """Settle each delivery, in any order; returns when the broker was told as durably as it can be told.
+
+        Idempotent: the first verdict of a delivery wins, a repeated one answers ``ok`` and is not sent. One failing
+        item affects no other and
+        does not end the subscription. A lease that is over answers ``rejected`` with `Code.STALE`.
+        """
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        """Keep these for ``seconds`` from now and set their ``lease_until``. Called only where leases are
+        ``EXTENDABLE``."""
+        return [rejected(Code.INVALID, "this broker's leases cannot be extended")] * len(deliveries)
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Stop fetching while keeping the session, its assignment and the leases of what is out. Idempotent."""
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Fetch again, at once. Idempotent."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release what was fetched and never handed out, flush settlements, leave. Idempotent; never raises for a
+        broker that is gone.
+
+        What was handed out and is unsettled is left to its lease, or to the broker's notice of our leaving.
+        """
+
+
+class Adapter(ABC):
+    """One broker connection (or a pool of them) as the engine sees it."""
+
+    scheme: str
+    """The URL scheme, which is also the broker's name in options and reports."""
+    capabilities: Capabilities
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and return once the broker has answered. Called once, first.
+
+        Raises:
+            BrokerUnavailable: it does not answer. May be called again.
+            PermissionDenied: it refuses the credentials.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Flush what was sent, then disconnect. Idempotent. Subscriptions are closed before it."""
+
+    @abstractmethod
+    async def declare(self, topology: Topology, *, create: bool = True) -> Sequence[Drift]:
+        """Make ``topology`` exist (``create``), or only look. Idempotent and safe when many do it at once.
+
+        Returns what differs. Never deletes, never changes what exists; an existing channel with other settings is a
+        `Drift`.
+
+        Raises:
+            ConfigurationError: a name or option that this broker cannot have.
+            PermissionDenied, BrokerUnavailable: as named.
+        """
+
+    @abstractmethod
+    async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        """Publish; return when the broker has *durably* confirmed or refused each one, or its time was over
+        (``unknown``).
+
+        Order within one destination and key is the list's order, as far as the items succeed. Items over a known
+        limit are ``rejected`` before
+        any IO, the others go. Reconnects by itself; while the broker is away, items end ``unknown`` within the
+        adapter's send timeout.
+        A missing destination is ``rejected`` with `Code.NOT_FOUND` or `Code.UNROUTABLE`, never a silent loss. May be
+        called concurrently.
+        """
+
+    @abstractmethod
+    async def subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
+        """Begin to read ``source``, which was declared. Reconnects if need be.
+
+        Raises:
+            NotFound: it does not exist; told within seconds, never by hanging.
+            BrokerUnavailable, PermissionDenied: as named.
+        """
+
+    @abstractmethod
+    async def backlog(self, source: Source) -> Backlog:
+        """What waits. What cannot be found out is None, with the reason in ``detail``; a failed query is never 0.
+        Never raises for that."""
+
+    @abstractmethod
+    def classify(self, error: BaseException) -> Fault:
+        """The fault behind a client library's exception; `Code.INTERNAL`, not retryable, for what it does not know."""

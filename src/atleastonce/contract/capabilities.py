@@ -1,0 +1,111 @@
+"""What a broker keeps, as levels with limits; policies are checked against it before the first message."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Level(enum.Enum):
+    """How a broker does something."""
+
+    NATIVE = "native"
+    EMULATED = "emulated"
+    """By the broker together with the adapter, with the same observable behaviour; the docs say at what cost."""
+    NONE = "none"
+
+
+class Ability(msgspec.Struct, frozen=True):
+    """A level and how far it goes.
+
+    Attributes:
+        level: how it is done.
+        limit: the largest value in seconds; None for no practical limit.
+    """
+
+    level: Level
+    limit: float | None = None
+
+    def covers(self, value: float) -> bool:
+        """Whether ``value`` seconds are within it."""
+        return self.level is not Level.NONE and (self.limit is None or value <= self.limit)
+
+
+NONE = Ability(Level.NONE)
+
+
+class Counting(enum.Enum):
+    """Who counts deliveries."""
+
+    EXACT = "exact"
+    APPROXIMATE = "approximate"
+    NONE = "none"
+
+
+class Leasing(enum.Enum):
+    """What keeps a delivery with its worker."""
+
+    EXTENDABLE = "extendable"
+    """A deadline per message; `Subscription.extend` moves it."""
+    SESSION = "session"
+    """The connection or group membership: kept by being alive, lost as a whole."""
+    NONE = "none"
+
+
+class Ordering(enum.Enum):
+    """Across which instances of a service order holds."""
+
+    STREAM = "stream"
+    """Per partition or queue, as long as one consumer has it."""
+    KEY = "key"
+    """Per message key, across instances."""
+    GROUP = "group"
+    """Per declared message group (FIFO)."""
+    NONE = "none"
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker keeps, as levels with limits. Policies are checked against it before the first message moves.
+
+    Attributes:
+        delay: redelivery after a delay (`Retry`, or a `DelayChannel` that the broker empties).
+        publish_delay: `Outgoing.delay`.
+        delivery_count: `Delivery.count`.
+        lease: what keeps a delivery.
+        lease_seconds: the lease's first length; 0 for sessions.
+        lease_limit: the longest that one delivery can be kept by extending, in seconds; None for no limit.
+        order: where order holds.
+        dead_letter: a net beneath ours that catches what crash-loops.
+        dedupe: the broker drops a second publish of one id within ``limit`` seconds.
+        addresses_groups: `Outgoing.destination` may be a `Source` of a topic.
+        transactions, replay, priority: optional abilities; see the Protocols below.
+        max_message_bytes: body, key and headers together; None for no limit known.
+        max_header_bytes: all header fields together.
+        max_headers: how many fields; None for no limit.
+        header_charset: ``"utf-8"``, or ``"ascii"`` where others are refused.
+        binary_headers: whether ``bytes`` values survive.
+        null_body: whether an absent body (a tombstone) is told from an empty one.
+        max_batch: the most items that one call to the broker takes; longer lists are split by the adapter.
+    """
+
+    delay: Ability
+    publish_delay: Ability = NONE
+    delivery_count: Counting
+    lease: Leasing
+    lease_seconds: float = 0.0
+    lease_limit: float | None = None
+    order: Ordering
+    dead_letter: Level = Level.NONE
+    dedupe: Ability = NONE
+    addresses_groups: bool = False
+    transactions: bool = False
+    replay: bool = False
+    priority: bool = False
+    max_message_bytes: int | None = None
+    max_header_bytes: int | None = None
+    max_headers: int | None = None
+    header_charset: str = "utf-8"
+    binary_headers: bool = False
+    null_body: bool = False
+    max_batch: int = 1000

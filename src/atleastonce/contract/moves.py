@@ -1,0 +1,130 @@
+"""What moves between engine and adapter: deliveries in, messages out, and how much of either."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from atleastonce.channels import Channel, Source
+from atleastonce.contract.verdicts import Verdict
+from atleastonce.message import Message
+
+
+class Delivery:
+    """One hand-out of a message. Created by the adapter, one per message and nothing else: it is the hot path.
+
+    Attributes:
+        message: the message.
+        source: whose delivery this is.
+        stream: what orders it: a partition (``"orders.created/3"``), a queue, a message group. Streams are what a
+            listener
+            is asked to drain.
+        position: where it lies in the stream, for people and for ``alo-origin``: an offset, a sequence; "" if the
+            broker has none.
+        epoch: the stream's epoch at delivery.
+        token: the adapter's own handle for settling; opaque to all others.
+        count: deliveries of this message to this source so far, this one included; 0 where the broker does not count.
+        lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the
+            session.
+        lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
+        size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters
+            leave them alone.
+        raw: the client library's own object, for users who need it; None where there is none.
+    """
+
+    __slots__ = (
+        "count",
+        "epoch",
+        "lease_until",
+        "lost",
+        "message",
+        "position",
+        "raw",
+        "settled",
+        "size",
+        "source",
+        "stream",
+        "token",
+        "tries",
+    )
+
+    def __init__(
+        self,
+        message: Message,
+        source: Source,
+        stream: str,
+        position: str | int,
+        epoch: int,
+        token: Any,
+        count: int = 0,
+        lease_until: float = 0.0,
+        raw: Any = None,
+    ) -> None:
+        self.message = message
+        self.source = source
+        self.stream = stream
+        self.position = position
+        self.epoch = epoch
+        self.token = token
+        self.count = count
+        self.lease_until = lease_until
+        self.lost = False
+        self.raw = raw
+        self.size = 0
+        self.tries = 0
+        self.settled = False
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.message.id} of {self.source.name} at {self.stream}:{self.position} count={self.count}>"
+
+
+Settlement: TypeAlias = tuple[Delivery, Verdict]
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """One message on its way out.
+
+    Attributes:
+        destination: a channel; or a source, for that group alone, where `Capabilities.addresses_groups` is set.
+        message: validated already: headers checked, ``alo-id`` among them.
+        delay: seconds before anyone may receive it; above 0 only where `Capabilities.publish_delay` allows it.
+    """
+
+    destination: Channel[Any] | Source
+    message: Message
+    delay: float = 0.0
+
+
+class Window(msgspec.Struct, frozen=True):
+    """How much may be unsettled at once in one subscription; adapters pass it to the broker (prefetch,
+    max-ack-pending).
+
+    Attributes:
+        messages: at least 1. Too small: the network's round trip shows between messages. Too large: unstarted messages
+            age in memory while other workers idle, and more is repeated after a crash.
+        bytes: bodies, keys and headers together. May be overshot by what one `receive` brings.
+    """
+
+    messages: int
+    bytes: int
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What waits in a source. None means *unknown*, which is never the same as 0.
+
+    Attributes:
+        waiting: ready and not handed out.
+        in_flight: handed out and unsettled, over all workers of the group.
+        delayed: waiting for a due time.
+        oldest_age: seconds since the oldest waiting message was published.
+        true_waiting: on logs with out-of-order completion, records that no one has completed; else None.
+        detail: why something is unknown.
+    """
+
+    waiting: int | None = None
+    in_flight: int | None = None
+    delayed: int | None = None
+    oldest_age: float | None = None
+    true_waiting: int | None = None
+    detail: str = ""
