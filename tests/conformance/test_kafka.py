@@ -58,8 +58,11 @@ class KafkaHarness(Harness):
         self.url = broker.url
         self.raw = RawKafka(broker.url)
         self.killable = can_kill("kafka")
-        # The shortest that brokers allow by default: a killed consumer's partitions are given away after it.
-        self.options = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
+        self.options = {
+            "session.timeout.ms": 6000,  # the least that brokers allow; a killed consumer's partitions wait for it
+            "heartbeat.interval.ms": 500,
+            "request.timeout": 4,  # how long an absent broker is waited for
+        }
         self._version = broker.version
 
     def broker_version(self) -> str:
