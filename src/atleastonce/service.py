@@ -8,55 +8,20 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import msgspec
-
-from atleastonce.binding import bind
 from atleastonce.broker import Broker
-from atleastonce.channels import Channel, Queue, Source, Topic
-from atleastonce.consumer import Batching, Bound, Consumer
-from atleastonce.contract import DelayChannel, Level, Topology, Window
-from atleastonce.durations import Duration, Size, seconds, size_in_bytes
-from atleastonce.engine.batches import BatchPool
-from atleastonce.engine.lanes import FreeLanes
-from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
-from atleastonce.engine.supervisor import Supervisor
-from atleastonce.engine.worker import Worker
+from atleastonce.channels import Channel, Source, Topic
+from atleastonce.consumer import Batching, Consumer, define
+from atleastonce.durations import Duration, Size, seconds
 from atleastonce.errors import ConfigurationError
-from atleastonce.patterns.failure import FailurePolicy, RetryChain
+from atleastonce.patterns.failure import FailurePolicy
+from atleastonce.runtime import ConsumerStatus, Runtime, check_drifts
 
 log = logging.getLogger("atleastonce")
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# A retry channel carries only failures: a quarter of the main consumer's places is plenty, and leaves it the rest of
-# the machine.
-_RETRY_SHARE = 4
-
-
-class ConsumerStatus(msgspec.Struct, frozen=True):
-    """What one reader of one source is doing.
-
-    Attributes:
-        source: what it reads.
-        handler: for whom.
-        state: starting, running, disconnected, blocked, paused, stopped.
-        detail: why.
-        in_flight, bytes: received and unsettled.
-        counts: since the start: received, done, retried_in_place, retried, dead, discarded, dropped, released,
-            unsettled.
-    """
-
-    source: str
-    handler: str
-    state: str
-    detail: str
-    in_flight: int
-    bytes: int
-    counts: dict[str, int]
 
 
 class Service:
@@ -68,8 +33,7 @@ class Service:
         options: the client's own options, as they are.
         failure: the policy of consumers that name none.
         drain: how long handlers may go on when the service stops. Too short: work is cancelled and done again
-            elsewhere; too long:
-            the platform kills the process first (Kubernetes: terminationGracePeriodSeconds, 30 s by default).
+            elsewhere; too long: the platform kills the process first (Kubernetes: terminationGracePeriodSeconds, 30 s by default).
         create: whether missing channels are created at the start.
         wait: how long to wait for a broker that is not there at the start; 0 fails at once, None waits for ever.
     """
@@ -95,7 +59,7 @@ class Service:
         self._create = create
         self._wait = wait
         self._broker: Broker | None = None
-        self._supervisors: list[tuple[Consumer, Supervisor]] = []
+        self._runtimes: list[Runtime] = []
         self._stopping: asyncio.Event | None = None
         self._fatal_error: BaseException | None = None
 
@@ -123,8 +87,7 @@ class Service:
                 counted.
             concurrency: handlers at once; default 16 for ``async def``, 4 threads for ``def``.
             max_in_flight: messages received and unsettled. Too small: the network's round trip shows; too large: more
-                is repeated after
-                a crash, and workers hoard what idle ones could do.
+                is repeated after a crash, and workers hoard what idle ones could do.
             max_in_flight_bytes: the same in bytes.
 
         Raises:
@@ -133,17 +96,20 @@ class Service:
         """
 
         def register(handler: F) -> F:
-            self._add(
-                handler,
-                channel,
-                group,
-                retry,
-                failure,
-                dead_letter,
-                concurrency,
-                max_in_flight,
-                max_in_flight_bytes,
-                None,
+            self._register(
+                define(
+                    handler,
+                    channel,
+                    service=self.name,
+                    group=group,
+                    retry=retry,
+                    failure=failure,
+                    default=self._failure,
+                    dead_letter=dead_letter,
+                    concurrency=concurrency,
+                    max_in_flight=max_in_flight,
+                    max_in_flight_bytes=max_in_flight_bytes,
+                )
             )
             return handler
 
@@ -167,8 +133,8 @@ class Service:
 
         A ``list[Context]`` parameter gets one Context for each message, in the same order. It returns None when all are
         done, or one result per message: None, or an exception for a message that failed.
-        If it raises, its
-        messages run one by one, so that one bad message costs only itself. What does not decode never reaches it.
+        If it raises, its messages run one by one, so that one bad message costs only itself. What does not decode never
+        reaches it.
 
         Args:
             max_messages: the largest batch.
@@ -185,63 +151,36 @@ class Service:
             raise ConfigurationError(f"max_in_flight={limit} is below max_messages={max_messages}: no batch could fill")
 
         def register(handler: F) -> F:
-            self._add(
-                handler, channel, group, retry, failure, dead_letter, concurrency, limit, max_in_flight_bytes, batching
+            self._register(
+                define(
+                    handler,
+                    channel,
+                    service=self.name,
+                    group=group,
+                    retry=retry,
+                    failure=failure,
+                    default=self._failure,
+                    dead_letter=dead_letter,
+                    concurrency=concurrency,
+                    max_in_flight=limit,
+                    max_in_flight_bytes=max_in_flight_bytes,
+                    batching=batching,
+                )
             )
             return handler
 
         return register
 
-    def _add(
-        self,
-        handler: Callable[..., Any],
-        channel: Channel[Any],
-        group: str | None,
-        retry: Sequence[Duration] | None,
-        failure: FailurePolicy | None,
-        dead_letter: bool | None,
-        concurrency: int | None,
-        max_in_flight: int,
-        max_in_flight_bytes: Size,
-        batching: Batching | None,
-    ) -> None:
-        if not isinstance(channel, Queue | Topic):
-            raise ConfigurationError(
-                f'a consumer reads a Queue or Topic, not {channel!r}; write Topic("orders.created", Order)'
-            )
-        if self._supervisors:
+    def _register(self, consumer: Consumer) -> None:
+        if self._runtimes:
             raise ConfigurationError(f"service {self.name} is running; register handlers before it starts")
-        home = Source(channel, (group or self.name) if isinstance(channel, Topic) else group)
-        binding = bind(handler, channel, batch=batching is not None)
         for other in self.consumers:
-            if other.home.name == home.name:
+            if other.home.name == consumer.home.name:
                 raise ConfigurationError(
-                    f"{binding.name} and {other.binding.name} both handle {home}; give one of them a group of its own with group="
+                    f"{consumer.binding.name} and {other.binding.name} both handle {consumer.home}; "
+                    "give one of them a group of its own with group="
                 )
-        if retry is not None and failure is not None:
-            raise ConfigurationError(
-                f"{binding.name}: give retry= or failure=, not both; retry is short for the policy's chain"
-            )
-        policy = failure or self._failure
-        if retry is not None:
-            policy = replace(policy, chain=RetryChain(*retry))
-        places = concurrency if concurrency is not None else (16 if binding.is_async else 4)
-        if not 1 <= places <= 10_000:
-            raise ConfigurationError(f"{binding.name}: concurrency={places} is out of range 1 to 10000")
-        if max_in_flight < 1:
-            raise ConfigurationError(f"{binding.name}: max_in_flight={max_in_flight} must be at least 1")
-        window = Window(max(max_in_flight, 1), size_in_bytes(max_in_flight_bytes, name="max_in_flight_bytes"))
-        self.consumers.append(
-            Consumer(
-                home=home,
-                binding=binding,
-                failure=policy,
-                dead_letter=bool(dead_letter),
-                concurrency=places,
-                window=window,
-                batching=batching,
-            )
-        )
+        self.consumers.append(consumer)
 
     # -------------------------------------------------------------------------------------------- run
 
@@ -281,18 +220,17 @@ class Service:
                 f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
             )
         broker = self.make_broker(url, no_wait=no_wait)
-        topologies = [consumer.topology(broker.adapter.capabilities) for consumer in self.consumers]
+        runtimes = [Runtime(broker, consumer, self.name, self._fatal) for consumer in self.consumers]
         self._stopping = asyncio.Event()
         self._fatal_error = None
         try:
             await broker.open()
             self._broker = broker
-            for topology in topologies:
-                self._check(await broker.adapter.declare(topology, create=self._create))
-            for consumer, topology in zip(self.consumers, topologies, strict=True):
-                for supervisor in self._supervise(broker, consumer, topology):
-                    self._supervisors.append((consumer, supervisor))
-                    await supervisor.start()
+            for runtime in runtimes:
+                check_drifts(await broker.adapter.declare(runtime.topology, create=self._create))
+            for runtime in runtimes:
+                self._runtimes.append(runtime)
+                await runtime.start()
         except BaseException:
             await self.stop(grace=0)
             await broker.close()
@@ -304,9 +242,11 @@ class Service:
         ended by itself."""
         if self._stopping is not None:
             self._stopping.set()
-        supervisors, self._supervisors = self._supervisors, []
+        runtimes, self._runtimes = self._runtimes, []
         limit = self._drain if grace is None else grace
-        ends = await asyncio.gather(*(s.stop(limit) for _, s in supervisors), return_exceptions=True)
+        ends = await asyncio.gather(
+            *(s.stop(limit) for runtime in runtimes for s in runtime.supervisors), return_exceptions=True
+        )
         broker, self._broker = self._broker, None
         if broker is not None:
             await broker.close()
@@ -365,7 +305,7 @@ class Service:
                     return
                 raise
             assert self._stopping is not None  # noqa: S101 - set by start
-            watch = [asyncio.create_task(s.wait()) for _, s in self._supervisors]
+            watch = [asyncio.create_task(s.wait()) for runtime in self._runtimes for s in runtime.supervisors]
             stop = asyncio.create_task(self._stopping.wait())
             done, pending = await asyncio.wait([stop, *watch], return_when=asyncio.FIRST_COMPLETED)
             draining = asyncio.create_task(self.stop())
@@ -395,78 +335,7 @@ class Service:
 
     def status(self) -> list[ConsumerStatus]:
         """What every reader is doing; empty when the service does not run."""
-        return [
-            ConsumerStatus(
-                source=str(supervisor.worker.source),
-                handler=consumer.binding.name,
-                state=supervisor.worker.state[0],
-                detail=supervisor.worker.state[1],
-                in_flight=supervisor.worker.in_flight,
-                bytes=supervisor.worker.meter.bytes,
-                counts=dict(supervisor.worker.counts),
-            )
-            for consumer, supervisor in self._supervisors
-        ]
-
-    # ------------------------------------------------------------------------------------------ inside
-
-    def _check(self, drifts: Sequence[Any]) -> None:
-        for drift in drifts:
-            text = f"{drift.name}: {drift.setting} is {drift.found}, wanted {drift.wanted}"
-            if drift.breaks:
-                raise ConfigurationError(f"{text}; change it on the broker or in the code")
-            log.warning("%s", text)
-
-    def _supervise(self, broker: Broker, consumer: Consumer, topology: Topology) -> list[Supervisor]:
-        bound = Bound(consumer, broker.adapter.capabilities, broker.compose, self.name)
-        supervisors = [Supervisor(broker.adapter, self._worker(broker, bound, consumer.home, consumer.window, None))]
-        if broker.adapter.capabilities.delay.level is Level.NONE:
-            small = Window(max(1, consumer.window.messages // _RETRY_SHARE), consumer.window.bytes)
-            for delay in topology.delays:
-                worker = self._worker(broker, bound, Source(delay.channel), small, delay)
-                supervisors.append(Supervisor(broker.adapter, worker))
-        return supervisors
-
-    def _worker(
-        self, broker: Broker, bound: Bound, source: Source, window: Window, delay: DelayChannel | None
-    ) -> Worker:
-        consumer = bound.consumer
-        places = consumer.concurrency if delay is None else max(1, consumer.concurrency // _RETRY_SHARE)
-
-        def make_pool(worker: Worker) -> Pool:
-            if consumer.batching is not None:
-                return BatchPool(
-                    bound.process_batch,
-                    worker.lanes,
-                    places,
-                    max_messages=min(consumer.batching.max_messages, window.messages),
-                    max_wait=consumer.batching.max_wait,
-                    ended=worker.ended,
-                    fatal=self._fatal,
-                )
-            if consumer.binding.is_async:
-                return AsyncPool(
-                    bound.process,
-                    worker.lanes,
-                    places,
-                    ended=worker.ended,
-                    failed=bound.failed,
-                    fatal=self._fatal,
-                    timeout=bound.timeout,
-                )
-            return ThreadPool(
-                bound.process_sync, worker.lanes, places, ended=worker.ended, fatal=self._fatal, timeout=bound.timeout
-            )
-
-        return Worker(
-            broker.adapter,
-            source,
-            window=window,
-            lanes=FreeLanes(),
-            make_pool=make_pool,
-            rejection=bound.rejected,
-            due=None if delay is None else (lambda delivery: bound.due(delivery, delay.delay)),
-        )
+        return [status for runtime in self._runtimes for status in runtime.status()]
 
     def _fatal(self, error: BaseException) -> None:
         log.error("service %s stops: %r", self.name, error)
