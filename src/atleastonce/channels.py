@@ -29,7 +29,9 @@ def _check_name(kind: str, name: object) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots, here and below: typing sets __orig_class__ for Topic[Order]("orders"), and a frozen dataclass with slots
+# answers that with a TypeError instead of the AttributeError that typing expects.
+@dataclass(frozen=True)
 class Channel(Generic[T]):
     """What messages are published to. Use `Queue` or `Topic`.
 
@@ -55,7 +57,7 @@ class Channel(Generic[T]):
             raise ConfigurationError(f"{self.name}: partitions={self.partitions} is out of range 1 to 10000")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Queue(Channel[T]):
     """Each message goes to one worker.
 
@@ -68,7 +70,7 @@ class Queue(Channel[T]):
     single_active: bool = field(default=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topic(Channel[T]):
     """Each message goes to every group; the workers of one group compete for it."""
 
