@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
@@ -98,6 +99,15 @@ class LowersHeaders(Sends):
 class AddsHeaders(Sends):
     def change(self, batch: list[Outgoing]) -> list[Outgoing]:
         return [self.rewrite(item, headers=item.message.headers.set({"x-leak": "1"})) for item in batch]
+
+
+class IgnoresKeys(Sends):
+    """Keys arrive, and order nothing: FIFO channels are plain ones."""
+
+    async def declare(self, topology: Topology, *, create: bool = True) -> Sequence[Drift]:
+        channels = tuple(dataclasses.replace(each, fifo=False) for each in topology.channels if isinstance(each, Queue))
+        sources = tuple(Source(each) for each in channels)
+        return await super().declare(Topology(channels=channels, sources=sources), create=create)
 
 
 class Reorders(Sends):
@@ -392,6 +402,8 @@ PLANTED: list[tuple[str, type[MemoryAdapter]]] = [
     ("42", Reorders),
     ("42b", Reorders),
     ("43", ForgetsRetryDelays),
+    ("44", IgnoresKeys),
+    ("45", IgnoresKeys),
     ("46", IgnoresTheWindow),
     ("47", IgnoresPause),
     ("47", NeverResumes),

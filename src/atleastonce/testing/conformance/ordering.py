@@ -9,7 +9,7 @@ from atleastonce.contract import ACK, Retry
 from atleastonce.testing.conformance.bench import Bench, log_of
 from atleastonce.testing.conformance.cases import Section, requires
 from atleastonce.testing.conformance.isolation import Isolation
-from atleastonce.testing.conformance.needs import KEY_ORDER, NATIVE_DELAY, ORDER
+from atleastonce.testing.conformance.needs import KEY_ORDER, LEASES, NATIVE_DELAY, ORDER
 from atleastonce.testing.conformance.reader import Reader, ids
 
 
@@ -83,6 +83,20 @@ class OrderOfMessages(Section):
         assert sorted(ids(await reader.take(10, verdict=ACK))) == sorted(message.id for message in others)
         assert ids(await reader.take(1, verdict=ACK)) == [first.id]
         assert ids(await reader.take(1, verdict=ACK)) == [second.id]
+
+    @requires(KEY_ORDER, LEASES)
+    async def test_44_a_consumer_that_leaves_its_message_behind_is_not_overtaken(self, bench: Bench) -> None:
+        queue = bench.queue(fifo=True, partitions=bench.harness.partitions)
+        await bench.declare(queue)
+        sent = bench.messages(6, keys=["a"])
+        await bench.send(queue, sent)
+        leaving = await bench.read(queue, adapter=await bench.client(short_lease=True))
+        (left,) = await leaving.take(1, most=1)
+        assert left.message.id == sent[0].id
+        staying = await bench.read(queue, adapter=await bench.client())
+        await leaving.close()
+        within = bench.harness.lease + bench.patience
+        assert ids(await staying.take(6, verdict=ACK, most=1, within=within)) == [message.id for message in sent]
 
     @requires(KEY_ORDER)
     async def test_45_while_one_of_a_key_is_out_no_consumer_gets_the_next(self, bench: Bench) -> None:
