@@ -19,6 +19,9 @@ log = logging.getLogger("atleastonce.engine")
 class Lanes(Protocol):
     """Queued deliveries, and the rule which of them may start."""
 
+    ordered: bool
+    """Whether what may start depends on what has finished: only then `finish` has to be told."""
+
     def offer(self, batch: Iterable[Delivery]) -> None:
         """Queue what was received, in order."""
 
@@ -50,6 +53,7 @@ class FreeLanes:
     """No order: whatever is next."""
 
     __slots__ = ("_queue",)
+    ordered = False
 
     def __init__(self) -> None:
         self._queue: deque[Delivery] = deque()
@@ -96,6 +100,7 @@ class KeyedLanes:
     """
 
     __slots__ = ("_again", "_key", "_lanes", "_queued", "_ready", "_running")
+    ordered = True
 
     def __init__(self, key: Callable[[Delivery], Hashable | None]) -> None:
         self._key = key

@@ -141,7 +141,7 @@ class AsyncPool:
                 await self._work(task)
                 turn = time.monotonic()
                 continue
-            if self._idle and lanes.ready:
+            if self._woken is None and self._idle and lanes.ready:
                 self.wake()
             if timed:
                 self._started[slot] = time.monotonic()

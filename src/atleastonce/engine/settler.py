@@ -67,7 +67,7 @@ class Settler:
                     outcomes = await self._settle(batch)
                 finally:
                     self.busy = False
-                if self._failures or not all(outcome is OK for outcome in outcomes):
+                if self._failures or outcomes.count(OK) < len(outcomes):
                     batch, outcomes = self._over(batch, outcomes)
                 if batch:
                     self._ended(batch, outcomes)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from atleastonce.channels import Source
 from atleastonce.contract import (
     ACK,
+    OK,
     RELEASE,
     Adapter,
     Delivery,
@@ -75,10 +76,12 @@ class Worker:
         self._rejection = rejection
         self._out: set[Delivery] = set()  # received and not settled, whatever they wait for
         self._stopping = False
-        self._draining: frozenset[str] = frozenset()
+        self._stopped = False
+        self._draining: Counter[str] = Counter()  # by stream: drains may overlap
         self._ended = Signal()
         self._room = Bell()
         self._paused: set[str] = set()
+        self._pausing = asyncio.Lock()
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.settler = Settler(self._settled)
@@ -102,19 +105,23 @@ class Worker:
         self._subscription = subscription
         self.settler.target = subscription.settle
         self.renewer.target = subscription.extend
-        if self._paused:
-            await subscription.pause()
+        try:
+            if self._paused:
+                await self._tell()
+            await self._receive(subscription)
+        finally:
+            self._subscription = None
+
+    async def _receive(self, subscription: Subscription) -> None:
         most = self._capabilities.max_batch
         while not self._stopping:
             room = self.meter.room()
             if self._paused or not room:
                 await self._room.heard()
                 continue
-            batch = await subscription.receive(min(room, most), _RECEIVE_WAIT)
-            if batch:
-                self._received(batch)
-                # A receive served from a buffer does not suspend: lanes and settler need the loop too.
-                await asyncio.sleep(0)
+            self._received(await subscription.receive(min(room, most), _RECEIVE_WAIT))
+            # A receive served from a buffer does not suspend: lanes and settler need the loop too.
+            await asyncio.sleep(0)
 
     async def drain_all(self, grace: float) -> bool:
         """Receive nothing more and end everything; whether all of it ended within ``grace`` seconds."""
@@ -123,30 +130,44 @@ class Worker:
         return await self._until_ended(lambda _: True, grace)
 
     async def stop(self) -> None:
-        """Cancel what still runs and give it back, settle what can be settled, end the tasks."""
+        """Cancel what still runs and give it back, settle what can be settled, end the tasks. Idempotent.
+
+        What does not end (a thread, a broker that does not answer) is left unsettled, to be delivered again.
+        """
         self._stopping = True
         await self.pool.stop()
-        for delivery in self._unstarted(lambda _: True):
-            self.settler.add(delivery, RELEASE)
+        self._release(self._unstarted(lambda _: True))
         deadline = time.monotonic() + _FLUSH_SECONDS
-        while not self.settler.idle and time.monotonic() < deadline:
+        while self._tasks and not (self.settler.idle and self.mover.idle) and time.monotonic() < deadline:
             await self._ended.wait(0.05)
-        for task in self._tasks:
+            self._release(self.timers.purge(lambda _: True))  # a copy that failed again
+        self._stopped = True
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.counts["unsettled"] += len(self._out)
+        self._leave(list(self._out))
 
     async def pause(self, reason: str) -> None:
         """Stop receiving for ``reason``, until `resume` with the same one. What is in flight goes on."""
         self._paused.add(reason)
-        if len(self._paused) == 1 and self._subscription is not None:
-            await self._subscription.pause()
+        await self._tell()
 
     async def resume(self, reason: str) -> None:
         """Take ``reason`` back; receiving goes on once none is left."""
+        if reason not in self._paused:
+            return
         self._paused.discard(reason)
-        if not self._paused and self._subscription is not None:
-            await self._subscription.resume()
+        if not self._paused:
+            await self._tell()
         self._room.ring()
+
+    async def _tell(self) -> None:
+        """Tell the subscription whether it is paused. One call at a time, and the last one tells how it is then."""
+        async with self._pausing:
+            if self._subscription is not None:
+                await (self._subscription.pause() if self._paused else self._subscription.resume())
 
     @property
     def in_flight(self) -> int:
@@ -158,11 +179,11 @@ class Worker:
     async def drain(self, streams: Collection[str], grace: float) -> None:
         """See `Listener.drain`."""
         names = frozenset(streams)
-        self._draining |= names
+        self._draining.update(names)
         try:
             await self._until_ended(lambda delivery: delivery.stream in names, grace)
         finally:
-            self._draining -= names
+            self._draining = self._draining - Counter(names)  # keeps what another drain has counted
 
     def lost(self, streams: Collection[str] | None) -> None:
         """See `Listener.lost`: what has not started is forgotten, what runs will not be settled."""
@@ -172,8 +193,8 @@ class Worker:
         self._forget_lost()
 
     def _forget_lost(self) -> None:
-        for delivery in self._unstarted(lambda delivery: delivery.lost):
-            self.settler.add(delivery, RELEASE)  # answered as stale without being sent; it only leaves the window
+        # Answered as stale without being sent; they only leave the window.
+        self._release(self._unstarted(lambda delivery: delivery.lost))
 
     def condition(self, state: str, detail: str) -> None:
         """See `Listener.condition`."""
@@ -183,28 +204,42 @@ class Worker:
     # -------------------------------------------------------------------------------------- the flow
 
     def _received(self, batch: Sequence[Delivery]) -> None:
+        if not batch:
+            return
         size = 0
         for delivery in batch:
-            delivery.size = delivery.message.size
-            size += delivery.size
+            delivery.size = length = delivery.message.size
+            size += length
         self.meter.take(len(batch), size)
         self._out.update(batch)
         self.counts["received"] += len(batch)
         if self._capabilities.lease is Leasing.EXTENDABLE:
             self.renewer.watch(batch)
+        if self._stopping:
+            self._release(batch)
+            return
         if self._draining:
-            for delivery in [d for d in batch if d.stream in self._draining]:
-                self.settler.add(delivery, RELEASE)
-            batch = [d for d in batch if d.stream not in self._draining]
+            self._release([delivery for delivery in batch if delivery.stream in self._draining])
+            batch = [delivery for delivery in batch if delivery.stream not in self._draining]
         if self._due is not None:
-            now = time.time()
-            for delivery in batch:
-                if (when := self._due(delivery)) > now:
-                    self.timers.hold(delivery, when)
-                else:
-                    self._start((delivery,))
-        else:
-            self._start(batch)
+            batch = self._hold(batch, self._due)
+        self._start(batch)
+
+    def _hold(self, batch: Sequence[Delivery], due: Callable[[Delivery], float]) -> list[Delivery]:
+        """Put aside what is not due yet; return the rest."""
+        now = time.time()
+        ready: list[Delivery] = []
+        for delivery in batch:
+            try:
+                when = due(delivery)
+            except Exception as error:  # noqa: BLE001 - it reads what others wrote; one bad message harms no other
+                log.warning("%s: when it is due cannot be told (%r); it runs now", delivery.message.id, error)
+                when = 0.0
+            if when > now:
+                self.timers.hold(delivery, when)
+            else:
+                ready.append(delivery)
+        return ready
 
     def _start(self, batch: Sequence[Delivery]) -> None:
         if any(delivery.tries for delivery in batch):
@@ -217,9 +252,12 @@ class Worker:
 
     def ended(self, delivery: Delivery, decision: Decision) -> None:
         """A run is over (told by the pool, on the loop): settle, move, or run again."""
+        if self._stopped:  # a thread that was left behind: its message will come again
+            return
         if decision is DONE:
             self.counts["done"] += 1
-            self.lanes.finish(delivery)
+            if self.lanes.ordered:
+                self.lanes.finish(delivery)
             self.settler.add(delivery, ACK)
             return
         self.counts[decision.name] += 1
@@ -250,22 +288,30 @@ class Worker:
             self.mover.add(delivery, decision)
 
     def _settled(self, batch: Sequence[Settlement], outcomes: Sequence[Outcome]) -> None:
-        size = 0
-        for delivery, _ in batch:
-            size += delivery.size
-            self.lanes.finish(delivery)
-        if self.mover.failing:
-            for delivery, _ in batch:
-                self.mover.forget(delivery)
-        self._out.difference_update([delivery for delivery, _ in batch])
-        self.meter.give(len(batch), size)
-        failed = len(batch) - sum(1 for outcome in outcomes if outcome.ok)
+        failed = len(batch) - outcomes.count(OK)
         if failed:
             self.counts["unsettled"] += failed
-        if self.meter.low:
+        self._leave([delivery for delivery, _ in batch])
+
+    def _leave(self, batch: Sequence[Delivery]) -> None:
+        """These have ended, one way or another: take them off every account."""
+        size = 0
+        for delivery in batch:
+            size += delivery.size
+        if self.lanes.ordered:
+            for delivery in batch:
+                self.lanes.finish(delivery)
+        if self.mover.failing:
+            for delivery in batch:
+                self.mover.forget(delivery)
+        self._out.difference_update(batch)
+        self.meter.give(len(batch), size)
+        # A receive is worth its round trip once there is some room, or as soon as there is nothing left to start: what is
+        # out may stay so for long (slow handlers, holds, a destination that is away) and must not keep the rest waiting.
+        if self.meter.low or not self.lanes.ready:
             self._room.ring()
         self._ended.notify()
-        if len(self.lanes):
+        if self.lanes.ready:
             self.pool.wake()
 
     def _tick(self, now: float) -> None:
@@ -274,14 +320,17 @@ class Worker:
     def _ticking(self) -> bool:
         return self.pool.ticks and bool(self._out)
 
+    def _release(self, batch: Sequence[Delivery]) -> None:
+        for delivery in batch:
+            self.settler.add(delivery, RELEASE)
+
     def _unstarted(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         return self.lanes.purge(unwanted) + self.pool.reclaim(unwanted) + self.timers.purge(unwanted)
 
     async def _until_ended(self, concerned: Callable[[Delivery], bool], grace: float) -> bool:
         deadline = time.monotonic() + grace
         while True:
-            for delivery in self._unstarted(concerned):
-                self.settler.add(delivery, RELEASE)
+            self._release(self._unstarted(concerned))
             if not any(concerned(delivery) for delivery in self._out):
                 return True
             left = deadline - time.monotonic()
