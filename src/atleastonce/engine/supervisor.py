@@ -7,9 +7,10 @@ import contextlib
 import logging
 
 from atleastonce.contract import Adapter, Subscription
+from atleastonce.engine.answers import is_cancelled
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.worker import Worker
-from atleastonce.errors import ConfigurationError, PermissionDenied
+from atleastonce.errors import ConfigurationError, ConnectionLost, PermissionDenied
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -50,19 +51,23 @@ class Supervisor:
 
         Raises:
             PermissionDenied, ConfigurationError: what trying again does not mend.
+            AtLeastOnceError, Exception: the last failure, where the back-off has an end.
         """
         if self._reading is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._reading)
+            await asyncio.wait([self._reading])
+            if not self._reading.cancelled():
+                self._reading.result()
 
     async def stop(self, grace: float) -> bool:
         """Stop receiving, let handlers end within ``grace`` seconds, cancel and give back the rest, leave.
 
-        Returns whether everything ended by itself.
+        Returns whether everything ended by itself. Idempotent; a second call with less grace cuts the first one short.
         """
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
+            if not self._reading.cancelled():
+                self._reading.exception()  # told by `wait` to who asks, and no surprise to the loop
         drained = await self.worker.drain_all(grace)
         await self.worker.stop()
         await self._close()
@@ -75,9 +80,16 @@ class Supervisor:
         return subscription
 
     async def _close(self) -> None:
-        if self._subscription is not None:
-            subscription, self._subscription = self._subscription, None
-            await subscription.close()
+        if self._subscription is None:
+            return
+        try:
+            await self._subscription.close()
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise  # still ours: whoever cancelled us closes it
+        except Exception as error:  # noqa: BLE001 - it is gone either way, and reading must begin again
+            log.warning("%s: closing the subscription failed (%r)", self.worker.source, error)
+        self._subscription = None
 
     async def _read(self) -> None:
         failures = 0
@@ -88,19 +100,25 @@ class Supervisor:
                     self._subscription = await self._subscribe()
                 await self.worker.read(self._subscription)
                 return
-            except (PermissionDenied, ConfigurationError) as error:
-                self._gone(str(error))
-                raise
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                ended: Exception = ConnectionLost("something inside the client was cancelled")
             except Exception as error:  # noqa: BLE001 - whatever ended it, reading must begin again
-                fault = self._adapter.classify(error)
-                detail = str(error) or fault.detail or type(error).__name__
-                self._gone(detail)
+                ended = error
+            self.worker.state = ("disconnected", self._describe(ended))
+            self.worker.lost(None)
             await self._close()
             failures = 1 if self.worker.counts["received"] > received else failures + 1
-            pause = self._backoff.wait(failures) or 0.0
+            pause = self._backoff.wait(failures)
+            if pause is None or isinstance(ended, PermissionDenied | ConfigurationError):
+                raise ended
             log.warning("%s: %s; subscribing again in %.1f s", self.worker.source, self.worker.state[1], pause)
             await asyncio.sleep(pause)
 
-    def _gone(self, detail: str) -> None:
-        self.worker.state = ("disconnected", detail)
-        self.worker.lost(None)
+    def _describe(self, error: Exception) -> str:
+        detail = str(error)
+        if not detail:
+            with contextlib.suppress(Exception):  # what an adapter makes of a strange error must not end the reading
+                detail = self._adapter.classify(error).detail
+        return detail or type(error).__name__
