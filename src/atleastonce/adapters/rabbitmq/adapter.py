@@ -1,0 +1,213 @@
+"""The adapter: two connections that come back by themselves, one for publishing and questions, one for reading."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pika import exceptions as amqp
+
+from atleastonce.adapters.rabbitmq import faults, topology
+from atleastonce.adapters.rabbitmq.backlog import measure
+from atleastonce.adapters.rabbitmq.config import Config
+from atleastonce.adapters.rabbitmq.connection import Connection, Link
+from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES
+from atleastonce.adapters.rabbitmq.publisher import Publisher
+from atleastonce.adapters.rabbitmq.routes import Routes
+from atleastonce.adapters.rabbitmq.strays import Strays
+from atleastonce.adapters.rabbitmq.subscription import RabbitMQSubscription
+from atleastonce.channels import Queue, Source, Topic
+from atleastonce.contract import (
+    Ability,
+    Adapter,
+    Backlog,
+    Capabilities,
+    Counting,
+    Drift,
+    Fault,
+    Leasing,
+    Level,
+    Listener,
+    Ordering,
+    Outcome,
+    Outgoing,
+    Topology,
+    Window,
+)
+from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError
+from atleastonce.urls import BrokerUrl
+
+_CONSUMER_TIMEOUT = 1800.0
+"""Seconds that RabbitMQ leaves a delivery unsettled (``consumer_timeout``) before it closes the channel."""
+
+
+class RabbitMQAdapter(Adapter):
+    """RabbitMQ 3.10 and later. Made by `atleastonce.adapters.open_adapter`; options are those of `Config`."""
+
+    scheme = "rabbitmq"
+
+    def __init__(self, config: Config) -> None:
+        self.capabilities = Capabilities(
+            delay=Ability(Level.EMULATED, topology.MAX_TTL),
+            publish_delay=Ability(Level.EMULATED, topology.MAX_TTL),
+            delivery_count=Counting.EXACT,
+            lease=Leasing.SESSION,
+            lease_limit=_CONSUMER_TIMEOUT,
+            order=Ordering.STREAM,
+            dead_letter=Level.NATIVE,
+            addresses_groups=True,
+            max_message_bytes=config.max_message_bytes,
+            max_header_bytes=MAX_HEADER_BYTES,
+            binary_headers=True,
+        )
+        self._config = config
+        self._control = Link(config, "publisher")
+        self._reading = Link(config, "consumer")
+        self._routes = Routes()
+        self._publisher = Publisher(config, self._control, self._routes)
+        self._subscriptions: set[RabbitMQSubscription] = set()
+        self._strays = Strays()
+        self._rooms: dict[str, set[str]] = {}
+        self._closed = False
+        self._control.on_blocked = self._blocked
+
+    @classmethod
+    def from_url(cls, url: BrokerUrl, options: Mapping[str, Any]) -> RabbitMQAdapter:
+        """The adapter for ``url``, not connected yet.
+
+        Raises:
+            ConfigurationError: an option that does not exist, or a bad value.
+        """
+        return cls(Config.build(url, options))
+
+    async def open(self) -> None:
+        await self._connect(self._control)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._publisher.close()
+        for subscription in list(self._subscriptions):
+            await subscription.close()
+        await self._reading.close()
+        await self._control.close()
+
+    async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
+        wanted = _queues(topology_, self._config)
+        connection = await self._connect(self._control)
+        maker = topology.Maker(connection, create)
+        try:
+            exchanges = {
+                channel.name: channel
+                for channel in (*topology_.channels, *(source.channel for source in topology_.sources))
+                if isinstance(channel, Topic)
+            }
+            for name, channel in exchanges.items():
+                if await maker.exchange(name, topology.exchange_arguments(channel)):
+                    self._routes.learn(name)
+            there = {name: await maker.queue(name, arguments) for name, arguments in wanted.items()}
+            for source in topology_.sources:
+                if source.group is not None and there[source.name]:
+                    await maker.bind(source.name, source.channel.name)
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, f"declaring on {self._config.address}") from error
+        for delay in topology_.delays:
+            self._rooms.setdefault(delay.back_to.name, set()).add(delay.channel.name)
+        return maker.drifts
+
+    async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return await self._publisher.send(batch)
+
+    async def subscribe(self, source: Source, window: Window, listener: Listener) -> RabbitMQSubscription:
+        connection = await self._connect(self._reading)
+        try:
+            channel = await connection.channel()
+            subscription = RabbitMQSubscription(source, window, listener, connection, channel, self._strays)
+            try:
+                await subscription.begin()
+            except BaseException:
+                await subscription.close()
+                raise
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, f"reading {source.name}") from error
+        self._subscriptions.add(subscription)
+        subscription.on_end = self._subscriptions.discard
+        listener.condition("connected", self._config.address)
+        return subscription
+
+    async def backlog(self, source: Source) -> Backlog:
+        try:
+            connection = await self._connect(self._control)
+        except AtLeastOnceError as error:
+            return Backlog(detail=str(error))
+        return await measure(self._config, connection, source.name, sorted(self._rooms.get(source.name, ())))
+
+    def classify(self, error: BaseException) -> Fault:
+        return faults.classify(error)
+
+    async def purge(self, channel: Queue[Any]) -> int:
+        """Remove all that waits in ``channel``; return how many."""
+        connection = await self._connect(self._control)
+        try:
+            async with connection.scratch() as scratch:
+                answer = await scratch.call("queue_purge", queue=channel.name)
+                return int(answer.message_count)
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, f"purging {channel.name}") from error
+
+    async def delete(self, topology_: Topology) -> None:
+        """Remove what `declare` made, with all messages; what is not there is fine."""
+        connection = await self._connect(self._control)
+        for name in _queues(topology_, self._config):
+            with contextlib.suppress(amqp.ChannelClosedByBroker):
+                async with connection.scratch() as scratch:
+                    await scratch.call("queue_delete", queue=name)
+        for topic in (*topology_.channels, *(source.channel for source in topology_.sources)):
+            if isinstance(topic, Topic):
+                with contextlib.suppress(amqp.ChannelClosedByBroker):
+                    async with connection.scratch() as scratch:
+                        await scratch.call("exchange_delete", exchange=topic.name)
+        self._routes.forget()
+
+    async def _connect(self, link: Link) -> Connection:
+        if self._closed:
+            raise Closed("the adapter is closed")
+        try:
+            return await link.get()
+        except Exception as error:  # whatever pika makes of a failing network
+            raise faults.as_error(error, f"RabbitMQ at {self._config.address}") from error
+
+    def _blocked(self, reason: str | None) -> None:
+        self._publisher.look_again()
+        for subscription in list(self._subscriptions):
+            state, detail = ("unblocked", "") if reason is None else ("blocked", f"publishing: {reason}")
+            subscription.listener.condition(state, detail)
+
+
+def _queues(wanted: Topology, config: Config) -> dict[str, dict[str, Any]]:
+    """Every queue of a topology with its arguments; the nets first, so that nothing falls through while the rest is made.
+
+    Raises:
+        ConfigurationError: one queue is asked for in two ways.
+    """
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, arguments: dict[str, Any]) -> None:
+        if found.setdefault(name, arguments) != arguments:
+            raise ConfigurationError(f"queue {name} is asked for with two different settings")
+
+    kept = {queue.name for queue in wanted.dead_letters}
+    for queue in wanted.dead_letters:
+        add(queue.name, topology.keeping_arguments() | dict(queue.options.get("rabbitmq", {})))
+    rooms = {delay.channel.name for delay in wanted.delays}
+    for channel in wanted.channels:
+        if isinstance(channel, Queue) and channel.name not in kept | rooms:
+            add(channel.name, topology.queue_arguments(Source(channel), config.delivery_limit))
+    for source in wanted.sources:
+        if source.name not in kept:
+            add(source.name, topology.queue_arguments(source, config.delivery_limit))
+    for delay in wanted.delays:
+        add(delay.channel.name, topology.delay_channel_arguments(delay))
+    return found

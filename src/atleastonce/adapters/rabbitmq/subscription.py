@@ -1,0 +1,224 @@
+"""One source being read: a channel of its own, a buffer, and settlements in the fewest frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from pika import exceptions as amqp
+
+from atleastonce.adapters.rabbitmq import faults
+from atleastonce.adapters.rabbitmq.connection import Channel, Connection
+from atleastonce.adapters.rabbitmq.frames import Raw, Sink
+from atleastonce.adapters.rabbitmq.intake import Intake
+from atleastonce.adapters.rabbitmq.properties import Envelope, delivery_count, identity, parse, to_message
+from atleastonce.adapters.rabbitmq.strays import Strays
+from atleastonce.adapters.rabbitmq.tags import Tags
+from atleastonce.channels import Queue, Source
+from atleastonce.contract import Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
+from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
+
+_EPOCHS = itertools.count(1)
+
+
+class RabbitMQSubscription(Subscription):
+    """Deliveries of one queue."""
+
+    def __init__(
+        self,
+        source: Source,
+        window: Window,
+        listener: Listener,
+        connection: Connection,
+        channel: Channel,
+        strays: Strays,
+    ) -> None:
+        self.listener = listener
+        self.on_end: Callable[[RabbitMQSubscription], None] = lambda _: None
+        self._source = source
+        self._window = window
+        self._connection = connection
+        self._channel = channel
+        self._strays = strays
+        self._epoch = next(_EPOCHS)
+        self._tags = Tags(channel.number, self._epoch)
+        keep = isinstance(source.channel, Queue) and source.channel.single_active
+        self._intake = Intake(channel, source.name, window, keep=keep)
+        self._buffer: deque[Raw] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: AtLeastOnceError | None = None
+        self._cancelled = False
+        self._closed = False
+        self._steering: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Start to consume.
+
+        Raises:
+            pika.exceptions.AMQPError, TimeoutError: the broker does not let us.
+        """
+        self._channel.attach(_Deliveries(self._arrived))
+        self._channel.on_closed = self._lost
+        self._channel.pika.add_on_cancel_callback(self._cancel)
+        await self._intake.steer()
+
+    @property
+    def stale(self) -> int:
+        """Settlements of earlier epochs that were dropped."""
+        return self._tags.stale
+
+    async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+        if not self._buffer and not self._ended and max_wait > 0:
+            await self._wait(max_wait)
+        if self._cancelled and self._error is None:
+            await self._explain()
+        if self._closed:
+            raise Closed(f"{self._source.name}: the subscription is closed")
+        if self._error is not None:
+            raise self._error
+        buffer = self._buffer
+        return [self._delivery(buffer.popleft()) for _ in range(min(max_messages, len(buffer)))]
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._cancelled or self._error is not None
+
+    async def _wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _delivery(self, raw: Raw) -> Delivery:
+        tag, redelivered, exchange, routing_key, encoded, body = raw
+        properties = parse(encoded)
+        id = identity(properties) or self._strays.identify(body, redelivered)
+        envelope = Envelope(exchange, routing_key, redelivered, encoded)
+        delivery = Delivery(
+            to_message(id, properties, envelope, body),
+            self._source,
+            self._source.name,
+            "",
+            self._epoch,
+            tag,
+            delivery_count(properties, redelivered),
+            0.0,
+            envelope,
+        )
+        self._tags.handed_out(tag, delivery)
+        return delivery
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        outcomes, frames = self._tags.settle(batch, alive=self._channel.closed is None and not self._closed)
+        for delivery, verdict in batch:
+            if not isinstance(verdict, Ack) and delivery.epoch == self._epoch and not delivery.raw.named:
+                self._strays.returned(delivery.message)
+        if frames:
+            self._channel.write([frames])
+        if self._intake.crowded and 2 * self._tags.bytes <= self._window.bytes:
+            self._intake.crowded = False
+            self._steer()
+        return outcomes
+
+    async def pause(self) -> None:
+        self._intake.paused = True
+        await self._steer_quietly()
+
+    async def resume(self) -> None:
+        self._intake.paused = False
+        await self._steer_quietly()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._intake.ended = True
+        self._wake()
+        await self._steer_quietly()
+        if self._steering is not None:
+            await self._steering
+        if self._channel.closed is None:
+            if self._buffer:
+                self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
+            self._channel.on_closed = None
+            await self._channel.close()
+        self._buffer.clear()
+        self._tags.lose()
+        self.on_end(self)
+
+    # --------------------------------------------------------------------------- told by the broker
+
+    def _arrived(self, raw: Raw) -> None:
+        size = len(raw[4]) + len(raw[5])
+        self._buffer.append(raw)
+        self._tags.arrived(raw[0], size)
+        self._intake.saw(size)
+        if self._tags.bytes > self._window.bytes and not self._intake.crowded:
+            self._intake.crowded = True
+            self._steer()
+        if self._waiter is not None:
+            self._wake()
+
+    def _cancel(self, _frame: object) -> None:
+        self._intake.cancelled()
+        self._cancelled = True
+        self._wake()
+
+    async def _explain(self) -> None:
+        """Why the broker took the consumer away: the queue was deleted, or cannot serve us any more."""
+        name = self._source.name
+        try:
+            async with self._connection.scratch() as channel:
+                await channel.call("queue_declare", queue=name, passive=True)
+        except (amqp.AMQPError, TimeoutError) as error:
+            self._end(faults.as_error(error, f"{name}: the broker ended the subscription", lost=True))
+        else:
+            self._end(ConnectionLost(f"{name}: the broker ended the subscription; the queue itself is there"))
+
+    def _lost(self, reason: Exception) -> None:
+        error = faults.as_error(reason, self._source.name, lost=True)
+        # A refusal of this one channel. What was read a moment ago may be gone, but may also be no more than a stale tag.
+        self._end(error if isinstance(error, NotFound | ConnectionLost) else ConnectionLost(str(error)))
+
+    def _end(self, error: AtLeastOnceError) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        self._buffer.clear()
+        self._tags.lose()
+        self._wake()
+        self.listener.lost(None)
+        self.listener.condition("disconnected", str(error))
+        self.on_end(self)
+
+    # --------------------------------------------------------------------------- consumer on and off
+
+    def _steer(self) -> None:
+        if self._steering is None or self._steering.done():
+            self._steering = asyncio.create_task(self._steer_quietly(), name=f"rabbitmq intake {self._source.name}")
+
+    async def _steer_quietly(self) -> None:
+        with contextlib.suppress(amqp.AMQPError, TimeoutError):  # the channel's end is told by receive
+            await self._intake.steer()
+
+
+class _Deliveries(Sink):
+    """Hands deliveries on."""
+
+    def __init__(self, arrived: Callable[[Raw], None]) -> None:
+        super().__init__()
+        self._arrived = arrived
+
+    def delivered(self, raw: Raw) -> None:
+        self._arrived(raw)
