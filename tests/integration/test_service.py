@@ -42,10 +42,12 @@ MakeTopic = Callable[[str], Topic[Any]]
 MakeQueue = Callable[[str], Queue[Any]]
 
 
-async def until(condition: Callable[[], bool], what: str = "the condition") -> None:
+async def until(condition: Callable[[], bool], *services: Service) -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < end, f"{what} did not come true within {DEADLINE:g} s"
+        if time.monotonic() > end:
+            readers = "\n".join(str(status) for service in services for status in service.status())
+            pytest.fail(f"not true within {DEADLINE:g} s:\n{readers}")
         await asyncio.sleep(0.02)  # polling a condition with a deadline
 
 
@@ -93,7 +95,7 @@ async def test_a_message_is_handled_once_and_settled(backend_url: str, topic: Ma
     async with service:
         outcomes = await service.broker.publish_many(orders, [Order(n) for n in range(500)])
         assert all(outcome.ok for outcome in outcomes)
-        await until(lambda: len(seen) >= 500 and settled(service))
+        await until(lambda: len(seen) >= 500 and settled(service), service)
         backlog = await service.broker.backlog(orders, "billing")
     assert sorted(seen) == list(range(500))
     assert backlog.waiting in (0, None) or backend_url.startswith("kafka")
@@ -107,7 +109,7 @@ async def test_a_message_is_handled_once_and_settled(backend_url: str, topic: Ma
 
     async with again:
         await again.broker.publish(orders, Order(1000))
-        await until(lambda: 1000 in seen and settled(again))
+        await until(lambda: 1000 in seen and settled(again), again)
     assert sorted(seen) == [*range(500), 1000]
 
 
@@ -131,7 +133,7 @@ async def test_failures_go_through_the_chain_and_then_to_the_dead_letters(backen
             for n in range(4)
         ]
         await asyncio.gather(*publishing)
-        await until(lambda: counts(service)["done"] == 3 and counts(service)["dead"] == 1 and settled(service))
+        await until(lambda: counts(service)["done"] == 3 and counts(service)["dead"] == 1 and settled(service), service)
         (dead,) = await read_all(service, Source(service.consumers[0].home.dead_letter_channel), 1)
 
     assert [attempt for attempt, _ in runs[1]] == [1, 2, 3]
@@ -186,7 +188,7 @@ async def test_bodies_that_do_not_decode_are_dead_at_once_with_their_bytes(backe
         await service.broker.publish(orders, Order(1))
         await service.broker.publish(orders, poison, key=b"\x00\xff")
         await service.broker.publish(orders, Order(2))
-        await until(lambda: counts(service)["dead"] == 1 and len(seen) == 2 and settled(service))
+        await until(lambda: counts(service)["dead"] == 1 and len(seen) == 2 and settled(service), service)
         (dead,) = await read_all(service, Source(service.consumers[0].home.dead_letter_channel), 1)
     assert dead.message.body == poison
     assert dead.message.key == b"\x00\xff"
@@ -211,7 +213,8 @@ async def test_handlers_steer_their_messages(backend_url: str, queue: MakeQueue)
     async with service:
         await service.broker.publish_many(work, [Order(n) for n in range(4)])
         await until(
-            lambda: runs[3] == 2 and counts(service)["dead"] == 1 and counts(service)["done"] == 2 and settled(service)
+            lambda: runs[3] == 2 and counts(service)["dead"] == 1 and counts(service)["done"] == 2 and settled(service),
+            service,
         )
         (dead,) = await read_all(service, Source(service.consumers[0].home.dead_letter_channel), 1)
         assert counts(service)["discarded"] == 1
@@ -239,7 +242,7 @@ async def test_every_group_gets_each_message_and_only_the_failing_group_retries(
 
     async with one, two:
         await one.broker.publish_many(orders, [Order(n) for n in range(100)])
-        await until(lambda: counts(one)["done"] == 100 and counts(two)["done"] == 100)
+        await until(lambda: counts(one)["done"] == 100 and counts(two)["done"] == 100, one, two)
     assert all(billing[n] == (2 if n % 10 == 0 else 1) for n in range(100))
     assert all(shipping[n] == 1 for n in range(100))
 
@@ -265,12 +268,12 @@ async def test_redrive_returns_the_dead_to_the_group_that_failed_them(backend_ur
 
     async with one, two:
         await one.broker.publish_many(orders, [Order(n) for n in range(20)])
-        await until(lambda: counts(one)["dead"] == 10 and len(billing) == 10 and settled(one))
+        await until(lambda: counts(one)["dead"] == 10 and len(billing) == 10 and settled(one), one)
         fixed = True
         result = await redrive(one.broker.adapter, one.consumers[0].home)
         assert (result.matched, result.redriven, result.failed) == (10, 10, 0)
-        await until(lambda: len(billing) == 20 and settled(one))
-        await until(lambda: len(shipping) == 20 and settled(two))
+        await until(lambda: len(billing) == 20 and settled(one), one)
+        await until(lambda: len(shipping) == 20 and settled(two), two)
     assert set(billing.values()) == {1}
     assert set(shipping.values()) == {1}
     assert sorted(redrives) == [0] * 10 + [1] * 10
@@ -295,7 +298,7 @@ async def test_def_handlers_run_beside_each_other_in_threads(backend_url: str, q
 
     async with service:
         await service.broker.publish_many(work, [Order(n) for n in range(30)])
-        await until(lambda: counts(service)["done"] == 30 and settled(service))
+        await until(lambda: counts(service)["done"] == 30 and settled(service), service)
     assert sorted(seen) == sorted([*range(30), 7])
     assert len(threads) == 3
 
@@ -318,7 +321,7 @@ async def test_one_bad_message_costs_a_batch_only_itself(backend_url: str, queue
 
     async with service:
         await service.broker.publish_many(work, [*(Order(n) for n in range(40)), b"poison"])
-        await until(lambda: sum(counts(service)[k] for k in ("done", "dead")) == 41 and settled(service))
+        await until(lambda: sum(counts(service)[k] for k in ("done", "dead")) == 41 and settled(service), service)
         found = await read_all(service, Source(service.consumers[0].home.dead_letter_channel), counts(service)["dead"])
     assert 13 not in done
     bodies = {delivery.message.body for delivery in found}
@@ -344,7 +347,7 @@ async def test_what_a_handler_publishes_leaves_only_if_it_succeeds(backend_url: 
 
     async with service:
         await service.broker.publish_many(work, [Order(n) for n in range(10)])
-        await until(lambda: counts(service)["dead"] == 5 and len(got) >= 5 and settled(service))
+        await until(lambda: counts(service)["dead"] == 5 and len(got) >= 5 and settled(service), service)
     assert sorted(got) == [0, 20, 40, 60, 80]
 
 
@@ -364,7 +367,7 @@ async def test_a_message_from_a_raw_client_is_a_first_class_citizen(backend_url:
         bare = Message("ignored", b"raw", None, Headers({"x": "1"}))
         (outcome,) = await service.broker.adapter.send([Outgoing(work, bare)])
         assert outcome.ok
-        await until(lambda: len(seen) == 2 and settled(service))
+        await until(lambda: len(seen) == 2 and settled(service), service)
     assert seen[0] == seen[1]  # the same identity across the hop
 
 
