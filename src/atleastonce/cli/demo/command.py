@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from atleastonce.cli.demo.crew import WorkerFailed
 from atleastonce.cli.demo.orders import SUPPLIED, Orders, read_orders
 from atleastonce.cli.demo.publish import repeated
 from atleastonce.cli.demo.screen import display, show_account
@@ -71,12 +72,13 @@ def demo(
             folder=folder.path,
             cleanup=broker is not None,
         )
-        account = interruptible(tour.run())
-        if account.lost:
+        try:
+            account = interruptible(tour.run())
+        except WorkerFailed:
             folder.keep = True
+            raise
+        folder.keep = account.lost > 0
     show_account(terminal, account)
-    if folder.keep:
-        note(f"ledgers and logs are kept in {folder.path}")
     if as_json:
         print_json(account.report())
     return PROBLEM if account.lost or orders.problems else DONE

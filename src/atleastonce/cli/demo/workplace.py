@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from atleastonce.cli.output import note
+
 _PREFIX = "atleastonce-demo-"
 _OWNER = "owner"
 
@@ -33,6 +35,7 @@ def workplace() -> Iterator[Workplace]:
     finally:
         if place.keep:
             owner.unlink()
+            note(f"ledgers and logs are kept in {place.path}")
         else:
             shutil.rmtree(place.path, ignore_errors=True)
 

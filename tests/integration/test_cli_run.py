@@ -1,0 +1,108 @@
+"""``atleastonce run`` as a process: it starts, handles, drains, and can be interrupted while it waits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atleastonce import Topic, connect_sync
+
+pytestmark = pytest.mark.timeout(120, func_only=True)
+
+APP = """
+import time
+from atleastonce import Service, Topic
+
+service = Service("billing", broker="sqlite:///shop.db")
+
+@service.consumer(Topic("orders"), concurrency=1)
+def charge(order: dict) -> None:
+    print("begin", order["n"], flush=True)
+    time.sleep(order.get("seconds", 0))
+    print("end", order["n"], flush=True)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "shopapp.py").write_text(APP)
+    return tmp_path
+
+
+class Running:
+    """The command, and its output line by line."""
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "atleastonce", "run", "shopapp:service", *words],
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} never came:\n{''.join(seen)}")
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def running(place: Path) -> Iterator[list[Running]]:
+    started: list[Running] = []
+    yield started
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_runs_until_a_signal_and_drains(place: Path, running: list[Running], number: signal.Signals) -> None:
+    service = Running(place)
+    running.append(service)
+    service.until("runs on sqlite")
+    with connect_sync(f"sqlite:///{place}/shop.db") as broker:
+        broker.publish(Topic("orders"), {"n": 1})
+        service.until("end 1")
+        broker.publish(Topic("orders"), {"n": 2, "seconds": 1})
+    service.until("begin 2")
+    code, output = service.end(number)
+    assert code == 0, output
+    assert "end 2" in output
+    assert "Traceback" not in output
+
+
+def test_it_waits_for_its_broker_with_a_reason_and_can_be_interrupted(place: Path, running: list[Running]) -> None:
+    service = Running(place, "--broker", "kafka://user:secret@127.0.0.1:1")
+    running.append(service)
+    line = service.until("trying again in")
+    assert "127.0.0.1:1" in line
+    assert "secret" not in line
+    code, output = service.end(signal.SIGINT)
+    assert code == 0, output
+    assert "Traceback" not in output
+
+
+def test_no_wait_fails_at_once(place: Path, running: list[Running]) -> None:
+    service = Running(place, "--no-wait", "--broker", "kafka://127.0.0.1:1")
+    running.append(service)
+    output, _ = service.process.communicate(timeout=60)
+    assert service.process.returncode == 1
+    assert "trying again" not in output
+    assert output.splitlines()[-1].startswith("atleastonce: ")
+    assert "127.0.0.1:1" in output.splitlines()[-1]
