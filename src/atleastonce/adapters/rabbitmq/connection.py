@@ -63,7 +63,9 @@ class Channel:
             TimeoutError: no answer within the operation timeout. The channel is then of no further use.
         """
         answer = self._future()
-        getattr(self._pika, operation)(callback=lambda frame: _resolve(answer, frame.method), **arguments)
+        getattr(self._pika, operation)(
+            callback=lambda frame: _resolve(answer, getattr(frame, "method", frame)), **arguments
+        )
         return await self._wait(answer)
 
     async def confirm(self) -> None:

@@ -38,6 +38,11 @@ class _Stopped(Exception):
     """The rest of a list is not sent: what came before it is unknown, and must not be overtaken."""
 
 
+def _go_on(batch: Batch, channel: Channel | None = None) -> None:
+    if batch.failed or (channel is not None and channel.closed is not None):
+        raise _Stopped("not sent: an earlier message of the list is unconfirmed")
+
+
 class _Confirms(Sink):
     """The confirms and returns of one channel."""
 
@@ -215,8 +220,7 @@ class Publisher:
         return channel
 
     async def _write(self, items: Sequence[Outgoing], ready: list[tuple[int, Route, bytes]], batch: Batch) -> None:
-        if batch.failed:
-            raise _Stopped("not sent: an earlier message of the list is unconfirmed")
+        _go_on(batch)
         channel = await self._confirming()
         largest, number, ledger = channel.largest_frame, channel.number, self._ledger
         parts: list[bytes] = []
@@ -228,8 +232,7 @@ class Publisher:
                     self._flush(channel, parts, size)
                     parts, size = [], 0
                     await self._room()
-                    if batch.failed or channel.closed is not None:
-                        raise _Stopped("not sent: an earlier message of the list is unconfirmed")
+                    _go_on(batch, channel)
                 if route not in self._frames:
                     self._frames[route] = publish_frame(number, *route)
                 parts.append(self._frames[route])

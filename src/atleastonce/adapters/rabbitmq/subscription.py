@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pika import exceptions as amqp
 
 from atleastonce.adapters.rabbitmq import faults
+from atleastonce.adapters.rabbitmq.barrier import Barrier
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection
 from atleastonce.adapters.rabbitmq.frames import Raw, Sink
 from atleastonce.adapters.rabbitmq.intake import Intake
@@ -18,7 +19,7 @@ from atleastonce.adapters.rabbitmq.properties import Envelope, delivery_count, i
 from atleastonce.adapters.rabbitmq.strays import Strays
 from atleastonce.adapters.rabbitmq.tags import Tags
 from atleastonce.channels import Queue, Source
-from atleastonce.contract import Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
+from atleastonce.contract import OK, Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
 
 _EPOCHS = itertools.count(1)
@@ -45,6 +46,7 @@ class RabbitMQSubscription(Subscription):
         self._strays = strays
         self._epoch = next(_EPOCHS)
         self._tags = Tags(channel.number, self._epoch)
+        self._barrier = Barrier(channel)
         keep = isinstance(source.channel, Queue) and source.channel.single_active
         self._intake = Intake(channel, source.name, window, keep=keep)
         self._buffer: deque[Raw] = deque()
@@ -129,6 +131,10 @@ class RabbitMQSubscription(Subscription):
         if self._intake.crowded and 2 * self._tags.bytes <= self._window.bytes:
             self._intake.crowded = False
             self._steer()
+        if OK in outcomes:
+            lost = await self._barrier.passed()
+            if lost is not None:
+                outcomes = [lost if outcome is OK else outcome for outcome in outcomes]
         return outcomes
 
     async def pause(self) -> None:
