@@ -29,10 +29,13 @@ class Headers:
     Names are case-sensitive, because some brokers' are.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_items", "_size")
 
-    def __init__(self, items: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = ()) -> None:
-        self._items: tuple[tuple[str, HeaderValue], ...] = tuple(items.items() if isinstance(items, Mapping) else items)
+    def __init__(self, items: Mapping[str, HeaderValue] | Headers | Iterable[tuple[str, HeaderValue]] = ()) -> None:
+        # Asking an abstract class costs as much as everything else here, and adapters give lists.
+        pairs = items if items.__class__ is list or not isinstance(items, Mapping | Headers) else items.items()
+        self._items: tuple[tuple[str, HeaderValue], ...] = tuple(pairs)
+        self._size = -1
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The last value of ``name`` as text; bytes are decoded as UTF-8 with replacement; ``default`` if absent or
@@ -69,7 +72,15 @@ class Headers:
     @property
     def size(self) -> int:
         """Bytes of all names and values, as most brokers count them (characters stand for bytes in text)."""
-        return sum(len(name) + (len(value) if value is not None else 0) for name, value in self._items)
+        size = self._size
+        if size < 0:  # counted once: the adapter, the window and the settlement all ask
+            size = 0
+            for name, value in self._items:
+                size += len(name)
+                if value is not None:
+                    size += len(value)
+            self._size = size
+        return size
 
     def __contains__(self, name: object) -> bool:
         return any(key == name for key, _ in self._items)
@@ -121,9 +132,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes that this message holds in memory and on the wire, without the broker's framing."""
-        return (
-            len(self.body) + (len(self.key) if self.key is not None else 0) + (self.headers.size if self.headers else 0)
-        )
+        size = len(self.body) + self.headers.size
+        return size if self.key is None else size + len(self.key)
 
 
 def new_id() -> str:
@@ -134,22 +144,33 @@ def new_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` can be encoded at all: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_headers(headers: Headers) -> None:
     """Refuse, before any IO and alike on every broker, header fields that would be dangerous on one.
 
     A name has 1 to 128 characters of RFC 9110's token set; a value has no CR, LF or NUL (they end a header line
-    on NATS and could smuggle another one).
+    on NATS and could smuggle another one), and no half of a surrogate pair (UTF-8 has no bytes for it).
 
     Raises:
         InvalidMessage: names the field and the rule.
     """
     for name, value in headers.items():
-        if not _NAME.fullmatch(str(name)):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidMessage(
                 f"header name {name!r}: use 1 to 128 of the characters A-Z a-z 0-9 and !#$%&'*+.^_`|~- (no spaces)"
             )
         if isinstance(value, str):
             if _FORBIDDEN.search(value):
                 raise InvalidMessage(f"header {name!r}: the value holds CR, LF or NUL; encode it (base64, JSON) first")
+            if not value.isascii() and not is_utf8(value):
+                raise InvalidMessage(f"header {name!r}: the value holds half of a surrogate pair, which UTF-8 cannot carry")
         elif value is not None and not isinstance(value, bytes):
             raise InvalidMessage(f"header {name!r}: the value is a {type(value).__name__}; give text")
