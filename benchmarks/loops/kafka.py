@@ -82,6 +82,8 @@ def _consumer(job: Job) -> Consumer:
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
+            # By default the fetcher sleeps a second whenever its queue is full, and a fast reader waits for it.
+            "fetch.queue.backoff.ms": 5,
         }
     )
     consumer.subscribe([job.channel])
