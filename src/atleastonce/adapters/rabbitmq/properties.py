@@ -5,7 +5,8 @@
 `Message.key`             header ``alo-key``: text where it is UTF-8, else a byte array; AMQP has no key
 `Message.headers`         the ``headers`` table, text as long strings; ``content-type`` is the property
 `Message.published_at`    the ``timestamp`` property, whole seconds
-order of headers          header ``alo-order``, where it is not by name: the broker sorts tables it writes to
+their order               header ``alo-order`` where it is not by name: the broker sorts tables, at the latest on redelivery
+their duplicates          the last one under its name, the others as ``alo-dup-...``: RabbitMQ 4 drops all but one
 all else                  kept in `Envelope` and written again on a hop through RabbitMQ
 ========================  ============================================================
 
@@ -32,6 +33,9 @@ _ORDER: Final = "alo-order"
 # another name.
 _PACKED: Final = {"CC": "alo-cc", "BCC": "alo-bcc"}
 _UNPACKED: Final = {packed: name for name, packed in _PACKED.items()}
+
+# RabbitMQ 4 keeps one field of each name, the first; earlier ones than the last travel under names of their own.
+_EARLIER: Final = "alo-dup-"
 
 _BROKERS: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "x-return-count", "x-delivery-time"})
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-opt-")
@@ -185,12 +189,11 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
             key = value.encode() if isinstance(value, str) else value
         elif name == _ORDER:
             order = value
-        elif name in _UNPACKED:
-            items.append((_UNPACKED[name], value))
         elif not nested and not is_brokers(name):
             items.append((name, value))
     if order is not None:
         items = _ordered(items, order)
+    items = [(_unpacked(name), value) if name.startswith(wire.PREFIX) else (name, value) for name, value in items]
     content_type = properties.short.get(_CONTENT_TYPE)
     if content_type is not None and not any(name == wire.CONTENT_TYPE for name, _ in items):
         items.insert(0, (wire.CONTENT_TYPE, content_type.decode("utf-8", "replace")))
@@ -273,22 +276,23 @@ def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, nativ
     if native is not None:
         for field in native.table:
             if field.raw is not None and not field.nested:
-                typed.setdefault(_UNPACKED.get(field.name, field.name), []).append(field)
-    for name, value in items:
-        if is_brokers(name) or name in (KEY, _ORDER) or name in _UNPACKED:
+                typed.setdefault(_unpacked(field.name), []).append(field)
+    names = _packed([name for name, _ in items])
+    for (name, value), packed in zip(items, names, strict=True):
+        if is_brokers(name) or name in (KEY, _ORDER) or _unpacked(name) != name:
             raise Refused(Code.INVALID, f'header "{name}" is written by RabbitMQ or by its adapter; use another name')
         known = typed.get(name)
         if known and known[0].value == value and known[0].raw is not None:
-            pieces += (encode_name(_PACKED.get(name, name)), known.pop(0).raw or b"")
+            pieces += (encode_name(packed), known.pop(0).raw or b"")
         else:
-            pieces += (encode_name(_PACKED.get(name, name)), encode_value(value))
+            pieces += (encode_name(packed), encode_value(value))
     if native is not None:
         for field in native.table:
             if field.nested and field.raw is not None and not is_brokers(field.name):
                 pieces += (encode_name(_PACKED.get(field.name, field.name)), field.raw)
     if key is not None:
         pieces += (encode_name(KEY), _key(key))
-    if (order := _order(items)) is not None:
+    if (order := _order(names)) is not None:
         pieces += (encode_name(_ORDER), encode_value(order))
     return b"".join(pieces)
 
@@ -300,10 +304,22 @@ def _key(key: bytes) -> bytes:
         return encode_value(key)
 
 
-def _order(items: tuple[tuple[str, HeaderValue], ...]) -> str | None:
-    """Where each field belongs, for a table that the broker sorts by name when it adds a field of its own; None where
-    sorting changes nothing."""
-    names = [_PACKED.get(name, name) for name, _ in items]
+def _packed(names: list[str]) -> list[str]:
+    """The names under which fields travel: each is there once, and the last of several equal ones keeps its own."""
+    if len(set(names)) < len(names):
+        last = {name: place for place, name in enumerate(names)}
+        names = [name if last[name] == place else f"{_EARLIER}{place}-{name}" for place, name in enumerate(names)]
+    return [_PACKED.get(name, name) for name in names]
+
+
+def _unpacked(name: str) -> str:
+    if name.startswith(_EARLIER):
+        return name[len(_EARLIER) :].partition("-")[2] or name
+    return _UNPACKED.get(name, name)
+
+
+def _order(names: list[str]) -> str | None:
+    """Where each field belongs, for a table that the broker sorts by name; None where sorting changes nothing."""
     if all(map(le, names, names[1:])):
         return None
     return " ".join(map(str, sorted(range(len(names)), key=names.__getitem__)))
@@ -318,6 +334,6 @@ def _ordered(items: list[tuple[str, HeaderValue]], order: HeaderValue) -> list[t
     if sorted(positions) != list(range(len(items))):
         return items
     restored = items[:]
-    for position, item in zip(positions, sorted(items, key=lambda item: _PACKED.get(item[0], item[0])), strict=True):
+    for position, item in zip(positions, sorted(items, key=lambda item: item[0]), strict=True):
         restored[position] = item
     return restored
