@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from atleastonce.contract import Code, Outcome, unknown
+from atleastonce.engine.cancel import is_cancelled
 
 T = TypeVar("T")
 
@@ -30,13 +31,3 @@ async def ask(call: Callable[[Sequence[T]], Awaitable[Sequence[Outcome]]], batch
             return outcomes
         why = f"the adapter gave {len(outcomes)} outcomes for {len(batch)} items"
     return [unknown(Code.INTERNAL, why)] * len(batch)
-
-
-def is_cancelled() -> bool:
-    """Whether the running task itself is being cancelled.
-
-    If not, a ``CancelledError`` comes from something that was awaited, such as a client's future that ended with its
-    connection: a failure like others.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

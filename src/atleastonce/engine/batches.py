@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import Delivery
+from atleastonce.engine.cancel import forgive, loop_ends
 from atleastonce.engine.decision import GIVE_BACK, Decision
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.pools import Ended, Fatal
+from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Ended, Fatal
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -81,22 +82,33 @@ class BatchPool:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, stubborn = await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
+            if stubborn:
+                log.error(
+                    "left behind: %d cancelled batch handlers that do not end; their messages come again", len(stubborn)
+                )
 
     async def _lane(self, slot: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a task's coroutine
         while True:
             batch = self._collecting[slot] = []
             try:
                 await self._collect(batch)
-                del self._collecting[slot]
-                if batch:
-                    await self._run(batch)
             except asyncio.CancelledError:
-                for delivery in batch:
-                    if not delivery.settled:
-                        self._ended(delivery, GIVE_BACK)
-                if self._stopping:
+                if self._stopping or loop_ends(task):
+                    self._end(batch, [GIVE_BACK] * len(batch))
                     raise
+            finally:
+                del self._collecting[slot]
+            if self._idle and self._lanes.ready:
+                self.wake()  # what this batch leaves is for the next lane
+            if batch:
+                await self._run(batch, task)
+            if self._stopping:
+                return
+            forgive(task)
 
     async def _collect(self, batch: list[Delivery]) -> None:
         deadline: float | None = None
@@ -124,11 +136,25 @@ class BatchPool:
             if waiter in self._idle:
                 self._idle.remove(waiter)
 
-    async def _run(self, batch: list[Delivery]) -> None:
+    async def _run(self, batch: list[Delivery], task: asyncio.Task[None]) -> None:
+        decisions: Sequence[Decision] = [GIVE_BACK] * len(batch)
         try:
-            decisions = await self._process(batch)
+            answered = await self._process(batch)
+            if len(answered) != len(batch):
+                raise ValueError(f"{len(answered)} decisions for a batch of {len(batch)}")
+            decisions = answered
+        except asyncio.CancelledError:
+            if self._stopping or loop_ends(task):
+                self._end(batch, decisions)
+                raise
+            decisions = [SELF_CANCELLED] * len(batch)
         except (SystemExit, KeyboardInterrupt) as stop:
             self._fatal(stop)
-            decisions = [GIVE_BACK] * len(batch)
+        except Exception as error:  # each delivery settles: what the policy let through is given back
+            log.exception("the policy of %s raised; its batch is given back", batch[0].source)
+            self._fatal(error)
+        self._end(batch, decisions)
+
+    def _end(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
         for delivery, decision in zip(batch, decisions, strict=True):
             self._ended(delivery, decision)

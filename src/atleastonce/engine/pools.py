@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from atleastonce.contract import Delivery
+from atleastonce.engine.cancel import forgive, loop_ends
 from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision, SyncProcess
 from atleastonce.engine.lanes import Lanes
 from atleastonce.errors import HandlerTimeout
@@ -29,7 +30,7 @@ Fatal = Callable[[BaseException], None]
 # settlements, leases and the other lanes behind handlers that never wait for anything.
 _TURN_SECONDS = 0.005
 # A handler that cancels itself is not failed and not finished: it runs again after this, without burning an attempt.
-_SELF_CANCELLED = Decision(again=1.0, name="released")
+SELF_CANCELLED = Decision(again=1.0, name="released")
 # How much work, in seconds, one hand-over to a thread should carry. Smaller shows the hop (about 10 us); larger makes
 # messages
 # wait behind a slow one while other threads idle.
@@ -41,7 +42,7 @@ _SLOW_SECONDS = 10 * _CHUNK_SECONDS
 _LEAST_SECONDS = 1e-6
 # How long a stop waits for handlers to let go after they were cancelled. Smaller cuts off their clean-up; larger lets one
 # that ignores its cancellation delay the end of the process.
-_CANCEL_SECONDS = 5.0
+CANCEL_SECONDS = 5.0
 
 
 class Pool(Protocol):
@@ -123,7 +124,7 @@ class AsyncPool:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            _, stubborn = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+            _, stubborn = await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
             if stubborn:
                 log.error(
                     "left behind: %d cancelled handlers that do not end; their messages come again", len(stubborn)
@@ -148,10 +149,10 @@ class AsyncPool:
             try:
                 decision = await process(delivery)
             except asyncio.CancelledError:
-                if self._stopping or _loop_ends(task):
+                if self._stopping or loop_ends(task):
                     ended(delivery, GIVE_BACK)
                     raise
-                decision = self._too_late(delivery) if self._late[slot] else _SELF_CANCELLED
+                decision = self._too_late(delivery) if self._late[slot] else SELF_CANCELLED
             except (SystemExit, KeyboardInterrupt) as stop:
                 decision = GIVE_BACK
                 self._fatal(stop)
@@ -180,9 +181,9 @@ class AsyncPool:
         try:
             await waiter
         except asyncio.CancelledError:
-            if self._stopping or _loop_ends(task):
+            if self._stopping or loop_ends(task):
                 raise
-            _forgive(task)
+            forgive(task)
         finally:
             if self._woken is waiter:
                 self._woken = None
@@ -190,13 +191,13 @@ class AsyncPool:
     async def _shed(self, task: asyncio.Task[None]) -> None:
         """Give the loop back once. A handler that was cancelled (by its timeout, or by itself) and did not let the
         cancellation out leaves it hanging in the air; here it ends, instead of in the next message's handler."""
-        _forgive(task)
+        forgive(task)
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:
-            if self._stopping or _loop_ends(task):
+            if self._stopping or loop_ends(task):
                 raise
-            _forgive(task)
+            forgive(task)
 
     def _too_late(self, delivery: Delivery) -> Decision:
         error = HandlerTimeout(f"the handler ran longer than its timeout of {self._timeout:g} s")
@@ -206,18 +207,6 @@ class AsyncPool:
             log.exception("the policy of %s raised; the message is given back", delivery.source)
             self._fatal(bug)
             return GIVE_BACK
-
-
-def _forgive(task: asyncio.Task[None]) -> None:
-    """Forget that ``task`` was cancelled: else task groups and timeouts of later handlers would think they were."""
-    while task.cancelling():
-        task.uncancel()
-
-
-def _loop_ends(task: asyncio.Task[None]) -> bool:
-    """Whether ``task`` is cancelled together with every other one, as `asyncio.run` does at its end and then waits for
-    them: that is no handler's own affair."""
-    return task.cancelling() > 0 and all(other.cancelling() for other in asyncio.all_tasks())
 
 
 class ThreadPool:
@@ -340,7 +329,7 @@ class ThreadPool:
                 try:
                     decision = self._process(delivery)
                 except asyncio.CancelledError:  # from an event loop of the handler's own
-                    decision = _SELF_CANCELLED
+                    decision = SELF_CANCELLED
                 except BaseException as stop:  # noqa: BLE001 - also SystemExit: given back, the service ends
                     decision = GIVE_BACK
                     self._call(self._fatal, stop)

@@ -7,8 +7,8 @@ import contextlib
 import logging
 
 from atleastonce.contract import Adapter, Subscription
-from atleastonce.engine.answers import is_cancelled
 from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.cancel import is_cancelled
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import ConfigurationError, ConnectionLost, PermissionDenied
 

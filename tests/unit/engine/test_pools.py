@@ -356,7 +356,7 @@ async def test_stop_cancels_what_runs_gives_it_back_and_starts_nothing_more() ->
 async def test_stop_does_not_wait_for_ever_for_a_handler_that_will_not_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pools, "_CANCEL_SECONDS", 0.02)
+    monkeypatch.setattr(pools, "CANCEL_SECONDS", 0.02)
     gate = asyncio.Event()
 
     async def process(item: Delivery) -> Decision:

@@ -52,7 +52,7 @@ DEAD = Decision(copies=(copy("dead"),), name="dead")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settler_module, "_REPEATS", (0.002, 0.004, 0.006))
     monkeypatch.setattr(mover_module, "_BACKOFF", Backoff("1ms", maximum="5ms"))
-    monkeypatch.setattr(pools_module, "_SELF_CANCELLED", Decision(again=0.002, name="released"))
+    monkeypatch.setattr(pools_module, "SELF_CANCELLED", Decision(again=0.002, name="released"))
 
 
 async def done(item: Delivery) -> Decision:
