@@ -51,14 +51,19 @@ class Admin:
         Raises:
             BrokerUnavailable, PermissionDenied: as named.
         """
-        future = self._client.describe_cluster(request_timeout=self._seconds)
-        while not future.done():  # error_cb, which alone tells of refused credentials, is called within poll
-            self._client.poll(0)
+        # The cluster's id is known with the first metadata, from any broker; describing the cluster asks its controller.
+        asking = asyncio.ensure_future(asyncio.to_thread(self._client.cluster_id, self._seconds))
+        while not asking.done():
+            self._client.poll(0)  # error_cb, which alone tells of refused credentials, is called within poll
             for error in self._errors:
                 if fault(error).code is Code.PERMISSION:
+                    asking.add_done_callback(lambda done: done.exception())
                     raise PermissionDenied(f"Kafka: {error.str()}")
-            await asyncio.sleep(0.02)
-        await self._result(future, "connecting")
+            await asyncio.wait([asking], timeout=0.02)
+        try:
+            asking.result()
+        except KafkaException as error:
+            raise as_exception(error, "connecting") from None
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int | None]:
         """How many partitions each topic has; None for one that does not exist.

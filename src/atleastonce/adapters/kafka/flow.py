@@ -45,7 +45,7 @@ class Flow:
         self._assignment = assignment
         self._handover = handover
         self._full_since: float | None = None
-        self._mean = 1024.0
+        self._mean = 16_384.0  # bytes of a record, until some have been seen; cautious, for windows of few bytes
 
     def room(self) -> int:
         """How many records may be fetched now; 0 while it is not worth a fetch."""

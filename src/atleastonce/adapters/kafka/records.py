@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -28,21 +28,56 @@ TOMBSTONE: Final = _Tombstone()
 """`Message.native` of a record without a value; a hop writes null again. ``body`` is ``b""``."""
 
 
+class RecordHeaders(Headers):
+    """A record's header fields, made text where they are UTF-8 when somebody looks at them: most handlers never do.
+
+    Args:
+        fields: as the client gives them.
+        size: their bytes; -1 to count when asked.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Iterable[tuple[str, HeaderValue]] = (), size: int = -1) -> None:
+        self._fields = fields
+        self._size = size
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        found: HeaderValue = None
+        for key, value in self._fields:
+            if key == name:
+                found = value
+        if found is None:
+            return default
+        return found if isinstance(found, str) else found.decode("utf-8", "replace")
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_items":  # the one that is not set from the start
+            raise AttributeError(name)
+        self._items = tuple([(name, _text(value)) for name, value in self._fields])
+        return self._items
+
+
+def _text(value: HeaderValue) -> HeaderValue:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
+    return value
+
+
 def read_headers(fields: Any) -> tuple[Headers, str | None]:
-    """The header fields as they came, text where it is UTF-8, and the message id among them if there is one."""
-    items: list[tuple[str, HeaderValue]] = []
-    identity: str | None = None
+    """The header fields as they came, and the message id among them if there is one."""
+    size = 0
+    identity: HeaderValue = None
     for name, value in fields:
-        if value.__class__ is bytes:
-            try:
-                value = value.decode()
-            except UnicodeDecodeError:
-                items.append((name, value))
-                continue
-        items.append((name, value))
+        size += len(name)
+        if value is not None:
+            size += len(value)
         if name == ID:
-            identity = value or None
-    return Headers(items), identity
+            identity = _text(value)
+    return RecordHeaders(fields, size), identity if identity and isinstance(identity, str) else None
 
 
 def deliveries(
