@@ -145,6 +145,9 @@ class Settings:
         config = {
             "queued.min.messages": min(max(2 * window.messages, 100), 100_000),
             "queued.max.messages.kbytes": kilobytes,
+            # A fetch that waits at a log's end holds up the one that a resume needs, since there is one at a time: 500 ms
+            # by default. Lower: more idle requests.
+            "fetch.wait.max.ms": 100,
             # How long a deleted topic goes unnoticed (30 s by default). News of it is checked before it is believed.
             "topic.metadata.propagation.max.ms": 3000,
             "fetch.queue.backoff.ms": 5,  # 1 s by default: with a small queue the fetcher would sleep most of the time

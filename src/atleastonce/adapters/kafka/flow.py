@@ -23,8 +23,11 @@ log = logging.getLogger("atleastonce.kafka")
 # partitions flap. Too long: a rebalance waits for it, since callbacks run within poll.
 GRACE_SECONDS = 0.5
 
-# Most records of one fetch: bounds how long the thread is away from its other duties.
-CHUNK = 1000
+# Most records of one fetch, and how many fetches may lie ready to be received. Fewer: the two threads wait for each other.
+# More: records lie here as objects, which the garbage collector walks through again and again, instead of in the client's
+# own memory; and the thread is away from its other duties for longer.
+CHUNK = 500
+AHEAD = 2
 
 
 class Flow:
@@ -56,7 +59,8 @@ class Flow:
         spare = window.bytes - self._assignment.held_bytes()
         if room <= 0 or spare <= 0:
             return 0
-        if self._handover and room < window.messages // 2:
+        ready = len(self._handover)
+        if ready >= AHEAD or (ready and room < min(CHUNK, window.messages // 2)):
             return 0  # there is work to hand out; single records are not worth a round
         return min(room, CHUNK, max(1, int(spare / self._mean)))
 

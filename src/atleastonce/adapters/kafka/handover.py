@@ -25,8 +25,9 @@ class Handover:
         self._purge = False
         self.failure: AtLeastOnceError | None = None
 
-    def __bool__(self) -> bool:
-        return bool(self._ready)
+    def __len__(self) -> int:
+        """How many lists are ready."""
+        return len(self._ready)
 
     # ------------------------------------------------------------------------------ polling thread
 
