@@ -7,12 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from atleastonce.cli.app import run
+from atleastonce.cli.demo import tour
+from atleastonce.cli.demo.orders import Line
+from atleastonce.cli.demo.publish import Shop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180, func_only=True)]
 
@@ -119,6 +125,27 @@ def test_bad_lines_are_named_and_the_others_go_on(place: Path) -> None:
     assert "mine.jsonl:2: JSON is malformed" in done.stderr
     account = json.loads(done.stdout.splitlines()[-1])
     assert (account["published"], account["done"] + account["done_after_retry"], account["redriven"]) == (2, 1, 1)
+
+
+def test_a_loss_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    publish = Shop.publish
+
+    async def lossy(shop: Shop, lines: Sequence[Line]) -> None:
+        """Says that all is confirmed, and leaves one out."""
+        await publish(shop, [line for line in lines if line.message_id != "order-100007"])
+        shop.confirmed.update(line.message_id for line in lines)
+
+    monkeypatch.setattr(Shop, "publish", lossy)
+    monkeypatch.setattr(tour, "_LOST_SECONDS", 1.0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run(["demo", "--messages", "40", "--json"]) == 1
+    out, err = capfd.readouterr()
+    account = json.loads(out.splitlines()[-1])
+    assert (account["published"], account["lost"]) == (40, 1)
+    assert "lost by billing: order-100007" in err
+    assert "lost by shipping: order-100007" in err
+    (kept,) = tmp_path.iterdir()
+    assert f"kept in {kept}" in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

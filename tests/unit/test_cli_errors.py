@@ -69,6 +69,8 @@ BAD = [
     (["publish", "q", "{}", "--queue", "--broker", f"{BROKER}?max_message_bytes=9"], 1, "send a reference"),
     (["publish", "q", "--queue", "--broker", BROKER, "--id", "1"], 2, "--id is for one message"),
     (["tail", "q", "--queue", "--group", "g", "--broker", BROKER], 2, "queue q has no groups"),
+    (["tail", "t", "--topic", "--broker", BROKER], 1, "there is no topic t at sqlite:///q.db"),
+    (["tail", "q", "--queue", "--broker", BROKER], 1, "q"),
     (["brokers", "up", "kafak"], 2, 'no broker "kafak"; there are kafka'),
     (["demo", "--messages", "0"], 2, "--messages"),
     (["demo", "--input", "none.jsonl"], 2, "none.jsonl: No such file"),

@@ -18,7 +18,7 @@ from atleastonce.cli.errors import Traceback
 from atleastonce.cli.output import note, print_json
 from atleastonce.cli.target import BrokerOption, QueueOption, TopicOption, broker_url, channel_named
 from atleastonce.contract import ACK, Browses, Deletes, Delivery, Topology, Window
-from atleastonce.errors import ConfigurationError
+from atleastonce.errors import ConfigurationError, NotFound
 
 # How many messages of a queue are shown without --max.
 _PEEK = 20
@@ -74,6 +74,9 @@ async def _follow(broker: Broker, topic: Topic[Any], group: str | None, limit: i
     source = Source(topic, group or f"tail-{secrets.token_hex(4)}")
     own = group is None
     async with broker:
+        missing = [drift for drift in await broker.declare(topic, create=False) if drift.setting == "missing"]
+        if missing:  # declaring the group would make the topic, and a typo would be followed for ever
+            raise NotFound(f"there is no topic {topic.name} at {broker.url}; check the name, or is it a --queue?")
         await broker.declare(source)
         note(
             f"following {topic.name} as group {source.group}, made for this and removed afterwards; Ctrl-C ends"

@@ -25,7 +25,7 @@ _NAMES = {
     "done_after_retry": "done after retry",
     "redriven": "redriven, then done",
     "discarded": "discarded by decision",
-    "dead": "still dead (poison)",
+    "dead": "still dead",
     "lost": "lost",
 }
 

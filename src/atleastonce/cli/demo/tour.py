@@ -35,6 +35,8 @@ PROCESSES = 2
 _LOOK = 0.1
 # The publisher stays this far (share of all messages) ahead of the next kill, so that a kill always hits work in progress.
 _LEAD = 0.1
+# Seconds, at most, from there to the kill. Shorter, and the new messages are not yet there; longer, and they are done.
+_AFTER_RELEASE = 0.15
 # The first part of a run reaches this share of its story; the redrive is the rest.
 _FIRST_PART = 0.9
 # Without any movement: how long until what is missing counts as lost, if the broker says that nothing waits, and if it
@@ -238,8 +240,15 @@ class Tour:
 
     async def _kill_when_due(self, view: View) -> None:
         while self._kills and self._moment(view) >= self._kills[0]:
+            self._release(self._kills[1:])
+            # The publisher goes on first: the kill hits a process with its hands full, wherever it then happens to be.
+            await asyncio.sleep(self._dice.uniform(0.0, _AFTER_RELEASE))
             await self._kill()
-        lead = self._kills[0] / _FIRST_PART + _LEAD if self._kills else 1.0
+        self._release(self._kills)
+
+    def _release(self, kills: Sequence[float]) -> None:
+        """Let the publisher go on, up to its lead before the next of ``kills``."""
+        lead = kills[0] / _FIRST_PART + _LEAD if kills else 1.0
         self._limit = min(len(self._lines), math.ceil(lead * len(self._lines)))
         self._may_publish.set()
 
@@ -251,7 +260,7 @@ class Tour:
         return _FIRST_PART + (1 - _FIRST_PART) * back / self._redriving
 
     async def _kill(self) -> None:
-        self._kills.pop(0)
+        del self._kills[0]
         victim, successor = await self._crew.kill(self._dice, self._only)
         self._screen.event(
             f"kill -9 {victim.name} (process {victim.pid}); {successor.name} (process {successor.pid}) takes its place"
