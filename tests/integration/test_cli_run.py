@@ -1,11 +1,13 @@
-"""``atleastonce run`` as a process: it starts, handles, drains, and can be interrupted while it waits."""
+"""Commands as processes: they start, do their work, and end in order when they are told to."""
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,11 @@ def place(tmp_path: Path) -> Path:
 class Running:
     """The command, and its output line by line."""
 
-    def __init__(self, place: Path, *words: str) -> None:
+    def __init__(self, place: Path, *words: str, command: Sequence[str] = ("run", "shopapp:service")) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "atleastonce", "run", "shopapp:service", *words],
+            [sys.executable, "-m", "atleastonce", *command, *words],
             cwd=place,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -106,3 +109,37 @@ def test_no_wait_fails_at_once(place: Path, running: list[Running]) -> None:
     assert "trying again" not in output
     assert output.splitlines()[-1].startswith("atleastonce: ")
     assert "127.0.0.1:1" in output.splitlines()[-1]
+
+
+def test_tail_follows_until_ctrl_c_and_leaves_no_group(place: Path, running: list[Running]) -> None:
+    url = f"sqlite:///{place}/shop.db"
+    with connect_sync(url) as broker:
+        broker.publish(Topic("orders"), {"n": 0})
+        tail = Running(place, "--broker", url, command=("tail", "orders", "--topic"))
+        running.append(tail)
+        note = tail.until("following orders as group")
+        broker.publish(Topic("orders"), {"n": 1})
+        tail.until('{"n":1}')
+        code, output = tail.end(signal.SIGINT)
+        assert code == 0, output
+        group = re.search(r"group (tail-\w+)", note)
+        assert group is not None
+        assert broker.backlog(Topic("orders"), group[1]).waiting is None  # there is no such group
+
+
+def test_publish_can_be_interrupted_while_stdin_is_silent(place: Path, running: list[Running]) -> None:
+    publish = Running(place, "--broker", f"sqlite:///{place}/shop.db", command=("publish", "q", "--queue"))
+    running.append(publish)
+    # A bad line is named as soon as it is read: then the command waits for the next one.
+    assert publish.process.stdin is not None
+    publish.process.stdin.write("nope\n")
+    publish.process.stdin.flush()
+    publish.until("stdin:1:")
+    begin = time.monotonic()
+    publish.process.send_signal(signal.SIGINT)
+    assert publish.process.wait(timeout=60) == 130
+    assert time.monotonic() - begin < 5
+    assert publish.process.stdout is not None
+    output = publish.process.stdout.read()
+    assert "0 published before the interruption" in output
+    assert "Fatal" not in output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -74,6 +73,7 @@ BAD = [
     (["brokers", "up", "kafak"], 2, 'no broker "kafak"; there are kafka'),
     (["demo", "--messages", "0"], 2, "--messages"),
     (["demo", "--input", "none.jsonl"], 2, "none.jsonl: No such file"),
+    (["demo", "--broker", "memory://"], 2, "cannot share memory://"),
     (["demo", "--broker", "x"], 2, "write it as scheme://host:port"),
 ]
 
@@ -142,8 +142,10 @@ def test_publish_and_tail(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: A
     assert run(["publish", "q", '{"a": 1}', "--queue", "--broker", BROKER, "--id", "i-1", "--key", "k"]) == 0
     assert capfd.readouterr().out == "i-1\n"
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a":2}\n\nnope\n\xff\n[3]\n')))
-    assert run(["publish", "q", "--queue", "--broker", BROKER, "--json"]) == 1
+    (place / "lines").write_bytes(b'{"a":2}\n\nnope\n\xff\n[3]\n')
+    with (place / "lines").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert run(["publish", "q", "--queue", "--broker", BROKER, "--json"]) == 1
     out, err = capfd.readouterr()
     assert json.loads(out) == {"channel": "q", "published": 2, "rejected": 0, "unknown": 0, "bad": 2}
     assert [line.split(" ")[0] for line in err.splitlines()] == ["stdin:3:", "stdin:4:"]

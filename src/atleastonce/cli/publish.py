@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 from collections import Counter
@@ -17,7 +16,8 @@ from atleastonce.broker import connect, publish_error
 from atleastonce.channels import Channel
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
 from atleastonce.cli.output import console, note, print_json
-from atleastonce.cli.target import BrokerOption, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.cli.signals import in_background, interruptible
+from atleastonce.cli.target import BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
 from atleastonce.contract import Outcome, Outgoing, Status
 from atleastonce.errors import ConfigurationError
 from atleastonce.wire import CONTENT_TYPE
@@ -41,7 +41,7 @@ def publish(
     header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
     delay: Annotated[str | None, typer.Option(help="Not before, like 10m, where the broker can.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")] = False,
+    no_wait: NoWait = False,
     traceback: Traceback = False,
 ) -> int:
     """Publish one message, or each line of stdin as one, and say what the broker confirmed.
@@ -58,9 +58,13 @@ def publish(
     if many and sys.stdin.isatty():
         note("reading messages from the terminal, one JSON text per line; Ctrl-D ends")
     counts: Counter[str] = Counter()
-    bodies = _lines(sys.stdin.buffer, counts) if many else iter([payload.encode()])
+    bodies = _lines(_stdin(), counts) if many else iter([payload.encode()])
     options = {"key": key, "id": id, "headers": headers, "delay": delay}
-    last = asyncio.run(_publish(url, target, bodies, options, counts, no_wait=no_wait, bar=many))
+    try:
+        last = interruptible(_publish(url, target, bodies, options, counts, no_wait=no_wait, bar=many))
+    except KeyboardInterrupt:
+        note(f"{counts['published']} published before the interruption, and perhaps some that were not yet confirmed")
+        raise
     report = {name: counts[name] for name in ("published", "rejected", "unknown", "bad")}
     if as_json:
         print_json({"channel": channel, **report, **({} if many else {"id": last})})
@@ -88,17 +92,13 @@ async def _publish(
         broker.compose(channel, b"", **options)  # what is wrong with the options is said before stdin is read
         with _bar(shown=bar) as progress:
             task = progress.add_task(channel.name, total=None)
-            while chunk := await asyncio.to_thread(_take, bodies):
+            while chunk := await in_background(lambda: list(itertools.islice(bodies, _CHUNK))):
                 items = [broker.compose(channel, body, **options) for body in chunk]
                 for item, outcome in zip(items, await broker.send(items), strict=True):
                     last = item.message.id
                     _count(item, outcome, counts)
                 progress.update(task, advance=len(chunk))
     return last
-
-
-def _take(bodies: Iterator[bytes]) -> list[bytes]:
-    return list(itertools.islice(bodies, _CHUNK))
 
 
 def _bar(*, shown: bool) -> Progress:
@@ -115,6 +115,11 @@ def _count(item: Outgoing, outcome: Outcome, counts: Counter[str]) -> None:
     counts[name] += 1
     if counts[name] <= _SHOWN_PROBLEMS:
         note(one_line(publish_error(item, outcome)))
+
+
+def _stdin() -> Iterable[bytes]:
+    """Lines of stdin. Not of sys.stdin, whose lock a pending read would hold when the interpreter ends."""
+    return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
 def _lines(stdin: Iterable[bytes], counts: Counter[str]) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import typer
 from atleastonce.cli.errors import Traceback
 from atleastonce.cli.loader import load_service
 from atleastonce.cli.output import log_to_stderr, note
+from atleastonce.cli.target import NoWait
 
 
 class LogLevel(enum.StrEnum):
@@ -24,7 +25,7 @@ class LogLevel(enum.StrEnum):
 def run(
     app: Annotated[str, typer.Argument(metavar="MODULE:SERVICE", help="Where the service is, like app:service.")],
     broker: Annotated[str | None, typer.Option(help="Broker URL, instead of the service's own and ALO_BROKER.")] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")] = False,
+    no_wait: NoWait = False,
     log_level: Annotated[LogLevel, typer.Option(help="What the library logs.")] = LogLevel.INFO,
     traceback: Traceback = False,
 ) -> None:

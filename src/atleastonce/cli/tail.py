@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,7 +14,8 @@ from atleastonce.broker import Broker, connect
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.cli.errors import Traceback
 from atleastonce.cli.output import note, print_json
-from atleastonce.cli.target import BrokerOption, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.cli.signals import interruptible
+from atleastonce.cli.target import Alone, BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
 from atleastonce.contract import ACK, Browses, Deletes, Delivery, Topology, Window
 from atleastonce.errors import ConfigurationError, NotFound
 
@@ -36,7 +35,7 @@ def tail(
     ] = None,
     max: Annotated[int | None, typer.Option("--max", min=1, help="Stop after so many.")] = None,  # noqa: A002
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per message.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")] = False,
+    no_wait: NoWait = False,
     traceback: Traceback = False,
 ) -> None:
     """Print messages: the oldest of a queue, which stay in it; or those of a topic, until Ctrl-C.
@@ -50,9 +49,10 @@ def tail(
     settings: dict[str, Any] = {"wait": 0} if no_wait else {}
     connection = connect(broker_url(broker), waiting=note, **settings)
     if isinstance(target, Queue):
-        asyncio.run(_peek(connection, target, max or _PEEK, as_json=as_json))
+        interruptible(_peek(connection, target, max or _PEEK, as_json=as_json))
     elif isinstance(target, Topic):
-        asyncio.run(_follow(connection, target, group, max, as_json=as_json))
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end of following
+            interruptible(_follow(connection, target, group, max, as_json=as_json))
 
 
 async def _peek(broker: Broker, queue: Queue[Any], limit: int, *, as_json: bool) -> None:
@@ -92,7 +92,7 @@ async def _follow(broker: Broker, topic: Topic[Any], group: str | None, limit: i
 
 
 async def _read(broker: Broker, source: Source, limit: int | None, *, as_json: bool) -> None:
-    subscription = await broker.adapter.subscribe(source, _WINDOW, _Quiet())
+    subscription = await broker.adapter.subscribe(source, _WINDOW, Alone())
     seen = 0
     try:
         while limit is None or seen < limit:
@@ -104,16 +104,6 @@ async def _read(broker: Broker, source: Source, limit: int | None, *, as_json: b
             await subscription.settle([(delivery, ACK) for delivery in batch])
     finally:
         await subscription.close()
-
-
-class _Quiet:
-    """A listener for a reader that holds nothing."""
-
-    async def drain(self, streams: Collection[str], grace: float) -> None: ...
-
-    def lost(self, streams: Collection[str] | None) -> None: ...
-
-    def condition(self, state: str, detail: str) -> None: ...
 
 
 def show(delivery: Delivery, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ BrokerOption = Annotated[
     str | None, typer.Option("--broker", envvar="ALO_BROKER", help="Broker URL, like kafka://localhost:9092.")
 ]
 QueueOption = Annotated[bool, typer.Option("--queue", help="CHANNEL is a queue.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")]
 TopicOption = Annotated[bool, typer.Option("--topic", help="CHANNEL is a topic.")]
 
 
@@ -37,3 +39,13 @@ def channel_named(name: str, *, queue: bool, topic: bool) -> Channel[Any]:
         problem = "both" if queue else "neither"
         raise ConfigurationError(f"{name} is a queue or a topic? {problem} was given; say --queue or --topic")
     return Queue(name) if queue else Topic(name)
+
+
+class Alone:
+    """A `Listener` for a reader that holds nothing and shares with nobody."""
+
+    async def drain(self, streams: Collection[str], grace: float) -> None: ...
+
+    def lost(self, streams: Collection[str] | None) -> None: ...
+
+    def condition(self, state: str, detail: str) -> None: ...

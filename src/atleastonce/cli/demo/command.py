@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
 import secrets
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -20,10 +16,10 @@ from atleastonce.cli.demo.screen import display, show_account
 from atleastonce.cli.demo.settings import tuned
 from atleastonce.cli.demo.tour import BILLING, Tour
 from atleastonce.cli.demo.workplace import workplace
-from atleastonce.cli.errors import DONE, PROBLEM, Terminated, Traceback
+from atleastonce.cli.errors import DONE, PROBLEM, Traceback
 from atleastonce.cli.output import console, note, print_json
-
-T = TypeVar("T")
+from atleastonce.cli.signals import interruptible
+from atleastonce.cli.target import NoWait
 
 # When the one kill of the ordinary tour happens, as a share of the story.
 MIDDLE = 0.36
@@ -41,6 +37,7 @@ def demo(
     chaos: Annotated[bool, typer.Option("--chaos", help="Kill ten processes, at random moments.")] = False,
     kills: Annotated[int | None, typer.Option(min=0, max=1000, help="Kill so many, at random moments.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random moments; printed, to repeat a run.")] = None,
+    no_wait: NoWait = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as one JSON object, last.")] = False,
     traceback: Traceback = False,
 ) -> int:
@@ -71,6 +68,7 @@ def demo(
             screen=screen,
             folder=folder.path,
             cleanup=broker is not None,
+            no_wait=no_wait,
         )
         try:
             account = interruptible(tour.run())
@@ -91,32 +89,3 @@ def _report(orders: Orders) -> None:
         note(f"... and {len(orders.problems) - _SHOWN_PROBLEMS} more")
     if orders.problems:
         note(f"bad lines left out: {len(orders.problems)}; the other {len(orders.lines)} go on")
-
-
-def interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work``; Ctrl-C and SIGTERM cancel it, and what it does to clean up is done.
-
-    Raises:
-        KeyboardInterrupt, Terminated: after that.
-    """
-
-    async def until_told() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None  # noqa: S101 - inside a coroutine
-        told = False
-
-        def on_term() -> None:
-            nonlocal told
-            told = True
-            task.cancel()
-
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(signal.SIGTERM, on_term)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if told:
-                raise Terminated from None
-            raise
-
-    return asyncio.run(until_told())

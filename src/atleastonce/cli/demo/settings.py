@@ -4,6 +4,7 @@ lasts. A URL that sets them itself is left alone.
 
 from __future__ import annotations
 
+from atleastonce.errors import ConfigurationError
 from atleastonce.urls import BrokerUrl
 
 # How soon a broker gives a killed process's messages to another. Shorter than these, a busy machine's pauses are taken
@@ -18,9 +19,13 @@ def tuned(url: str) -> str:
     """``url`` with the demo's settings added to its query.
 
     Raises:
-        ConfigurationError: ``url`` is none.
+        ConfigurationError: ``url`` is none, or of a broker that lives in one process.
     """
     parsed = BrokerUrl.parse(url)
+    if parsed.scheme == "memory":
+        raise ConfigurationError(
+            "the demo's processes cannot share memory://; leave --broker away, or give sqlite:///file.db"
+        )
     missing = [
         f"{name}={value}" for name, value in _SETTINGS.get(parsed.scheme, {}).items() if name not in parsed.query
     ]

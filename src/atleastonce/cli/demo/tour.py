@@ -21,7 +21,7 @@ from atleastonce.cli.demo.ledger import Ledger
 from atleastonce.cli.demo.orders import Line
 from atleastonce.cli.demo.publish import Shop, broken, chunks
 from atleastonce.cli.demo.services import orders_topic
-from atleastonce.cli.demo.watch import Part, View, Watched, read_ids
+from atleastonce.cli.demo.watch import Part, View, Watched, take_ids
 from atleastonce.cli.demo.worker import Assignment, build
 from atleastonce.contract import Deletes, Delivery
 from atleastonce.patterns.redrive import redrive
@@ -67,6 +67,8 @@ class Tour:
         only: kill processes of this service only.
         screen: is told.
         folder: for ledgers and logs.
+        cleanup: remove the run's channels from the broker at the end.
+        no_wait: fail at once if the broker is not there.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Tour:
         screen: Screen,
         folder: Path,
         cleanup: bool,
+        no_wait: bool = False,
     ) -> None:
         self._lines = broken(lines)
         self._kills = sorted(kills)
@@ -89,7 +92,7 @@ class Tour:
         self._url = url
         self._suffix = f".demo-{secrets.token_hex(3)}"
         self._cleanup = cleanup
-        self._broker = Broker(url, waiting=screen.event)
+        self._broker = Broker(url, wait=0 if no_wait else "30s", waiting=screen.event)
         self._crew = Crew(folder)
         self._shop = Shop(self._broker, orders_topic(self._suffix))
         self._paths = {name: folder / f"{name}.db" for name in SERVICES}
@@ -185,7 +188,7 @@ class Tour:
 
     async def _account(self) -> Account:
         dead = {
-            each.name: frozenset(await read_ids(self._broker, Source(each.home.dead_letter_channel)))
+            each.name: frozenset(await take_ids(self._broker, Source(each.home.dead_letter_channel)))
             for each in self._watched
         }
         return settle_account(

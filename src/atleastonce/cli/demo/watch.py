@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from atleastonce.broker import Broker
 from atleastonce.channels import Source
 from atleastonce.cli.demo.ledger import Ledger, Totals
-from atleastonce.contract import RELEASE, Browses, Delivery, Topology, Window
+from atleastonce.cli.target import Alone
+from atleastonce.contract import ACK, Browses, Topology, Window
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -90,38 +91,25 @@ class Watched(msgspec.Struct, frozen=True):
         )
 
 
-class _Quiet:
-    """A listener for a look that nobody shares."""
-
-    async def drain(self, streams: Collection[str], grace: float) -> None: ...
-
-    def lost(self, streams: Collection[str] | None) -> None: ...
-
-    def condition(self, state: str, detail: str) -> None: ...
-
-
 # How long a queue must have nothing to offer before it counts as read to its end, where the broker cannot say.
 _END_SECONDS = 3.0
+_WINDOW = Window(1000, 64 << 20)
 
 
-async def read_ids(broker: Broker, source: Source) -> Sequence[str]:
-    """The ids of all that waits in a queue, which keeps it: looked at where the broker can, else taken and given
-    back."""
+async def take_ids(broker: Broker, source: Source) -> Sequence[str]:
+    """The ids of all that waits in a queue of the demo's own: looked at where the broker can, else taken out of it."""
     total = (await broker.adapter.backlog(source)).waiting
-    if total == 0:
-        return []
-    if isinstance(broker.adapter, Browses) and total is not None:
-        return [d.message.id for d in await broker.adapter.browse(source.channel, total)]
-    window = Window(10_000_000, 1 << 40)
-    subscription = await broker.adapter.subscribe(source, window, _Quiet())
-    held: list[Delivery] = []
+    if total is not None and isinstance(broker.adapter, Browses):
+        return [d.message.id for d in await broker.adapter.browse(source.channel, total)] if total else []
+    subscription = await broker.adapter.subscribe(source, _WINDOW, Alone())
+    ids: list[str] = []
     try:
-        while total is None or len(held) < total:
-            batch = await subscription.receive(1000, _END_SECONDS)
+        while total is None or len(ids) < total:
+            batch = await subscription.receive(_WINDOW.messages, _END_SECONDS)
             if not batch:
                 break
-            held += batch
+            ids += [delivery.message.id for delivery in batch]
+            await subscription.settle([(delivery, ACK) for delivery in batch])
     finally:
-        await subscription.settle([(delivery, RELEASE) for delivery in held])
         await subscription.close()
-    return [delivery.message.id for delivery in held]
+    return ids
