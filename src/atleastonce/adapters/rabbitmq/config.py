@@ -128,7 +128,7 @@ class Config:
                 connection_attempts=1,
                 retry_delay=0,
                 socket_timeout=self.connect_timeout,
-                stack_timeout=self.connect_timeout + 5,
+                stack_timeout=1.5 * self.connect_timeout,
                 blocked_connection_timeout=self.blocked_connection_timeout,
                 client_properties={**self.client_properties, "connection_name": f"{self.connection_name} ({purpose})"},
                 tcp_options={**options, **self.tcp_options},

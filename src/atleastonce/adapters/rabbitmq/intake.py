@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any, Final
 
 from atleastonce.adapters.rabbitmq.connection import Channel, unexpected
@@ -11,9 +12,12 @@ from atleastonce.contract import Window
 
 _MAX_PREFETCH: Final = 65_535
 
-_ASSUMED_SIZE: Final = 16 * 1024
+_ASSUMED_SIZE: Final = 256 * 1024
 """Bytes of a message before any was seen. AMQP bounds what is out in messages only: too small, and large messages overshoot
 the window's bytes before the consumer is taken away; too large, and small ones come in small portions at first."""
+
+_GROWTH: Final = 2
+"""How many times more than now must fit before the consumer is renewed for it."""
 
 _NAMES = itertools.count(1)
 
@@ -25,7 +29,7 @@ class Intake:
     order would be lost. There, the prefetch alone bounds what comes.
     """
 
-    def __init__(self, channel: Channel, queue: str, window: Window, *, keep: bool) -> None:
+    def __init__(self, channel: Channel, queue: str, window: Window, held: Callable[[], int], *, keep: bool) -> None:
         self.paused = False
         self.crowded = False
         """Whether more bytes are held than the window has."""
@@ -33,21 +37,23 @@ class Intake:
         self._channel = channel
         self._queue = queue
         self._window = window
+        self._held = held
         self._keep = keep
         self._consumer: str | None = None
         self._prefetch = 0
+        self._portion = 0
         self._seen = self._seen_bytes = 0
         self._turn = asyncio.Lock()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether messages should come."""
-        return not self.ended and (self._keep or not (self.paused or self.crowded))
-
-    def saw(self, size: int) -> None:
-        """A message of ``size`` bytes came."""
+    def saw(self, size: int) -> bool:
+        """A message of ``size`` bytes came. Whether to steer: far more of such messages fit than was thought."""
         self._seen += 1
         self._seen_bytes += size
+        self._portion += 1
+        if self._portion < self._prefetch or self._keep:
+            return False
+        self._portion = 0
+        return self._too_few
 
     async def steer(self) -> None:
         """Make it as it is wanted.
@@ -56,9 +62,14 @@ class Intake:
             pika.exceptions.AMQPError, TimeoutError: the channel is lost, or the queue may not be read.
         """
         async with self._turn:
-            while self.wanted != (self._consumer is not None):
+            while True:
+                wanted = not self.ended and (self._keep or not (self.paused or self.crowded))
                 if self._consumer is None:
+                    if not wanted:
+                        return
                     await self._start()
+                elif wanted and not self._too_few:
+                    return
                 else:
                     consumer, self._consumer = self._consumer, None
                     await self._channel.call("basic_cancel", consumer_tag=consumer)
@@ -68,12 +79,25 @@ class Intake:
         self.ended = True
         self._consumer = None
 
-    async def _start(self) -> None:
+    @property
+    def _fitting(self) -> int:
+        """How many messages may be out, if they are as those were that came."""
+        if self._keep:
+            return min(self._window.messages, _MAX_PREFETCH)
         average = max(1, self._seen_bytes // self._seen) if self._seen else _ASSUMED_SIZE
-        prefetch = min(self._window.messages, _MAX_PREFETCH, max(1, self._window.bytes // average))
+        return min(self._window.messages, _MAX_PREFETCH, max(1, self._window.bytes // average))
+
+    @property
+    def _too_few(self) -> bool:
+        return not self._keep and self._seen > 0 and self._fitting - self._held() >= _GROWTH * self._prefetch
+
+    async def _start(self) -> None:
+        # The broker counts for each consumer: what is out of an earlier one comes on top.
+        prefetch = max(1, self._fitting - self._held())
         if prefetch != self._prefetch:
             await self._channel.call("basic_qos", prefetch_count=prefetch)
             self._prefetch = prefetch
+        self._portion = 0
         name = f"atleastonce-{next(_NAMES)}"
         arguments: dict[str, Any] = {"queue": self._queue, "consumer_tag": name, "on_message_callback": unexpected}
         await self._channel.call("basic_consume", **arguments)

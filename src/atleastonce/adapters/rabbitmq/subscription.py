@@ -48,7 +48,7 @@ class RabbitMQSubscription(Subscription):
         self._tags = Tags(channel.number, self._epoch)
         self._barrier = Barrier(channel)
         keep = isinstance(source.channel, Queue) and source.channel.single_active
-        self._intake = Intake(channel, source.name, window, keep=keep)
+        self._intake = Intake(channel, source.name, window, self._tags.__len__, keep=keep)
         self._buffer: deque[Raw] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: AtLeastOnceError | None = None
@@ -122,7 +122,7 @@ class RabbitMQSubscription(Subscription):
         return delivery
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        outcomes, frames = self._tags.settle(batch, alive=self._channel.closed is None and not self._closed)
+        outcomes, frames = self._tags.settle(batch, alive=not self._ended)
         for delivery, verdict in batch:
             if not isinstance(verdict, Ack) and delivery.epoch == self._epoch and not delivery.raw.named:
                 self._strays.returned(delivery.message)
@@ -169,9 +169,10 @@ class RabbitMQSubscription(Subscription):
         size = len(raw[4]) + len(raw[5])
         self._buffer.append(raw)
         self._tags.arrived(raw[0], size)
-        self._intake.saw(size)
+        more = self._intake.saw(size)
         if self._tags.bytes > self._window.bytes and not self._intake.crowded:
-            self._intake.crowded = True
+            self._intake.crowded = more = True
+        if more:
             self._steer()
         if self._waiter is not None:
             self._wake()
@@ -191,6 +192,7 @@ class RabbitMQSubscription(Subscription):
             self._end(faults.as_error(error, f"{name}: the broker ended the subscription", lost=True))
         else:
             self._end(ConnectionLost(f"{name}: the broker ended the subscription; the queue itself is there"))
+        await self._channel.close()
 
     def _lost(self, reason: Exception) -> None:
         error = faults.as_error(reason, self._source.name, lost=True)
