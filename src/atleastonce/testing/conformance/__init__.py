@@ -22,10 +22,11 @@ and runs pytest. ``pytest_plugins = ["atleastonce.testing.conformance.plugin"]``
 A case is a numbered test that says what it needs; where a broker lacks that, the case is *not supported*. What fails
 and should not is listed in `Harness.known_gaps` with its reason; an entry that starts to pass fails the run. Cases
 compare what was sent with what was received, wait for conditions with a deadline, and may run in parallel against one
-broker. The cases, by section: `round_trip`, `publishing`, `isolation`, `settlement` and `redelivery`, `ordering`,
-`flow`, `lifecycle`, `faults`, `tools`. Cases for
-the layers above (a running service on a backend) are a `Section` of their own under `Suite`, and open their own connection
-to ``bench.harness.url``.
+broker.
+
+The cases, by section: `round_trip`, `publishing`, `isolation`, `settlement` and `redelivery`, `ordering`, `flow`,
+`lifecycle` and `faults`, `tools`. Cases for the layers above (a running service on a backend) are a `Section` of their
+own under `Suite`, and open their own connection to ``bench.harness.url``.
 """
 
 import pytest

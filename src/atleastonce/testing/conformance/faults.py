@@ -43,6 +43,7 @@ class Faults(Section):
 
             publishing = asyncio.create_task(publish())
             try:
+                await asyncio.sleep(bench.harness.newborn)
                 for _ in range(2):
                     await self.grows(bench, history, 60)
                     await broker.kill()
@@ -84,6 +85,7 @@ class Faults(Section):
             old = await reader.take(10)
             await reader.settle(old[:4])
             await bench.settled()
+            await asyncio.sleep(bench.harness.newborn)
             await broker.kill()
             if not bench.harness.settle_lag:
                 told = await bench.within(reader.subscription.settle([(delivery, ACK) for delivery in old[4:6]]), 30)

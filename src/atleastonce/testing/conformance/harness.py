@@ -74,6 +74,8 @@ class Harness:
         patience: how long anything may take that should happen "at once", in seconds.
         settle_lag: seconds between the answer to a settlement and its being stored; 0 where answered means stored. Logs that
             commit in intervals have one, and repeat after a crash what was settled within it.
+        newborn: seconds that a channel needs after its declaration before its broker may be killed, where brokers are known
+            to lose their youngest channels in a crash; 0 where they are not.
         other_processes: whether another process that opens ``url`` meets the same broker.
         killable: whether `own_broker` gives one.
         raw: the broker's own client.
@@ -87,6 +89,7 @@ class Harness:
     lease: float = 1.0
     patience: float = 20.0
     settle_lag: float = 0.0
+    newborn: float = 0.0
     other_processes: bool = True
     killable: bool = False
     raw: RawClient | None = None
