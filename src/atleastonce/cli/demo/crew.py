@@ -37,6 +37,15 @@ class Member:
     def pid(self) -> int:
         return self.process.pid
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it lives.
+
+        Not by ``process.send_signal``: that looks whether the child has ended, and takes its exit code from under asyncio.
+        """
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
     def last_words(self) -> str:
         """The last line of its log."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
@@ -78,8 +87,7 @@ class Crew:
     async def kill(self, dice: random.Random, service: str | None = None) -> tuple[Member, Member]:
         """``kill -9`` one process, of ``service`` or of any, and start another in its place; return both."""
         victim = dice.choice([m for m in self.members if service in (None, m.assignment.service)])
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
+        victim.send(signal.SIGKILL)
         await victim.process.wait()
         self.members.remove(victim)
         return victim, await self.start(victim.assignment)
@@ -100,8 +108,7 @@ class Crew:
         """
         leaving = [m for m in self.members if service in (None, m.assignment.service)]
         for member in leaving:
-            with contextlib.suppress(ProcessLookupError):
-                member.process.send_signal(signal.SIGTERM)
+            member.send(signal.SIGTERM)
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await asyncio.gather(*(m.process.wait() for m in leaving))
@@ -120,7 +127,6 @@ class Crew:
             async with asyncio.timeout(_ABANDON_SECONDS):
                 await self.drain()
         for member in self.members:
-            with contextlib.suppress(ProcessLookupError):
-                member.process.kill()
+            member.send(signal.SIGKILL)
             await member.process.wait()
         self.members = []
