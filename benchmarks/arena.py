@@ -229,7 +229,7 @@ class Arena:
         if self.broker == "kafka":
             client.create(self.address, job.channel)
             return
-        client.declare(self.address, job.channel)
+        asyncio.run(ours.declare(job))
         if loaded:
             client.load(self.address, job.channel, job.messages)
 

@@ -44,9 +44,14 @@ async def load(job: Job) -> None:
 
 
 async def declare(job: Job) -> None:
-    """Make the channel as ours would, for every contender to use."""
-    async with connect(job.url) as broker:
-        await broker.declare(channel_of(job), source_of(job))
+    """Make the channel as a service of ours would, dead letters and all, for every contender to use."""
+    service = Service(job.group, broker=job.url)
+
+    @service.consumer(channel_of(job))
+    async def nothing(order: Order) -> None: ...
+
+    async with service:
+        pass
 
 
 async def remaining(job: Job) -> int:

@@ -19,16 +19,11 @@ _ACK_EVERY = 250  # four acks to the prefetch: the broker is never idle, and a c
 _PERSISTENT = 2
 
 
-def declare(address: str, queue: str) -> None:
-    """A durable quorum queue, as ours declares its own."""
-    connection = pika.BlockingConnection(pika.URLParameters(address))
-    connection.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
-    connection.close()
-
-
 def delete(address: str, queue: str) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(address))
-    connection.channel().queue_delete(queue)
+    channel = connection.channel()
+    for name in (queue, f"{queue}.dlq"):
+        channel.queue_delete(name)
     connection.close()
 
 
