@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import types
 import uuid
@@ -25,7 +27,10 @@ async def test_the_code_of_a_page_runs_and_its_services_start(page: Path, monkey
     monkeypatch.setitem(__import__("sys").modules, "page", module)  # annotations are resolved in their module
     services: list[Service] = []
     for block in BLOCKS[page]:
-        exec(compile(block, str(page), "exec"), module.__dict__)
+        code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        pending = eval(code, module.__dict__)
+        if inspect.iscoroutine(pending):  # a block that awaits, as in a notebook
+            await pending
         found = [value for value in vars(module).values() if isinstance(value, Service)]
         services += [service for service in found if all(service is not known for known in services)]
     for service in services:

@@ -96,7 +96,8 @@ def prepare(install: Path, place: Place) -> Command:
     settings.write_text(text + "".join(f"{key}={value}\n" for key, value in ONE_NODE.items()))
     env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(place.directory)}
     if not (place.data / "meta.properties").exists():
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # An id that begins with "-" would be taken for an option.
+        cluster = "a" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         argv = [str(program), *FLAGS, "-cp", CLASS_PATH, "kafka.tools.StorageTool", "format", "-t", cluster]
         argv += ["-c", str(settings)]
         run("kafka", f"formatting {place.data}", argv, cwd=install, env=env, inherit=False)

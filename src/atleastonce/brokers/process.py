@@ -128,6 +128,8 @@ def kill(mark: Path, who: Identity | None, known: Iterable[Identity] = ()) -> No
     deadline = time.monotonic() + 10
     left = set(known) | family(mark, who)
     while left := {each for each in left if alive(each)} | family(mark, who):
+        # Stopped before killed: a parent that saw its child die would start another (PostgreSQL), which nobody here knows.
+        send(left, signal.SIGSTOP)
         send(left, signal.SIGKILL)
         if not wait_until(deadline):
             break
