@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from atleastonce import wire
-from atleastonce.channels import Channel
+from atleastonce.channels import Channel, Queue, Topic
 from atleastonce.codecs import encode
 from atleastonce.contract import Capabilities, Outgoing
 from atleastonce.durations import seconds
 from atleastonce.errors import ConfigurationError, InvalidMessage
-from atleastonce.message import Headers, HeaderValue, Message, check_headers, new_id
+from atleastonce.message import Headers, HeaderValue, Message, check_headers, is_utf8, new_id
 
 _MAX_ID = 256
 
@@ -24,7 +24,7 @@ def compose(
     scheme: str,
     key: str | bytes | None = None,
     id: str | None = None,
-    headers: Mapping[str, HeaderValue] | None = None,
+    headers: Mapping[str, HeaderValue] | Headers | None = None,
     delay: str | float | None = None,
 ) -> Outgoing:
     """An `Outgoing` for ``payload``, checked as far as it can be without the broker.
@@ -34,7 +34,7 @@ def compose(
         InvalidMessage: an id, key or header that no broker may be handed, or one with our prefix.
         ConfigurationError: not a channel, or a delay that this broker cannot keep.
     """
-    if not isinstance(channel, Channel):
+    if not isinstance(channel, Queue | Topic):
         raise ConfigurationError(
             f'publish to a Queue or Topic, not to {channel!r}; write Queue("name") or Topic("name")'
         )
@@ -42,6 +42,8 @@ def compose(
     message_id = _checked_id(id) if id is not None else new_id()
     fields: list[tuple[str, HeaderValue]] = []
     if headers:
+        if not isinstance(headers, Mapping | Headers):
+            raise InvalidMessage(f"headers are a {type(headers).__name__}; give a dict of names and text")
         for name, value in headers.items():
             if str(name).lower().startswith(wire.PREFIX):
                 raise InvalidMessage(
@@ -49,7 +51,7 @@ def compose(
                 )
             fields.append((name, value))
         check_headers(Headers(fields))
-    if not (headers and wire.CONTENT_TYPE in headers):
+    if not headers or all(name.lower() != wire.CONTENT_TYPE for name, _ in fields):
         fields.append((wire.CONTENT_TYPE, content_type))
     fields.append((wire.ID, message_id))
     wait = 0.0
@@ -63,11 +65,13 @@ def compose(
             )
     if key is not None and not isinstance(key, str | bytes):
         raise InvalidMessage(f"key {key!r} is a {type(key).__name__}; give text or bytes")
+    if isinstance(key, str) and not is_utf8(key):
+        raise InvalidMessage(f"key {key!r} holds half of a surrogate pair, which UTF-8 cannot carry; give bytes")
     raw_key = key.encode() if isinstance(key, str) else key
     return Outgoing(channel, Message(message_id, body, raw_key, Headers(fields)), wait)
 
 
 def _checked_id(id: str) -> str:
-    if not 0 < len(id) <= _MAX_ID or not id.isascii() or not id.isprintable():
+    if id.__class__ is not str or not 0 < len(id) <= _MAX_ID or not id.isascii() or not id.isprintable():
         raise InvalidMessage(f"id {id!r}: give 1 to {_MAX_ID} printable ASCII characters")
     return id

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TypeAlias
+from typing import SupportsFloat, TypeAlias
 
 from atleastonce.errors import ConfigurationError
 
@@ -18,10 +18,20 @@ Size: TypeAlias = str | int
 """Bytes as a number, or text such as ``"64MiB"``, ``"10kB"``."""
 
 _MILLIS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h|d)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|m|h|d)")
+
+
+def _number(value: object, name: str, what: str) -> float:
+    """``value`` as a float; a number too large for one is infinite, and so out of every range."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise ConfigurationError(f"{name}: {value!r} is a {type(value).__name__}; write {what}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def seconds(value: Duration, *, name: str = "duration", minimum: float = 0.0) -> float:
@@ -37,7 +47,7 @@ def seconds(value: Duration, *, name: str = "duration", minimum: float = 0.0) ->
             raise ConfigurationError(f'{name}: "{value}" is no duration; write "200ms", "5s", "1m30s", "2h" or "7d"')
         result = sum(float(number) * _MILLIS[unit] for number, unit in parts) / 1000
     else:
-        result = float(value)
+        result = _number(value, name, 'seconds as a number, or text like "5s"')
     if not math.isfinite(result) or result < minimum:
         raise ConfigurationError(f"{name}: {value!r} is out of range; it must be at least {minimum:g} seconds")
     return result
@@ -48,11 +58,23 @@ def format_duration(value: float) -> str:
 
     Fractions of a millisecond are rounded up: a delay may be longer than asked for, never shorter.
     """
-    millis = math.ceil(round(value * 1000, 6))
+    millis = math.ceil(round(value * 1000, 3))
     for unit in ("d", "h", "m", "s"):
         if millis and millis % _MILLIS[unit] == 0:
             return f"{millis // _MILLIS[unit]}{unit}"
     return f"{millis}ms"
+
+
+def whole(value: object, *, name: str, low: int = 1, high: int | None = None) -> int:
+    """Return ``value`` if it is a whole number from ``low`` to ``high``.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high):
+        return value
+    bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    raise ConfigurationError(f"{name}={value!r} is out of range; give a whole number {bounds}")
 
 
 def size_in_bytes(value: Size, *, name: str = "size") -> int:
@@ -65,12 +87,12 @@ def size_in_bytes(value: Size, *, name: str = "size") -> int:
         match = _SIZE.fullmatch(value.strip())
         if match is None or match[2].lower() not in _BYTES:
             raise ConfigurationError(f'{name}: "{value}" is no size; write bytes, "512KiB", "64MiB" or "1GB"')
-        result = int(float(match[1]) * _BYTES[match[2].lower()])
+        result = float(match[1]) * _BYTES[match[2].lower()]
     else:
-        result = int(value)
-    if result <= 0:
+        result = _number(value, name, 'bytes as a number, or text like "64MiB"')
+    if not 1 <= result < math.inf:
         raise ConfigurationError(f"{name}: {value!r} is out of range; it must be positive")
-    return result
+    return int(result)
 
 
 def per_second(value: str | float, *, name: str = "rate") -> float:
@@ -85,7 +107,7 @@ def per_second(value: str | float, *, name: str = "rate") -> float:
             raise ConfigurationError(f'{name}: "{value}" is no rate; write "500/s", "60/m" or "1000/h"')
         result = float(match[1]) * 1000 / _MILLIS[match[2]]
     else:
-        result = float(value)
+        result = _number(value, name, 'a number per second, or text like "500/s"')
     if not math.isfinite(result) or result <= 0:
         raise ConfigurationError(f"{name}: {value!r} is out of range; it must be positive")
     return result

@@ -163,7 +163,7 @@ def check_headers(headers: Headers) -> None:
         InvalidMessage: names the field and the rule.
     """
     for name, value in headers.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if name.__class__ is not str or not _NAME.fullmatch(name):
             raise InvalidMessage(
                 f"header name {name!r}: use 1 to 128 of the characters A-Z a-z 0-9 and !#$%&'*+.^_`|~- (no spaces)"
             )
@@ -171,6 +171,8 @@ def check_headers(headers: Headers) -> None:
             if _FORBIDDEN.search(value):
                 raise InvalidMessage(f"header {name!r}: the value holds CR, LF or NUL; encode it (base64, JSON) first")
             if not value.isascii() and not is_utf8(value):
-                raise InvalidMessage(f"header {name!r}: the value holds half of a surrogate pair, which UTF-8 cannot carry")
+                raise InvalidMessage(
+                    f"header {name!r}: the value holds half of a surrogate pair, which UTF-8 cannot carry"
+                )
         elif value is not None and not isinstance(value, bytes):
             raise InvalidMessage(f"header {name!r}: the value is a {type(value).__name__}; give text")

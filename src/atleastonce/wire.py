@@ -7,6 +7,8 @@ ignored altogether unless a redrive put them there, since any producer could hav
 
 from __future__ import annotations
 
+import math
+
 from atleastonce.message import Headers
 
 PREFIX = "alo-"
@@ -57,13 +59,15 @@ def read_due(headers: Headers, *, now: float, longest: float) -> float:
     """When this message is due, in seconds since the epoch; at most ``longest`` seconds from ``now``.
 
     A due time further ahead than its tier's delay comes from a wrong clock or a forger and is clamped, so that it
-    waits no
-    longer than an honest one.
+    waits no longer than an honest one. A malformed one is due now.
     """
-    millis = read_int(headers, DUE, default=0, low=0, high=10**15)
-    return min(millis / 1000, now + longest)
+    text = headers.get(DUE)
+    if text is None or not (text.isascii() and text.isdigit()):
+        return 0.0
+    latest = now + longest
+    return latest if len(text) > 18 else min(int(text) / 1000, latest)
 
 
 def millis(timestamp: float) -> str:
-    """A time in seconds since the epoch, as it travels: decimal milliseconds."""
-    return str(int(timestamp * 1000))
+    """A time in seconds since the epoch, as it travels: decimal milliseconds, rounded up, so that no wait is cut short."""
+    return str(math.ceil(round(timestamp * 1000, 3)))
