@@ -89,14 +89,13 @@ class KafkaAdapter(Adapter):
 
     async def close(self) -> None:
         """See `Adapter.close`."""
-        for subscription in list(self._subscriptions):
-            await subscription.close()
+        await asyncio.gather(*(subscription.close() for subscription in list(self._subscriptions)))
         publisher, self._publisher = self._publisher, None
         admin, self._admin = self._admin, None
-        if admin is not None:
-            admin.close()
         if publisher is not None:
             await publisher.close()
+        if admin is not None:
+            admin.close()
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
         """See `Adapter.declare`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
 
@@ -21,13 +23,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
-from atleastonce.adapters.kafka.faults import as_exception, fault, kafka_error
+from atleastonce.adapters.kafka.faults import as_exception, classify, fault, kafka_error
 from atleastonce.contract import Code
-from atleastonce.errors import BrokerUnavailable, PermissionDenied
+from atleastonce.errors import BrokerUnavailable, Closed, PermissionDenied
 
-T = TypeVar("T")
+_Future: TypeAlias = "concurrent.futures.Future[Any]"
 
-_ENDS: tuple[Any, Any] = (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+_EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
 
@@ -36,13 +39,19 @@ class Admin:
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.request_timeout
+        self._closed = False
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._errors: deque[KafkaError] = deque(maxlen=8)
         # A bound method of ours would tie a knot that the garbage collector cannot undo: the handle would never close.
         config: dict[str, Any] = {**settings.common(), "error_cb": self._errors.append}
         self._client = AdminClient(config, logger=CLIENT_LOG)
 
     def close(self) -> None:
-        """Close the handle's connections."""
+        """Close the handle's connections; what still waits for an answer ends with `Closed`."""
+        self._closed = True
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(Closed("the Kafka adapter is closed"))
         self._client.__exit__(None, None, None)
 
     async def ping(self) -> None:
@@ -66,7 +75,7 @@ class Admin:
             raise as_exception(error, "connecting") from None
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int | None]:
-        """How many partitions each topic has; None for one that does not exist.
+        """How many partitions each topic has; None for one that does not exist, 0 while one of them has no leader.
 
         Raises:
             BrokerUnavailable, PermissionDenied: nothing is known.
@@ -74,20 +83,13 @@ class Admin:
         names = list(dict.fromkeys(topics))
         if not names:
             return {}
-        futures = self._client.describe_topics(TopicCollection(names), request_timeout=self._seconds)
-        found: dict[str, int | None] = {}
-        for name in names:
-            try:
-                described = await _awaited(futures[name])
-            except KafkaException as error:
-                inner = kafka_error(error)
-                if inner is None or inner.code() not in _MISSING:
-                    raise as_exception(error, f"looking at {name}") from None
-                found[name] = None
-            else:
-                led = [each for each in described.partitions if each.leader is not None and each.leader.id >= 0]
-                found[name] = len(described.partitions) if len(led) == len(described.partitions) else 0
-        return found
+        collection = TopicCollection(names)
+        answers = await self._ask(
+            f"looking at {', '.join(names[:3])}",
+            lambda: self._client.describe_topics(collection, request_timeout=self._seconds),
+            absent=_MISSING,
+        )
+        return {name: None if found is None else _partitions(found) for name, found in answers.items()}
 
     async def create(self, topics: Sequence[NewTopic]) -> None:
         """Create those that do not exist, and return when the cluster knows them with a leader for each partition.
@@ -98,16 +100,13 @@ class Admin:
         """
         if not topics:
             return
-        futures = self._client.create_topics(
-            list(topics), operation_timeout=self._seconds, request_timeout=self._seconds + 5
+        await self._ask(
+            f"creating {', '.join(topic.topic for topic in topics[:3])}",
+            lambda: self._client.create_topics(
+                list(topics), operation_timeout=self._seconds, request_timeout=self._seconds + 5
+            ),
+            absent=(KafkaError.TOPIC_ALREADY_EXISTS,),
         )
-        for name, future in futures.items():
-            try:
-                await _awaited(future)
-            except KafkaException as error:
-                inner = kafka_error(error)
-                if inner is None or inner.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise as_exception(error, f"creating {name}") from None
         deadline = time.monotonic() + self._seconds
         while not all((await self.partitions(topic.topic for topic in topics)).values()):
             if time.monotonic() > deadline:
@@ -117,66 +116,114 @@ class Admin:
     async def configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
         """The settings of existing topics."""
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
-        found: dict[str, dict[str, str]] = {}
-        if resources:
-            futures = self._client.describe_configs(resources, request_timeout=self._seconds)
-            for resource, future in futures.items():
-                entries: Mapping[str, Any] = await self._result(future, f"settings of {resource.name}")
-                found[resource.name] = {name: str(entry.value) for name, entry in entries.items()}
-        return found
+        if not resources:
+            return {}
+        answers: dict[Any, Mapping[str, Any]] = await self._ask(
+            "reading topic settings",
+            lambda: self._client.describe_configs(resources, request_timeout=self._seconds),
+        )
+        return {
+            resource.name: {name: str(entry.value) for name, entry in entries.items()}
+            for resource, entries in answers.items()
+        }
 
     async def committed(self, group: str, topic: str, partitions: int) -> dict[int, TopicPartition]:
         """What ``group`` has committed, by partition; negative offsets where it has nothing."""
-        wanted = [TopicPartition(topic, number) for number in range(partitions)]
-        futures = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=self._seconds
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in range(partitions)])
+        doing = f"offsets of group {group}"
+        answers = await self._ask(
+            doing, lambda: self._client.list_consumer_group_offsets([wanted], request_timeout=self._seconds)
         )
-        answer: ConsumerGroupTopicPartitions = await self._result(futures[group], f"offsets of group {group}")
-        for each in answer.topic_partitions or ():
+        found: list[TopicPartition] = answers[group].topic_partitions or []
+        for each in found:
             if each.error is not None:
-                raise as_exception(KafkaException(each.error), f"offsets of group {group}")
-        return {each.partition: each for each in answer.topic_partitions or ()}
+                raise as_exception(KafkaException(each.error), doing)
+        return {each.partition: each for each in found}
 
     async def bounds(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
         """First and next offset of each partition."""
-        wanted = [TopicPartition(topic, number) for number in range(partitions)]
-        ends: list[dict[int, int]] = []
-        for spec in _ENDS:
-            futures = self._client.list_offsets(dict.fromkeys(wanted, spec), request_timeout=self._seconds)
-            ends.append(
-                {each.partition: (await self._result(f, f"offsets of {topic}")).offset for each, f in futures.items()}
-            )
-        return {number: (start, ends[1][number]) for number, start in ends[0].items()}
+        doing = f"offsets of {topic}"
+        starts, ends = [
+            await self._ask(doing, partial(self._offsets, topic, partitions, spec)) for spec in (_EARLIEST, _LATEST)
+        ]
+        return {each.partition: (found.offset, ends[each].offset) for each, found in starts.items()}
 
     async def truncate(self, topic: str, ends: Mapping[int, int]) -> None:
         """Delete all records below ``ends``."""
         wanted = [TopicPartition(topic, number, end) for number, end in ends.items()]
-        for future in self._client.delete_records(wanted, request_timeout=self._seconds).values():
-            await self._result(future, f"emptying {topic}")
+        await self._ask(f"emptying {topic}", lambda: self._client.delete_records(wanted, request_timeout=self._seconds))
 
     async def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
         """Delete topics, and the offsets of groups; what is not there, or still in use, stays as it is."""
         gone = (*_MISSING, KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP)
-        futures: list[concurrent.futures.Future[Any]] = []
         if topics:
-            futures += self._client.delete_topics(list(topics), request_timeout=self._seconds).values()
+            await self._ask(
+                "deleting topics",
+                lambda: self._client.delete_topics(list(topics), request_timeout=self._seconds),
+                absent=gone,
+            )
         if groups:
-            futures += self._client.delete_consumer_groups(list(groups), request_timeout=self._seconds).values()
-        for future in futures:
+            await self._ask(
+                "deleting groups",
+                lambda: self._client.delete_consumer_groups(list(groups), request_timeout=self._seconds),
+                absent=gone,
+            )
+
+    def _offsets(self, topic: str, partitions: int, spec: Any) -> Mapping[TopicPartition, _Future]:
+        wanted = {TopicPartition(topic, number): spec for number in range(partitions)}
+        return self._client.list_offsets(wanted, request_timeout=self._seconds)
+
+    async def _ask(
+        self, doing: str, call: Callable[[], Mapping[Any, _Future]], *, absent: Collection[int] = ()
+    ) -> dict[Any, Any]:
+        """The answers to ``call``; None for one of the ``absent`` error codes. What fails in passing, as while leaders
+        change, is asked again until the request's time is over.
+
+        Raises:
+            AtLeastOnceError: as `as_exception` has it.
+        """
+        deadline = time.monotonic() + self._seconds
+        while True:
             try:
-                await _awaited(future)
+                return {key: await self._answer(future, absent) for key, future in call().items()}
             except KafkaException as error:
-                inner = kafka_error(error)
-                if inner is None or inner.code() not in gone:
-                    raise as_exception(error, "deleting") from None
+                if not classify(error).retryable or time.monotonic() > deadline:
+                    raise as_exception(error, doing) from None
+            await asyncio.sleep(0.1)
 
-    async def _result(self, future: concurrent.futures.Future[T], doing: str) -> T:
+    async def _answer(self, future: _Future, absent: Collection[int]) -> Any:
         try:
-            return await _awaited(future)
+            return await self._awaited(future)
         except KafkaException as error:
-            raise as_exception(error, doing) from None
+            inner = kafka_error(error)
+            if inner is None or inner.code() not in absent:
+                raise
+            return None
+
+    async def _awaited(self, future: _Future) -> Any:
+        # The client never cancels its futures and never looks whether we did; nor does it end them when it is closed.
+        if self._closed:
+            raise Closed("the Kafka adapter is closed")
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Any] = loop.create_future()
+
+        def take() -> None:
+            if not waiter.done():
+                error = future.exception()
+                waiter.set_result(future.result()) if error is None else waiter.set_exception(error)
+
+        def done(_: _Future) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(take)
+
+        future.add_done_callback(done)
+        self._waiting.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiting.discard(waiter)
 
 
-async def _awaited(future: concurrent.futures.Future[T]) -> T:
-    # Shielded: the client sets its futures without asking whether somebody has cancelled them.
-    return await asyncio.shield(asyncio.wrap_future(future))
+def _partitions(topic: Any) -> int:
+    led = [each for each in topic.partitions if each.leader is not None and each.leader.id >= 0]
+    return len(led) if len(led) == len(topic.partitions) else 0

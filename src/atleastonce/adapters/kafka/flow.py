@@ -23,11 +23,11 @@ log = logging.getLogger("atleastonce.kafka")
 # partitions flap. Too long: a rebalance waits for it, since callbacks run within poll.
 GRACE_SECONDS = 0.5
 
-# Most records of one fetch, and how many fetches may lie ready to be received. Fewer: the two threads wait for each other.
+# Most records of one fetch, and how many records may lie ready to be received. Fewer: the two threads wait for each other.
 # More: records lie here as objects, which the garbage collector walks through again and again, instead of in the client's
 # own memory; and the thread is away from its other duties for longer.
 CHUNK = 500
-AHEAD = 2
+AHEAD = 1000
 
 
 class Flow:
@@ -59,7 +59,7 @@ class Flow:
         spare = window.bytes - self._assignment.held_bytes()
         if room <= 0 or spare <= 0:
             return 0
-        ready = len(self._handover)
+        ready = self._handover.records()
         if ready >= AHEAD or (ready and room < min(CHUNK, window.messages // 2)):
             return 0  # there is work to hand out; single records are not worth a round
         return min(room, CHUNK, max(1, int(spare / self._mean)))

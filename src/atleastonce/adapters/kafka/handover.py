@@ -25,9 +25,12 @@ class Handover:
         self._purge = False
         self.failure: AtLeastOnceError | None = None
 
-    def __len__(self) -> int:
-        """How many lists are ready."""
-        return len(self._ready)
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def records(self) -> int:
+        """How many deliveries are ready; on either thread."""
+        return sum(map(len, tuple(self._ready)))
 
     # ------------------------------------------------------------------------------ polling thread
 

@@ -27,6 +27,9 @@ log = logging.getLogger("atleastonce.kafka")
 # How long one poll waits: the latency of pausing, closing and committing while nothing arrives. Shorter costs idle CPU.
 SLICE_SECONDS = 0.05
 
+# While all brokers are gone: how often one is looked for.
+PROBE_SECONDS = 1.0
+
 # How long a close waits for the confirmation of its last commit. A broker that is gone must not hold up a shutdown.
 CLOSE_SECONDS = 5.0
 
@@ -74,6 +77,7 @@ class Owner(threading.Thread):
         self._nudge = threading.Event()
         self._busy = False
         self._connected = True
+        self._probe_at = 0.0
         self._failure: AtLeastOnceError | None = None
 
     # ---------------------------------------------------------------------------- from the loop
@@ -113,7 +117,11 @@ class Owner(threading.Thread):
             self._ended()
 
     def _step(self) -> None:
-        self._committer.tick(time.monotonic())
+        now = time.monotonic()
+        if not self._connected and now >= self._probe_at:
+            self._probe_at = now + PROBE_SECONDS
+            self._probe(0.1)
+        self._committer.tick(now)
         flow = self._flow
         room = flow.room()
         if room:
@@ -190,6 +198,14 @@ class Owner(threading.Thread):
         if error is None and not self._connected:
             self._connect()
 
+    def _probe(self, seconds: float) -> None:
+        # The client tells when the last broker went away and never when one came back.
+        try:
+            self._consumer.get_watermark_offsets(TopicPartition(self._assignment.topic, 0), timeout=seconds)
+        except KafkaException:
+            return
+        self._connect()
+
     def _connect(self) -> None:
         self._connected = True
         self._condition("connected", "")
@@ -201,6 +217,8 @@ class Owner(threading.Thread):
     def _leave(self) -> None:
         """The last commit, bounded; then leave the group. What is open stays uncommitted."""
         try:
+            if not self._connected:
+                self._probe(0.5)
             if self._connected:
                 self._flush()
         except KafkaException as error:

@@ -142,16 +142,28 @@ class Pump:
 
     def _run(self) -> None:
         producer = self._producer
-        while not self._stopping:
-            if producer.poll(0.1) and self._room:
-                with contextlib.suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(self._open_room)
-        if producer.flush(0 if self.broken else CLOSE_SECONDS):
-            producer.purge()
-            producer.flush(1.0)
-        producer.close()
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._ended.set)
+        try:
+            while not self._stopping and not self.broken:
+                if self._poll() and self._room:
+                    with contextlib.suppress(RuntimeError):
+                        self._loop.call_soon_threadsafe(self._open_room)
+            if self.broken or producer.flush(CLOSE_SECONDS):
+                producer.purge()  # each that is left is reported, and so ends as unknown
+            while not self._stopping or len(producer):
+                self._poll()
+            producer.close()
+        finally:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _poll(self) -> int:
+        try:
+            return self._producer.poll(0.1)
+        except KafkaException as error:  # a fatal error also comes this way
+            inner = kafka_error(error)
+            if inner is not None:
+                self._on_error(inner)
+            return 1
 
     async def _wait_for_room(self, deadline: float) -> bool:
         """Until reports have come in; False when the time for the whole list is over."""

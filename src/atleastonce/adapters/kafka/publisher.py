@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from confluent_kafka import KafkaError
 
 from atleastonce.adapters.kafka.config import RECORD_OVERHEAD, Settings
-from atleastonce.adapters.kafka.producer import Publish, Pump
+from atleastonce.adapters.kafka.producer import CLOSE_SECONDS, Publish, Pump
 from atleastonce.adapters.kafka.records import TOMBSTONE
 from atleastonce.channels import Source
-from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, Status, rejected
+from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
 
 _TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE).name()
@@ -30,6 +32,9 @@ class Publisher:
         self._settings = settings
         self._partitions = partitions
         self._known: set[str] = set()
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._closed = False
         # Made at once: an idempotent producer needs half a second to get its id, and that need not be the first send's.
         self._pump: Pump | None = self._ready(None, {})
         self._lone: Pump | None = None
@@ -37,6 +42,15 @@ class Publisher:
 
     async def send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
         """See `Adapter.send`."""
+        self._running += 1
+        try:
+            return await self._send(batch)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
         outcomes = [OK] * len(batch)
         refused = await self._refused(
             {each.destination.name for each in batch if not isinstance(each.destination, Source)}
@@ -67,7 +81,12 @@ class Publisher:
         return outcomes
 
     async def close(self) -> None:
-        """Flush and end."""
+        """Let what is being sent end, within `CLOSE_SECONDS`, then end the producers."""
+        if self._running:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), CLOSE_SECONDS)
+        self._closed = True
         pumps = [pump for pump in (self._pump, self._lone, *self._retired) if pump is not None]
         self._pump = self._lone = None
         self._retired = []
@@ -75,6 +94,10 @@ class Publisher:
             await pump.close()
 
     async def _publish(self, records: list[Publish], outcomes: list[Outcome]) -> None:
+        if self._closed:
+            for record in records:
+                outcomes[record.place] = unknown(Code.CLOSED, "the adapter was closed before it was sent")
+            return
         self._pump = self._ready(self._pump, {})
         await self._pump.send(records, outcomes)
         alone: list[Publish] = []
