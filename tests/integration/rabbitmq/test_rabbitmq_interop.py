@@ -108,7 +108,8 @@ async def test_a_raw_message_with_every_type_is_read_and_handed_on_unchanged(
         outcomes = await adapter.send([Outgoing(other, moved), *outgoing(other)])
         assert all(outcome.ok for outcome in outcomes)
         await subscription.settle([(delivery, ACK)])
-        copy, _neighbour = await take(await reading(adapter, other), 2)
+        came = await take(await reading(adapter, other), 2)  # RabbitMQ 4 serves by priority
+        (copy,) = [each for each in came if each.message.id == "m-1"]
         assert copy.message.headers == moved.headers
         theirs, ours = table_of(delivery.raw.encoded), table_of(copy.raw.encoded)
         for name, value in theirs.items():

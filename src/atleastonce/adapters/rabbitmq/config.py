@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ _TEXTS = ("management", "connection_name", "cafile", "certfile", "keyfile", "ser
 _OBJECTS = ("ssl_context", "credentials", "client_properties", "tcp_options")
 _KNOWN = (*_SECONDS, *_COUNTS, *_SIZES, *_TEXTS, *_OBJECTS)
 _FRAME_MAX = 131_072
+_NUMBER = re.compile(r"\d+(\.\d+)?")  # in a URL, seconds as a number are text
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Config:
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name in _SECONDS:
-                values[name] = durations.seconds(value, name=name, minimum=_SECONDS[name])
+                number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+                values[name] = durations.seconds(number, name=name, minimum=_SECONDS[name])
             elif name in _COUNTS:
                 values[name] = _count(name, value, _COUNTS[name])
             elif name in _SIZES:

@@ -99,7 +99,7 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, amqp.StreamLostError):
         return Fault(unavailable, True, Scope.CONNECTION, f"connection lost: {_tidy(error)}")
     if isinstance(error, ssl.SSLError):
-        return Fault(unavailable, False, Scope.CONNECTION, f"TLS: {error.reason or error}")
+        return Fault(unavailable, False, Scope.CONNECTION, f"TLS: {getattr(error, 'reason', None) or error}")
     if isinstance(error, TimeoutError | socket.timeout | workflow.AMQPConnectorException):
         return Fault(Code.TIMEOUT, True, Scope.CONNECTION, "no answer in time")
     if isinstance(error, socket.gaierror):
