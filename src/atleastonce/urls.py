@@ -5,23 +5,61 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from atleastonce.errors import ConfigurationError
 
-_SECRET = re.compile(r"pass|secret|token|key|cred|jaas|pem|sasl\.oauthbearer\.config", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)([^/@\s:]*):([^@\s]*)@")
-_QUERY_SECRET = re.compile(r"(?i)([?&;][^=&\s]*(?:pass|secret|token|key|cred|jaas|pem)[^=&\s]*=)([^&\s]+)")
+_SECRET = re.compile(r"pass|pwd|secret|token|key|cred|jaas|pem|sasl\.oauthbearer\.config", re.IGNORECASE)
+# Up to the last "@" before a space: a password may hold "@", "/" or "?" as it was typed, and showing less is safe.
+# Bounded, as are the others: what they look through may be an error's text that somebody made up to be slow.
+_USERINFO = re.compile(r"(?<=://)\S{0,2048}@")
+_OPTION = re.compile(r"(?<=[?&;])([^=&;?\s]{1,256})=([^&\s]+)")
+# What configurations and connection strings look like in the errors of other libraries.
+_SETTING = re.compile(
+    r"""(?i)((?:password|passwd|pwd|secret|token)[\w.-]{0,64}(?:=|["']\s{0,8}:\s{0,8}))(?![=\s])("[^"]*"?|'[^']*'?|[^\s,;&"')}\]]+)"""
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def mask(text: str) -> str:
-    """``text`` with the passwords of any URLs in it replaced by ``***``: for logs, errors and reprs."""
-    return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+    """``text`` with the passwords of any URLs and settings in it replaced by ``***``: for logs, errors and reprs."""
+    if "@" in text:
+        text = _USERINFO.sub(_hidden_user, text)
+    if "=" in text:
+        text = _OPTION.sub(_hidden_option, text)
+    return _SETTING.sub(r"\1***", text)
 
 
 def is_secret(option: str) -> bool:
     """Whether an option's value must not be shown, by its name."""
     return _SECRET.search(option) is not None
+
+
+def _hidden_user(match: re.Match[str]) -> str:
+    user, colon, _ = match[0].partition(":")
+    # A user without a password may be a token; one with "/", "?" or "@" in it is none.
+    return f"{user}:***@" if colon and not re.search(r"[/?#@]", user) else "***@"
+
+
+def _hidden_option(match: re.Match[str]) -> str:
+    return f"{match[1]}=***" if is_secret(unquote(match[1])) else match[0]
+
+
+def mask_url(url: str) -> str:
+    """``url``, the whole of which is one address or was meant as one, without anything that could be a secret in it."""
+    text = re.sub(r"[\s\x00-\x1f\x7f]", lambda space: quote(space[0]), url)
+    head, scheme, tail = text.partition("://")
+    if not scheme:
+        head, tail = "", text
+    masked = _OPTION.sub(_hidden_option, _USERINFO.sub(_hidden_user, f"://{tail}"))
+    return (f"{head}{masked}" if scheme else masked[3:]).replace("%20", " ")
+
+
+def _quoted(text: str, special: str) -> str:
+    return re.sub(rf"[\x00-\x1f\x7f%{special}]", lambda match: quote(match[0], safe=""), text)
+
+
+_TYPED = 'write "/", "?", "#" and "@" in a user or password as %2F, %3F, %23 and %40'
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,29 +88,44 @@ class BrokerUrl:
         Raises:
             ConfigurationError: no scheme, a bad port, or a repeated option; the text never shows a password.
         """
-        if "://" not in url:
-            raise ConfigurationError(
-                f'broker URL "{mask(url)}": write it as scheme://host:port, like kafka://localhost:9092'
-            )
-        parts = urlsplit(url)
-        userinfo, _, hostlist = parts.netloc.rpartition("@")
+        if not isinstance(url, str):
+            raise ConfigurationError(f"a broker URL is text like kafka://localhost:9092, not a {type(url).__name__}")
+        url = url.strip()
+        shown = f'broker URL "{mask_url(url)}"'
+        if _CONTROL.search(url):
+            raise ConfigurationError(f"{shown}: it holds a control character; take it out, or percent-encode it")
+        match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(?:/([^?#]*))?(?:\?([^#]*))?(#.*)?", url)
+        if match is None:
+            raise ConfigurationError(f"{shown}: write it as scheme://host:port, like kafka://localhost:9092")
+        scheme, authority, path, query_text, fragment = (part or "" for part in match.groups())
+        if fragment:
+            raise ConfigurationError(f'{shown}: it holds a "#"; {_TYPED}, in a path as %23')
+        if authority and "@" in path:
+            raise ConfigurationError(f'{shown}: an "@" after the host; {_TYPED}')
+        userinfo, _, hostlist = authority.rpartition("@")
         user, colon, password = userinfo.partition(":")
         hosts: list[tuple[str, int | None]] = []
         for item in filter(None, hostlist.split(",")):
-            match = re.fullmatch(r"(\[[^\]]+\]|[^:]+)(?::(\d{1,5}))?", item)
-            if match is None or (match[2] is not None and not 0 < int(match[2]) < 65536):
-                raise ConfigurationError(f'broker URL "{mask(url)}": "{mask(item)}" is no host:port')
-            hosts.append((match[1].strip("[]"), int(match[2]) if match[2] else None))
-        pairs = parse_qsl(parts.query, keep_blank_values=True)
-        query = dict(pairs)
-        if len(query) != len(pairs):
-            raise ConfigurationError(f'broker URL "{mask(url)}": an option is given twice')
+            host = re.fullmatch(r"(\[[^\[\]\s]+\]|[^:\[\]\s]+)(?::([0-9]{1,5}))?", item)
+            if host is None or (host[2] is not None and not 0 < int(host[2]) < 65536):
+                wrong = _TYPED if "@" in query_text else f'"{item}" is no host:port'
+                raise ConfigurationError(f"{shown}: {wrong}")
+            hosts.append((host[1].strip("[]"), int(host[2]) if host[2] else None))
+        query: dict[str, str] = {}
+        for part in filter(None, query_text.split("&")):
+            name, _, value = part.partition("=")
+            name = unquote(name)
+            if "@" in name:
+                raise ConfigurationError(f'{shown}: an option with "@" in its name; {_TYPED}')
+            if name in query:
+                raise ConfigurationError(f'{shown}: option "{name}" is given twice')
+            query[name] = unquote(value)
         return cls(
-            scheme=parts.scheme.lower(),
+            scheme=scheme.lower(),
             hosts=tuple(hosts),
             user=unquote(user) if userinfo else None,
             password=unquote(password) if colon else None,
-            path=unquote(parts.path[1:]),
+            path=unquote(path),
             query=query,
         )
 
@@ -82,10 +135,15 @@ class BrokerUrl:
         return [f"[{h}]:{p or default_port}" if ":" in h else f"{h}:{p or default_port}" for h, p in pairs]
 
     def __str__(self) -> str:
-        """The address with every secret masked."""
-        userinfo = "" if self.user is None else self.user + (":***" if self.password is not None else "") + "@"
-        hosts = ",".join(h if p is None else f"{h}:{p}" for h, p in self.hosts)
-        query = "&".join(f"{k}={'***' if is_secret(k) else v}" for k, v in self.query.items())
-        return f"{self.scheme}://{userinfo}{hosts}/{self.path}" + (f"?{query}" if query else "")
+        """The address with every secret masked; a user without a password is one, for some brokers a token."""
+        userinfo = ""
+        if self.user is not None:
+            userinfo = "***@" if self.password is None else f"{_quoted(self.user, '/?#@:')}:***@"
+        hosts = ",".join((f"[{h}]" if ":" in h else h) + ("" if p is None else f":{p}") for h, p in self.hosts)
+        query = "&".join(
+            f"{_quoted(name, '=&#')}={'***' if is_secret(name) else _quoted(value, '&#')}"
+            for name, value in self.query.items()
+        )
+        return f"{self.scheme}://{userinfo}{hosts}/{_quoted(self.path, '?#@')}" + (f"?{query}" if query else "")
 
     __repr__ = __str__
