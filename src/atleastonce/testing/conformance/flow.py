@@ -78,7 +78,8 @@ class FlowControl(Section):
         assert list(await reader.receive(10, 1.5)) == []
         took, worked = time.monotonic() - begun, time.process_time() - worked
         assert 1.4 <= took < 3.5
-        assert worked < 0.75, f"{worked:.2f} s of processor time to wait 1.5 s: something spins"
+        # Idle adapters take some milliseconds. A spinning one is not told by more than a share of a busy machine.
+        assert worked < 0.1, f"{worked:.2f} s of processor time to wait 1.5 s: something spins"
         begun = time.monotonic()
         assert list(await reader.receive(10, 0)) == []
         assert time.monotonic() - begun < 0.5
