@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 from atleastonce.binding import Binding, bind
 from atleastonce.channels import Channel, Queue, Source, Topic
 from atleastonce.contract import Capabilities, DelayChannel, Level, Topology, Window
-from atleastonce.durations import Duration, Size, format_duration, size_in_bytes
+from atleastonce.durations import Duration, Size, format_duration, size_in_bytes, whole
 from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.failure import FailurePolicy, RetryChain
 
@@ -55,7 +55,7 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
         """
         home, delay = self.home, capabilities.delay
         delays: list[DelayChannel] = []
-        for wait in self.failure.delays:
+        for wait in dict.fromkeys(self.failure.delays):  # one delay, one channel, however often the chain names it
             if delay.level is not Level.NONE and not delay.covers(wait):
                 raise ConfigurationError(
                     f"{home}: this broker delays by at most {format_duration(delay.limit or 0)}; shorten the retry delay "
@@ -108,19 +108,26 @@ def define(
             f"{binding.name}: give retry= or failure=, not both; retry is short for the policy's chain"
         )
     policy = failure or default
+    if isinstance(retry, str) or not isinstance(retry, Iterable | None):
+        raise ConfigurationError(
+            f'{binding.name}: retry={retry!r} is no list of delays; write retry=["5s", "30s", "5m"]'
+        )
+    if batching is not None and failure is not None and failure.timeout is not None:
+        raise ConfigurationError(
+            f"{binding.name}: a batch has no timeout; leave timeout={failure.timeout!r} out of its failure policy"
+        )
     if retry is not None:
         policy = replace(policy, chain=RetryChain(*retry))
     places = concurrency if concurrency is not None else (_ASYNC_PLACES if binding.is_async else _THREAD_PLACES)
-    if not 1 <= places <= 10_000:
-        raise ConfigurationError(f"{binding.name}: concurrency={places} is out of range 1 to 10000")
-    if max_in_flight < 1:
-        raise ConfigurationError(f"{binding.name}: max_in_flight={max_in_flight} must be at least 1")
     return Consumer(
         home=home,
         binding=binding,
         failure=policy,
         dead_letter=bool(dead_letter),
-        concurrency=places,
-        window=Window(max_in_flight, size_in_bytes(max_in_flight_bytes, name="max_in_flight_bytes")),
+        concurrency=whole(places, name=f"{binding.name}: concurrency", high=10_000),
+        window=Window(
+            whole(max_in_flight, name=f"{binding.name}: max_in_flight"),
+            size_in_bytes(max_in_flight_bytes, name="max_in_flight_bytes"),
+        ),
         batching=batching,
     )

@@ -13,6 +13,7 @@ The library fixes the order in which the parts act; there is no stack of middlew
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,21 @@ from typing import TypeAlias
 
 import msgspec
 
-from atleastonce.durations import Duration, seconds
+from atleastonce.durations import Duration, format_duration, seconds
 from atleastonce.engine.backoff import Backoff
 from atleastonce.errors import ConfigurationError, DeadLetter, DecodeError, Discard, RetryLater
 
 # Kept small because the lease is held and the lane is busy meanwhile; long waits belong in the chain.
 IN_PLACE = Backoff("50ms", factor=3, max_attempts=3)
+
+
+# Far more than helps; what counts attempts on the wire ends at 32 767, and each delay may be a channel.
+_MAX_DELAYS = 1000
+
+
+def _whole_millis(value: float) -> float:
+    """Rounded up: the delay names its channel in whole milliseconds, and two delays must not share one by accident."""
+    return seconds(format_duration(value))
 
 
 @dataclass(frozen=True, init=False)
@@ -37,15 +47,17 @@ class RetryChain:
     nothing is created; elsewhere each delay is a channel named after its source.
 
     Raises:
-        ConfigurationError: no delay, a delay below a millisecond, or delays that shrink.
+        ConfigurationError: no delay, too many, a delay below a millisecond, or delays that shrink.
     """
 
     delays: tuple[float, ...]
 
     def __init__(self, *delays: Duration) -> None:
-        values = tuple(seconds(delay, name="retry delay", minimum=0.001) for delay in delays)
+        values = tuple(_whole_millis(seconds(delay, name="retry delay", minimum=0.001)) for delay in delays)
         if not values:
             raise ConfigurationError('RetryChain needs at least one delay, like RetryChain("5s", "30s", "5m")')
+        if len(values) > _MAX_DELAYS:
+            raise ConfigurationError(f"RetryChain has {len(values)} delays; {_MAX_DELAYS} are the most")
         if list(values) != sorted(values):
             raise ConfigurationError(f"RetryChain{delays}: a delay is shorter than the one before it")
         object.__setattr__(self, "delays", values)
@@ -53,10 +65,16 @@ class RetryChain:
     @classmethod
     def exponential(cls, first: Duration, *, factor: float = 2.0, hops: int, maximum: Duration = "1d") -> RetryChain:
         """``hops`` delays, each ``factor`` times the one before, none above ``maximum``."""
-        if hops < 1 or factor < 1:
-            raise ConfigurationError(f"RetryChain.exponential: hops={hops} and factor={factor} must be at least 1")
-        start, top = seconds(first, name="first"), seconds(maximum, name="maximum")
-        return cls(*(min(top, start * factor**n) for n in range(hops)))
+        if not 1 <= hops <= _MAX_DELAYS or not 1 <= factor < math.inf:
+            raise ConfigurationError(
+                f"RetryChain.exponential: hops={hops} is out of range 1 to {_MAX_DELAYS}, or factor={factor} is below 1"
+            )
+        delay, top = seconds(first, name="first"), seconds(maximum, name="maximum")
+        delays = []
+        for _ in range(hops):
+            delays.append(min(top, delay))
+            delay = min(top, delay * factor)
+        return cls(*delays)
 
     def after(self, attempt: int) -> float | None:
         """The delay after ``attempt`` (from 1) failed; None when that was the last one."""
@@ -173,13 +191,19 @@ def decide(
         rand: uniform in [0, 1), for jitter.
     """
     chain = list(causes(error))
+    # In a group, what one task discarded is not done while another one failed.
+    discardable = all(group.split(Discard)[1] is None for group in chain if isinstance(group, BaseExceptionGroup))
     for cause in chain:
-        if isinstance(cause, Discard):
+        if isinstance(cause, Discard) and discardable:
             return Drop(cause.reason)
         if isinstance(cause, DeadLetter):
             return Dead("handler", cause)
         if isinstance(cause, RetryLater):
-            return _later(policy, cause, attempt, now, first_failed)
+            try:
+                return _later(policy, cause, attempt, now, first_failed)
+            except ConfigurationError as wrong:  # a delay that is none: a failure like others, with a text that says so
+                error, chain = wrong, [wrong]
+                break
     if any(isinstance(cause, DecodeError) for cause in chain):
         return Dead("decode", error)
     if any(isinstance(cause, policy.give_up_on) for cause in chain):
