@@ -12,7 +12,7 @@ from atleastonce.errors import ConfigurationError
 _SECRET = re.compile(r"pass|pwd|secret|token|key|cred|jaas|pem|sasl\.oauthbearer\.config", re.IGNORECASE)
 # Up to the last "@" before a space: a password may hold "@", "/" or "?" as it was typed, and showing less is safe.
 # Bounded, as are the others: what they look through may be an error's text that somebody made up to be slow.
-_USERINFO = re.compile(r"(?<=://)\S{0,2048}@")
+_USERINFO = re.compile(r"(?<=://)\S{0,16384}@")
 _OPTION = re.compile(r"(?<=[?&;])([^=&;?\s]{1,256})=([^&\s]+)")
 # What configurations and connection strings look like in the errors of other libraries.
 _SETTING = re.compile(

@@ -4,13 +4,14 @@ change."""
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import traceback
 
 from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
-from atleastonce.message import HeaderValue, Message
+from atleastonce.message import Headers, HeaderValue, Message
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import History, origin
 from atleastonce.urls import mask
@@ -24,14 +25,56 @@ _MAX_TRACEBACK = 4096
 _HOST = socket.gethostname()
 
 
-def _text(value: str, limit: int) -> str:
-    """``value`` as it may stand in a header: one line of ASCII, secrets masked, cut to ``limit``."""
-    line = " | ".join(part.strip() for part in mask(value).splitlines() if part.strip())
-    return line.encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00")[:limit]
+# Beyond this nobody looks, and masking takes time.
+_MAX_LOOKED_AT = 16_384
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {ord("\t"): " "}
 
 
-def _rehead(message: Message, fields: dict[str, HeaderValue]) -> Message:
-    return Message(message.id, message.body, message.key, message.headers.set(fields), None, message.native)
+def one_line(value: str, limit: int = _MAX_ERROR_MESSAGE) -> str:
+    """``value`` as it may stand in a header or a log: one line of printable ASCII, secrets masked, cut to ``limit``."""
+    line = " | ".join(part.strip() for part in mask(_beginning(value)).splitlines() if part.strip())
+    return line.translate(_ESCAPES).encode("ascii", "backslashreplace").decode()[:limit]
+
+
+def _beginning(text: str) -> str:
+    if len(text) <= _MAX_LOOKED_AT:
+        return text
+    text = text[:_MAX_LOOKED_AT]
+    last = re.search(r"\S*\Z", text)
+    # An address that the cut goes through would not be known as one, and its password not be masked.
+    return text[: last.start()] if last is not None and "://" in last[0] else text
+
+
+def _ending(text: str) -> str:
+    if len(text) <= _MAX_LOOKED_AT:
+        return text
+    text = text[-_MAX_LOOKED_AT:]
+    space = re.search(r"\s", text)
+    return text[space.end() :] if space is not None else text.rpartition("@")[2]
+
+
+def words(error: BaseException) -> str:
+    """What ``error`` says; an exception that cannot even be printed still costs only its own message."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - its __str__ is anybody's code
+        return f"(its text raised {type(broken).__name__})"
+
+
+def _trace(error: BaseException) -> str:
+    """The end of the traceback, where the cause is."""
+    try:
+        text = "".join(traceback.format_exception(error, limit=-8))
+    except Exception as broken:  # noqa: BLE001 - diagnostics are cut, never the move
+        text = f"(its traceback raised {type(broken).__name__})"
+    return one_line(_ending(text), _MAX_LOOKED_AT)[-_MAX_TRACEBACK:]
+
+
+def _rehead(message: Message, fields: dict[str, HeaderValue], *, ours: bool) -> Message:
+    """A copy whose failure is told by ``fields`` alone; what other consumers, or forgers, wrote of theirs goes."""
+    gone = _FAILURE_FIELDS if ours else _FAILURE_FIELDS | _PAST_FIELDS
+    kept = [item for item in message.headers.items() if item[0] not in gone and item[0] not in fields]
+    return Message(message.id, message.body, message.key, Headers([*kept, *fields.items()]), None, message.native)
 
 
 def _common(
@@ -41,8 +84,8 @@ def _common(
         wire.ID: delivery.message.id,
         wire.GROUP: home.group_name,
         wire.FIRST_FAILED: wire.millis(history.first_failed or now),
-        wire.ERROR_TYPE: _text(type(error).__name__, _MAX_ERROR_TYPE),
-        wire.ERROR_MESSAGE: _text(str(error), _MAX_ERROR_MESSAGE),
+        wire.ERROR_TYPE: one_line(type(error).__name__, _MAX_ERROR_TYPE),
+        wire.ERROR_MESSAGE: one_line(words(error)),
         wire.ERROR_AT: wire.millis(now),
     }
     if not history.ours:
@@ -57,7 +100,7 @@ def retry_copy(
     fields = _common(delivery, home, history, error, now)
     fields[wire.ATTEMPT] = str(hop.attempt)
     fields[wire.DUE] = wire.millis(now + hop.delay)
-    return _rehead(delivery.message, fields)
+    return _rehead(delivery.message, fields, ours=history.ours)
 
 
 def dead_copy(
@@ -71,31 +114,34 @@ def dead_copy(
     if brief:
         del fields[wire.ERROR_MESSAGE]
     else:
-        fields[wire.SERVICE] = _text(service, 128)
-        fields[wire.HOST] = _text(_HOST, 128)
+        fields[wire.SERVICE] = one_line(service, 128)
+        fields[wire.HOST] = one_line(_HOST, 128)
         if dead.error.__traceback__ is not None:
-            lines = traceback.format_exception(dead.error, limit=-8)
-            fields[wire.TRACEBACK] = _text("".join(lines), 10**6)[-_MAX_TRACEBACK:]
-    return _rehead(_without_due(delivery.message), fields)
+            fields[wire.TRACEBACK] = _trace(dead.error)
+    return _rehead(delivery.message, fields, ours=history.ours)
 
 
 def redriven_copy(delivery: Delivery) -> Message:
     """A dead letter's copy for its way back: the failure is forgotten, identity, origin and the number of redrives
     are kept."""
-    headers = delivery.message.headers
-    redrives = wire.read_int(headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT - 1)
-    kept = [(name, value) for name, value in headers.items() if name not in _FAILURE_FIELDS]
     message = delivery.message
-    fields: dict[str, HeaderValue] = {wire.ID: message.id, wire.ATTEMPT: "1", wire.REDRIVES: str(redrives + 1)}
-    return Message(message.id, message.body, message.key, type(headers)(kept).set(fields), None, message.native)
+    redrives = wire.read_int(message.headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
+    fields: dict[str, HeaderValue] = {
+        wire.ID: message.id,
+        wire.ATTEMPT: "1",
+        wire.REDRIVES: str(min(redrives + 1, wire.MAX_ATTEMPT)),
+    }
+    return _rehead(message, fields, ours=True)
 
 
 def fingerprint(error: BaseException) -> str:
     """What groups failures with one cause: the error's type and the code location that raised it, not its words."""
-    place = ""
-    if error.__traceback__ is not None:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename.rpartition('/')[2]}:{frame.name}:{frame.lineno}"
+    place, trace = "", error.__traceback__
+    if trace is not None:
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}:{code.co_name}:{trace.tb_lineno}"
     return hashlib.sha256(f"{type(error).__qualname__}@{place}".encode()).hexdigest()[:12]
 
 
@@ -115,15 +161,4 @@ _FAILURE_FIELDS = frozenset(
     }
 )
 
-
-def _without_due(message: Message) -> Message:
-    if wire.DUE not in message.headers:
-        return message
-    return Message(
-        message.id,
-        message.body,
-        message.key,
-        type(message.headers)(item for item in message.headers.items() if item[0] != wire.DUE),
-        None,
-        message.native,
-    )
+_PAST_FIELDS = frozenset({wire.GROUP, wire.ORIGIN, wire.REDRIVES})
