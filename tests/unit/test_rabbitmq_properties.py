@@ -13,16 +13,8 @@ import pika
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atleastonce.adapters.rabbitmq.properties import (
-    MAX_HEADER_BYTES,
-    Envelope,
-    Refused,
-    delivery_count,
-    encode,
-    identity,
-    parse,
-    to_message,
-)
+from atleastonce.adapters.rabbitmq.envelope import Envelope, delivery_count, identity, parse
+from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES, Refused, encode, to_message
 from atleastonce.adapters.rabbitmq.table import encode_name, encode_table, encode_value, read_table
 from atleastonce.contract import Code
 from atleastonce.message import Headers, HeaderValue, Message

@@ -12,6 +12,7 @@ import pika
 import pytest
 from rabbitmq_kit import all_of, message, opened, outgoing, prepared, raw, reading, take
 
+from atleastonce.adapters.rabbitmq.envelope import parse
 from atleastonce.channels import Source
 from atleastonce.contract import ACK, RELEASE, Outgoing
 from atleastonce.message import Headers
@@ -122,14 +123,10 @@ async def test_a_raw_message_with_every_type_is_read_and_handed_on_unchanged(
 
 
 def table_of(encoded: bytes) -> dict[str, bytes | Any]:
-    from atleastonce.adapters.rabbitmq.properties import parse
-
     return {f.name: f.raw if f.raw is not None else f.value for f in parse(encoded).table}
 
 
 def short_of(encoded: bytes) -> dict[int, bytes]:
-    from atleastonce.adapters.rabbitmq.properties import parse
-
     return dict(parse(encoded).short)
 
 

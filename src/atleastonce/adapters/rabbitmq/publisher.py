@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
-from pika import exceptions as amqp
-
-from atleastonce.adapters.rabbitmq import faults, properties
+from atleastonce.adapters.rabbitmq import faults
 from atleastonce.adapters.rabbitmq.config import Config
 from atleastonce.adapters.rabbitmq.confirms import Batch, Ledger, Pending
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection, Link
+from atleastonce.adapters.rabbitmq.envelope import message_id
 from atleastonce.adapters.rabbitmq.frames import Sink, content_frames, publish_frame
-from atleastonce.adapters.rabbitmq.properties import Refused
+from atleastonce.adapters.rabbitmq.patience import Patience
+from atleastonce.adapters.rabbitmq.properties import Refused, encode
 from atleastonce.adapters.rabbitmq.routes import Route, Routes
 from atleastonce.contract import Code, Outcome, Outgoing, rejected, unknown
 from atleastonce.errors import Closed
@@ -29,9 +30,6 @@ _CHUNK: Final = 256
 
 _FLUSH: Final = 64 * 1024
 """Bytes joined for one write to the socket."""
-
-_BACKOFF: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds between attempts to connect; the last one again and again, until the send timeout."""
 
 
 class _Stopped(Exception):
@@ -55,9 +53,9 @@ class _Confirms(Sink):
         self.ledger.confirmed(tag, multiple, ok)
         self._publisher.confirmed()
 
-    def returned(self, code: int, text: str, exchange: str, routing_key: str, properties_: bytes) -> None:
+    def returned(self, code: int, text: str, exchange: str, routing_key: str, properties: bytes) -> None:
         why = f'exchange "{exchange}" has no queue: no group would get it' if exchange else f'no queue "{routing_key}"'
-        self.ledger.returned(exchange, routing_key, properties.message_id(properties_), f"{why} ({code} {text})")
+        self.ledger.returned(exchange, routing_key, message_id(properties), f"{why} ({code} {text})")
 
 
 class Publisher:
@@ -73,7 +71,7 @@ class Publisher:
         self._turn = asyncio.Lock()
         self._waiter: asyncio.Future[None] | None = None
         self._suspects = 0
-        self._trouble = ""
+        self._patience = Patience(link)
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,13 +83,16 @@ class Publisher:
             raise Closed("the adapter is closed")
         if not items:
             return []
-        batch = Batch(len(items), asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        batch = Batch(len(items), loop.create_future())
         self._active += 1
         self._idle.clear()
         try:
-            async with asyncio.timeout(self._config.send_timeout):
+            async with asyncio.timeout(self._config.send_timeout) as limit:
                 for start in range(0, len(items), _CHUNK):
                     await self._send_chunk(items, range(start, min(start + _CHUNK, len(items))), batch)
+                    # A long list may take long, as long as it goes on.
+                    limit.reschedule(loop.time() + self._config.send_timeout)
                 await batch.settled
         except TimeoutError:
             self._give_up(batch)
@@ -135,7 +136,7 @@ class Publisher:
         waited = f"{self._config.send_timeout:g} s"
         connection = self._link.current
         if connection is None or connection.closed is not None:
-            return unknown(Code.UNAVAILABLE, f"no connection within {waited}: {self._trouble}")
+            return unknown(Code.UNAVAILABLE, f"no connection within {waited}: {self._patience.trouble}")
         if connection.blocked is not None:
             return unknown(Code.OVERLOADED, f"blocked by the broker for {waited}: {connection.blocked}")
         return unknown(Code.TIMEOUT, f"no confirm within {waited}")
@@ -162,12 +163,10 @@ class Publisher:
         for index in indexes:
             item = items[index]
             try:
-                encoded = properties.encode(
-                    item.message, self._config.max_message_bytes, user=self._config.user, now=now
-                )
+                encoded = encode(item.message, self._config.max_message_bytes, user=self._config.user, now=now)
                 route = self._routes.known(item)
                 if route is None:
-                    route = await self._find(item)
+                    route = await self._patience.insist(partial(self._routes.find, item))
             except Refused as refused:
                 batch.end(index, rejected(refused.code, str(refused)))
             else:
@@ -176,47 +175,21 @@ class Publisher:
             async with self._turn:
                 await self._write(items, ready, batch)
 
-    async def _find(self, item: Outgoing) -> Route:
-        attempt = 0
-        while True:
-            connection = await self._connected()
-            try:
-                return await self._routes.find(connection, item)
-            except (amqp.AMQPError, TimeoutError) as error:
-                attempt = await self._back_off(error, attempt)
-
-    async def _connected(self) -> Connection:
-        attempt = 0
-        while True:
-            try:
-                return await self._link.get()
-            except Exception as error:  # noqa: BLE001  # whatever pika makes of a failing network
-                fault = faults.classify(error)
-                if fault.code in (Code.PERMISSION, Code.NOT_FOUND):
-                    raise Refused(fault.code, fault.detail) from None
-                attempt = await self._back_off(error, attempt)
-
-    async def _back_off(self, error: BaseException, attempt: int) -> int:
-        self._trouble = faults.classify(error).detail
-        await asyncio.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
-        return attempt + 1
-
     async def _confirming(self) -> Channel:
         """The channel to publish on; a new one where the last was lost."""
-        attempt = 0
-        while (channel := self._channel) is None or channel.closed is not None:
-            connection = await self._connected()
-            try:
-                channel = await connection.channel()
-                confirms = _Confirms(self)
-                channel.attach(confirms)
-                await channel.confirm()
-            except (amqp.AMQPError, TimeoutError) as error:
-                attempt = await self._back_off(error, attempt)
-            else:
-                channel.on_closed = self._lost
-                self._ledger, self._channel = confirms.ledger, channel
-                self._frames.clear()
+        channel = self._channel
+        if channel is None or channel.closed is not None:
+            channel = await self._patience.insist(self._open_channel)
+        return channel
+
+    async def _open_channel(self, connection: Connection) -> Channel:
+        channel = await connection.channel()
+        confirms = _Confirms(self)
+        channel.attach(confirms)
+        await channel.confirm()
+        channel.on_closed = self._lost
+        self._ledger, self._channel = confirms.ledger, channel
+        self._frames.clear()
         return channel
 
     async def _write(self, items: Sequence[Outgoing], ready: list[tuple[int, Route, bytes]], batch: Batch) -> None:

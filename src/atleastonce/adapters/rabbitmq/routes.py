@@ -62,7 +62,7 @@ class Routes:
             route = self._queues[name] = Route("", name)
         return route
 
-    async def find(self, connection: Connection, item: Outgoing) -> Route:
+    async def find(self, item: Outgoing, connection: Connection) -> Route:
         """Ask the broker about the destination of ``item``; make its waiting room if it is delayed.
 
         Raises:

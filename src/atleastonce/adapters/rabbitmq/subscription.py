@@ -13,9 +13,10 @@ from pika import exceptions as amqp
 from atleastonce.adapters.rabbitmq import faults
 from atleastonce.adapters.rabbitmq.barrier import Barrier
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection
+from atleastonce.adapters.rabbitmq.envelope import Envelope, delivery_count, identity, parse
 from atleastonce.adapters.rabbitmq.frames import Raw, Sink
 from atleastonce.adapters.rabbitmq.intake import Intake
-from atleastonce.adapters.rabbitmq.properties import Envelope, delivery_count, identity, parse, to_message
+from atleastonce.adapters.rabbitmq.properties import to_message
 from atleastonce.adapters.rabbitmq.strays import Strays
 from atleastonce.adapters.rabbitmq.tags import Tags
 from atleastonce.channels import Queue, Source

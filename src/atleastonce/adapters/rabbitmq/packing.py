@@ -1,0 +1,54 @@
+"""Header fields that cannot travel as they are: names the broker acts on, equal names, and their order."""
+
+from __future__ import annotations
+
+from operator import le
+from typing import Final
+
+from atleastonce.message import HeaderValue
+
+ORDER: Final = "alo-order"
+
+# The broker reads these from a publish, and sends copies to the queues they name: as a user's field they travel under
+# another name.
+_PACKED: Final = {"CC": "alo-cc", "BCC": "alo-bcc"}
+_UNPACKED: Final = {packed: name for name, packed in _PACKED.items()}
+
+# RabbitMQ 4 keeps one field of each name, the first; earlier ones than the last travel under names of their own.
+_EARLIER: Final = "alo-dup-"
+
+
+def packed(names: list[str]) -> list[str]:
+    """The names under which fields travel: each is there once, and the last of several equal ones keeps its own."""
+    if len(set(names)) < len(names):
+        last = {name: place for place, name in enumerate(names)}
+        names = [name if last[name] == place else f"{_EARLIER}{place}-{name}" for place, name in enumerate(names)]
+    return [_PACKED.get(name, name) for name in names]
+
+
+def unpacked(name: str) -> str:
+    """The user's name of a field that came under ``name``."""
+    if name.startswith(_EARLIER):
+        return name[len(_EARLIER) :].partition("-")[2] or name
+    return _UNPACKED.get(name, name)
+
+
+def order_of(names: list[str]) -> str | None:
+    """Where each field belongs, for a table that the broker sorts by name; None where sorting changes nothing."""
+    if all(map(le, names, names[1:])):
+        return None
+    return " ".join(map(str, sorted(range(len(names)), key=names.__getitem__)))
+
+
+def ordered(items: list[tuple[str, HeaderValue]], order: HeaderValue) -> list[tuple[str, HeaderValue]]:
+    """``items`` as they were sent; as they are where ``order`` does not fit them."""
+    places = str(order).split()
+    if len(places) != len(items) or not all(place.isascii() and place.isdigit() for place in places):
+        return items
+    positions = [int(place) for place in places]
+    if sorted(positions) != list(range(len(items))):
+        return items
+    restored = items[:]
+    for position, item in zip(positions, sorted(items, key=lambda item: item[0]), strict=True):
+        restored[position] = item
+    return restored
