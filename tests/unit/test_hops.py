@@ -47,9 +47,8 @@ def buried(item: Delivery, error: BaseException | None = None, *, brief: bool = 
     return dead_copy(item, HOME, history(item), dead, service="billing", now=NOW, brief=brief)
 
 
-USERS = st.tuples(
-    st.sampled_from(["tenant", "a", "traceparent", "content-type", "Alo-X", "x"]), st.none() | st.text() | st.binary()
-)
+VALUES = st.none() | st.text() | st.binary()
+USERS = st.tuples(st.sampled_from(["tenant", "a", "traceparent", "content-type", "Alo-X", "x"]), VALUES)
 FORGED = st.tuples(st.sampled_from(sorted(OURS)), VALUES)
 MESSAGES = st.builds(
     Message,
