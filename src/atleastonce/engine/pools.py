@@ -35,7 +35,7 @@ SELF_CANCELLED = Decision(again=1.0, name="released")
 # messages
 # wait behind a slow one while other threads idle.
 _CHUNK_SECONDS = 0.002
-_CHUNK_MAX = 64
+_CHUNK_MAX = 256
 # A run this long holds up the rest of its chunk.
 _SLOW_SECONDS = 10 * _CHUNK_SECONDS
 # The least that a run is taken to last: coarse clocks measure nothing at all.
