@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -38,8 +38,11 @@ class RecordHeaders(Headers):
 
     __slots__ = ("_fields",)
 
-    def __init__(self, fields: Iterable[tuple[str, HeaderValue]] = (), size: int = -1) -> None:
-        self._fields = fields
+    def __init__(
+        self, fields: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = (), size: int = -1
+    ) -> None:
+        # The client's list is its own and stays as it is; anything else is looked through once, here.
+        self._fields = fields if fields.__class__ is list else Headers(fields).items()
         self._size = size
 
     def get(self, name: str, default: str | None = None) -> str | None:
