@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import inspect
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from atleastonce import wire
@@ -23,9 +28,9 @@ from atleastonce.contract import (
 from atleastonce.durations import seconds
 from atleastonce.engine.decision import DONE, Decision
 from atleastonce.errors import AtLeastOnceError, Rejected
-from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide
+from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure
 from atleastonce.patterns.history import History, read_history
-from atleastonce.patterns.hops import dead_copy, retry_copy
+from atleastonce.patterns.hops import dead_copy, one_line, retry_copy, words
 
 log = logging.getLogger("atleastonce")
 
@@ -65,7 +70,8 @@ class Bound:
                 return DONE
             context = self._context(delivery)
             await binding.call(payload, **{binding.context: context})
-        except Exception as error:  # noqa: BLE001 - the policy decides about every failure
+        except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
+            ensure_failure(error)
             return self.failed(delivery, error)
         return Decision(ACK, tuple(context.outputs)) if context.outputs else DONE
 
@@ -75,13 +81,23 @@ class Bound:
         try:
             payload = binding.decode(delivery.message.body)
             if binding.context is None:
-                binding.call(payload)
+                if (result := binding.call(payload)) is not None:
+                    self._check_done(result)
                 return DONE
             context = self._context(delivery)
-            binding.call(payload, **{binding.context: context})
-        except Exception as error:  # noqa: BLE001 - the policy decides about every failure
+            if (result := binding.call(payload, **{binding.context: context})) is not None:
+                self._check_done(result)
+        except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
+            ensure_failure(error)
             return self.failed(delivery, error)
         return Decision(ACK, tuple(context.outputs)) if context.outputs else DONE
+
+    def _check_done(self, result: object) -> None:
+        """Acknowledging what a ``def`` handler only began would lose it."""
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise TypeError(f"{self._binding.name} returned an awaitable that nothing awaits; make it an async def")
 
     async def process_batch(self, batch: Sequence[Delivery]) -> Sequence[Decision]:
         """Run a batch handler. What does not decode is taken out first; if the handler raises, each message runs
@@ -104,11 +120,15 @@ class Bound:
     async def _run_batch(self, members: list[Delivery], payloads: list[Any]) -> list[Decision]:
         try:
             results = await self._call_batch(members, payloads)
-        except Exception as error:  # noqa: BLE001 - the policy decides about every failure
+        except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
+            ensure_failure(error)
             if len(members) == 1:
                 return [self.failed(members[0], error)]
             log.warning(
-                "%s failed for a batch of %d (%s); running them one by one", self._binding.name, len(members), error
+                "%s failed for a batch of %d (%s); running them one by one",
+                self._binding.name,
+                len(members),
+                one_line(words(error)),
             )
             return [
                 (await self._run_batch([delivery], [payload]))[0]
@@ -128,7 +148,7 @@ class Bound:
         extra = {} if self._binding.context is None else {self._binding.context: [self._context(d) for d in members]}
         if self._binding.is_async:
             return await self._binding.call(payloads, **extra)
-        return await asyncio.to_thread(self._binding.call, payloads, **extra)
+        return await _on_a_thread(partial(self._binding.call, payloads, **extra))
 
     def _context(self, delivery: Delivery) -> Context:
         history = self._history(delivery)
@@ -140,14 +160,14 @@ class Bound:
         """What follows from ``error`` for ``delivery``, by the policy."""
         now = time.time()
         history = self._history(delivery)
-        first = history.first_failed or now
+        first = min(history.first_failed or now, now)  # a future one comes from another clock, or a forger
         step = decide(self.policy, error, attempt=history.attempt, tries=delivery.tries, now=now, first_failed=first)
         if isinstance(step, Again):
             return Decision(again=step.wait, name="retried_in_place")
         if isinstance(step, Hop):
             return self._hop(delivery, history, step, error, now)
         if isinstance(step, Drop):
-            log.info("%s: %s discarded: %s", self._home, delivery.message.id, step.reason)
+            log.info("%s: %s discarded: %s", self._home, delivery.message.id, one_line(str(step.reason)))
             return Decision(name="discarded")
         return self._dead(delivery, history, step, now)
 
@@ -174,7 +194,7 @@ class Bound:
         return Decision(copies=(Outgoing(channel, message),), name="retried")
 
     def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float, *, brief: bool = False) -> Decision:
-        reason = f"{type(dead.error).__name__}: {dead.error}"
+        reason = one_line(f"{type(dead.error).__name__}: {words(dead.error)}")
         if not self.consumer.dead_letter:
             log.error("%s: %s dropped, for there is no dead-letter queue: %s", self._home, delivery.message.id, reason)
             return Decision(name="dropped")
@@ -194,3 +214,30 @@ class Bound:
     def timeout(self) -> float | None:
         """The handler's timeout in seconds."""
         return None if self.policy.timeout is None else seconds(self.policy.timeout)
+
+
+async def _on_a_thread(function: Callable[[], Any]) -> Any:
+    """As ``asyncio.to_thread``, on a thread that the end of the process does not wait for: a handler that hangs must
+    not hold it up. Once for a batch, so that a thread of its own costs nothing that shows."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:  # a future cannot hold a StopIteration
+            future.set_exception(RuntimeError(f"raised {error!r}") if isinstance(error, StopIteration) else error)
+
+    def work() -> None:
+        try:
+            outcome: tuple[Any, BaseException | None] = (function(), None)
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: raised again where it is awaited
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, *outcome)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="atleastonce-batch", daemon=True).start()
+    return await future

@@ -427,3 +427,40 @@ async def test_a_stopped_service_finishes_what_runs_and_leaves_the_rest(backend_
     async with again:
         await until(lambda: set(finished) == set(range(20)))
     assert len(finished) == 20  # nothing that had been done was done again
+
+
+class Foreign(BaseException):
+    """What extension modules and greenlets raise: no Exception, and no reason to stop a service."""
+
+
+async def test_whatever_a_handler_raises_only_the_process_ending_ones_stop_the_service(
+    backend_url: str, queue: MakeQueue
+) -> None:
+    work = queue("work")
+    done: list[int] = []
+    runs: Counter[int] = Counter()
+    service = Service("worker", broker=backend_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None))
+    async def handle(order: Order) -> None:
+        runs[order.n] += 1
+        if order.n == 1:
+            raise Foreign("panic")
+        if order.n == 2:
+            raise BaseExceptionGroup("both", [ValueError("a"), asyncio.CancelledError()])
+        if order.n == 3 and runs[3] == 1:
+            raise BaseExceptionGroup("cut off", [asyncio.CancelledError()])
+        if order.n == 4 and runs[4] == 1:
+            raise asyncio.CancelledError
+        if order.n == 5:
+            await asyncio.gather(asyncio.sleep(0), _recurse())
+        done.append(order.n)
+
+    async with service:
+        await service.broker.publish_many(work, [Order(n) for n in range(8)])
+        await until(lambda: len(done) == 5 and counts(service)["dead"] == 3 and settled(service), service)
+    assert sorted(done) == [0, 3, 4, 6, 7]
+
+
+async def _recurse() -> None:
+    await _recurse()

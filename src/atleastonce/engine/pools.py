@@ -159,7 +159,7 @@ class AsyncPool:
             except GeneratorExit:  # nobody will ever resume this task: the loop is gone
                 raise
             except BaseException as error:  # each delivery settles: what the policy let through is given back
-                log.exception("the policy of %s raised; the message is given back", delivery.source)
+                log.exception("the handler or policy of %s ended the service; the message is given back", delivery.source)
                 self._fatal(error)
                 decision = GIVE_BACK
             if timed:
@@ -204,7 +204,7 @@ class AsyncPool:
         try:
             return self._failed(delivery, error)
         except Exception as bug:  # as with any error of the policy: given back, and the service is told
-            log.exception("the policy of %s raised; the message is given back", delivery.source)
+            log.exception("the handler or policy of %s ended the service; the message is given back", delivery.source)
             self._fatal(bug)
             return GIVE_BACK
 

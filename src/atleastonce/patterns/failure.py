@@ -13,6 +13,7 @@ The library fixes the order in which the parts act; there is no stack of middlew
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -167,6 +168,24 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
         if cause is not None:
             stack.append(cause)
+
+
+def ensure_failure(error: BaseException) -> None:
+    """Return if ``error`` is a failure, which the policy decides about; else raise what the engine acts on.
+
+    Only these are no failures: ``CancelledError`` (the run was cut off), ``SystemExit`` and ``KeyboardInterrupt``
+    (the process is to
+    end) and ``GeneratorExit`` (the run is being thrown away), bare or as all that a group holds. Any other
+    ``BaseException``
+    (of an extension module, of a greenlet) fails its message and nothing else.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        if error.subgroup((SystemExit, KeyboardInterrupt)) is not None:
+            raise error
+        if error.split(asyncio.CancelledError)[1] is None:
+            raise asyncio.CancelledError from error
+    elif isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+        raise error
 
 
 def decide(
