@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 
-from atleastonce.contract import Outcome, Outgoing, Window
+from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
+from atleastonce.engine.answers import ask
 from atleastonce.engine.wake import Bell
 from atleastonce.errors import Closed, Overloaded
 
@@ -18,13 +20,14 @@ class Publisher:
     """Sends through an adapter, with bounded pending messages and bytes.
 
     There is no linger: a lone publish leaves at once, and what comes in during its round trip makes up the next
-    batch. So batches are as large
-    as the broker is slow, and latency is never traded for throughput.
+    batch. So batches are as large as the broker is slow, and latency is never traded for throughput.
+
+    Who waits for the window gets it in the order of asking: a large message or list is not passed by small ones for ever.
 
     Args:
         send: the adapter's.
         window: the bound on what is pending. Too small limits throughput to window / round trip; too large only hides
-            overload.
+            overload. What is larger than the whole of it goes alone.
         max_batch: the most that leaves in one call.
     """
 
@@ -32,16 +35,17 @@ class Publisher:
         self._send = send
         self._window = window
         self._max_batch = max_batch
-        self._pending: list[tuple[Outgoing, asyncio.Future[Outcome]]] = []
+        self._pending: dict[asyncio.Future[Outcome], Outgoing] = {}
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._messages = 0
         self._bytes = 0
-        self._blocked: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self._closed = False
+        self._empty: asyncio.Future[None] | None = None  # awaited by close
 
     async def publish(self, item: Outgoing, *, within: float) -> Outcome:
-        """Send one message together with whatever else is pending.
+        """Send one message together with whatever else is pending. Cancelled before it has left, it is not sent.
 
         Raises:
             Overloaded: the window stayed full for ``within`` seconds.
@@ -50,37 +54,52 @@ class Publisher:
         size = item.message.size
         await self._enter(1, size, within)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending.append((item, future))
+        self._pending[future] = item
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="atleastonce-publisher")
         self._bell.ring()
         try:
             return await future
         finally:
+            self._pending.pop(future, None)
             self._leave(1, size)
 
     async def publish_many(self, items: Sequence[Outgoing], *, within: float) -> list[Outcome]:
-        """Send a list in order, in batches that fit the window; one outcome each. Raises as `publish`."""
+        """Send a list in order, in batches that fit the window; one outcome each.
+
+        Once a part of the list has been sent, nothing raises: what could not follow is ``unknown`` with
+        `Code.OVERLOADED` or `Code.CLOSED`.
+
+        Raises:
+            Overloaded, Closed: as `publish`; nothing was sent.
+        """
         outcomes: list[Outcome] = []
-        step = min(self._max_batch, self._window.messages)
-        for begin in range(0, len(items), step):
-            batch = items[begin : begin + step]
-            size = sum(item.message.size for item in batch)
-            await self._enter(len(batch), size, within)
+        for batch, size in self._batches(items):
             try:
-                outcomes += await self._send(batch)
-            finally:
-                self._leave(len(batch), size)
+                await self._enter(len(batch), size, within)
+                try:
+                    outcomes += await self._ask(batch)
+                finally:
+                    self._leave(len(batch), size)
+            except (Overloaded, Closed) as error:
+                if not outcomes:
+                    raise
+                code = Code.OVERLOADED if isinstance(error, Overloaded) else Code.CLOSED
+                outcomes += [unknown(code, f"not sent: {error}")] * (len(items) - len(outcomes))
+                break
         return outcomes
 
     async def close(self) -> None:
-        """Refuse new publishes and wait for the pending ones."""
+        """Refuse new publishes and wait for the pending ones. Idempotent."""
         self._closed = True
-        for waiter in self._blocked:
+        for waiter, _, _ in self._waiting:
             if not waiter.done():
                 waiter.set_exception(Closed("the broker was closed"))
-        while self._pending:
-            await asyncio.wait([future for _, future in self._pending])
+        self._waiting.clear()
+        while self._messages:
+            if self._empty is None:
+                self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty])
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -90,57 +109,121 @@ class Publisher:
         """How many messages are sent and unconfirmed, or waiting to be sent."""
         return self._messages
 
+    # ---------------------------------------------------------------------------------------- the window
+
     async def _enter(self, messages: int, size: int, within: float) -> None:
         if self._closed:
             raise Closed("the broker was closed")
-        while self._messages and (
-            self._messages + messages > self._window.messages or self._bytes + size > self._window.bytes
-        ):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._blocked.append(waiter)
-            begin = asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout(within):
-                    await waiter
-            except TimeoutError:
+        if not self._waiting and self._fits(messages, size):
+            self._messages += messages
+            self._bytes += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (turn, messages, size)
+        self._waiting.append(entry)
+        try:
+            async with asyncio.timeout(within):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:  # its turn came meanwhile
+                if isinstance(error, TimeoutError):
+                    return
+                self._leave(messages, size)
+                raise
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._admit()  # who waited behind it may fit
+            if isinstance(error, TimeoutError):
                 raise Overloaded(
-                    f"{self._messages} publishes are pending and none was confirmed for {within:g} s; publish less, or wait longer"
+                    f"{self._messages} publishes are pending, and there was no room for {messages} more within {within:g} s; "
+                    "publish less, or wait longer"
                 ) from None
-            finally:
-                if waiter in self._blocked:
-                    self._blocked.remove(waiter)
-            within -= asyncio.get_running_loop().time() - begin
-        self._messages += messages
-        self._bytes += size
+            raise
+
+    def _fits(self, messages: int, size: int) -> bool:
+        window = self._window
+        return not self._messages or (
+            self._messages + messages <= window.messages and self._bytes + size <= window.bytes
+        )
 
     def _leave(self, messages: int, size: int) -> None:
         self._messages -= messages
         self._bytes -= size
-        while self._blocked:
-            waiter = self._blocked.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if self._waiting:
+            self._admit()
+        if self._empty is not None and not self._messages:
+            self._empty.set_result(None)
+            self._empty = None
+
+    def _admit(self) -> None:
+        """Take those who wait onto the account, in order, as far as they fit."""
+        while self._waiting:
+            turn, messages, size = self._waiting[0]
+            if not turn.done():
+                if not self._fits(messages, size):
+                    return
+                self._messages += messages
+                self._bytes += size
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _batches(self, items: Sequence[Outgoing]) -> Iterator[tuple[Sequence[Outgoing], int]]:
+        """``items`` in parts that the window takes, each with its bytes."""
+        most = min(self._max_batch, self._window.messages)
+        begin = size = 0
+        for end, item in enumerate(items):
+            more = item.message.size
+            if end > begin and (end - begin == most or size + more > self._window.bytes):
+                yield items[begin:end], size
+                begin, size = end, 0
+            size += more
+        if begin < len(items):
+            yield items[begin:], size
+
+    # ------------------------------------------------------------------------------------------- sending
 
     async def _run(self) -> None:
         while True:
             await self._bell.heard()
             while self._pending:
-                batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
+                batch = dict(islice(self._pending.items(), self._max_batch))
+                for future in batch:
+                    del self._pending[future]
                 await self._send_batch(batch)
 
-    async def _send_batch(self, batch: list[tuple[Outgoing, asyncio.Future[Outcome]]]) -> None:
+    async def _send_batch(self, batch: dict[asyncio.Future[Outcome], Outgoing]) -> None:
         try:
-            outcomes = await self._send([item for item, _ in batch])
+            outcomes = await self._ask(list(batch.values()))
         except asyncio.CancelledError:
-            for _, future in batch:
+            for future in batch:
                 future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - handed to everyone whose message it was
-            for _, future in batch:
+        except Closed as error:
+            for future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
+        for future, outcome in zip(batch, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+    async def _ask(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        """One outcome each, whatever the adapter does.
+
+        Raises:
+            Closed: the adapter is not open; nothing was attempted.
+        """
+        closed: Closed | None = None
+
+        async def send(items: Sequence[Outgoing]) -> Sequence[Outcome]:
+            nonlocal closed
+            try:
+                return await self._send(items)
+            except Closed as error:
+                closed = error
+                return ()
+
+        outcomes = await ask(send, batch)
+        if closed is not None:
+            raise closed
+        return outcomes
