@@ -12,12 +12,12 @@ from atleastonce.adapters import open_adapter
 from atleastonce.channels import Channel, Queue, Source, Topic
 from atleastonce.compose import compose
 from atleastonce.contract import Adapter, Backlog, Code, Drift, Outcome, Outgoing, Status, Topology, Window
-from atleastonce.durations import Duration, Size, seconds, size_in_bytes
+from atleastonce.durations import Duration, Size, seconds, size_in_bytes, whole
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.publisher import Publisher
 from atleastonce.errors import BrokerUnavailable, MessageTooLarge, Rejected, Unconfirmed
 from atleastonce.message import HeaderValue
-from atleastonce.urls import mask
+from atleastonce.urls import mask_url
 
 log = logging.getLogger("atleastonce")
 
@@ -53,14 +53,17 @@ class Broker:
         publish_timeout: Duration = "30s",
         waiting: Callable[[str], None] | None = None,
     ) -> None:
-        self.url = mask(url)
         self.adapter: Adapter = open_adapter(url, options)
+        self.url = mask_url(url)
         self._create = create
         self._wait = None if wait is None else seconds(wait, name="wait")
         self._within = seconds(publish_timeout, name="publish_timeout")
         self._waiting = waiting or (lambda reason: log.warning("%s", reason))
-        self._declared: set[str] = set()
-        window = Window(max_pending, size_in_bytes(max_pending_bytes, name="max_pending_bytes"))
+        self._declared: set[tuple[type, str]] = set()
+        self._declaring = asyncio.Lock()
+        window = Window(
+            whole(max_pending, name="max_pending"), size_in_bytes(max_pending_bytes, name="max_pending_bytes")
+        )
         self._publisher = Publisher(self.adapter.send, window, max_batch=self.adapter.capabilities.max_batch)
 
     # ------------------------------------------------------------------------------------------- life
@@ -82,18 +85,26 @@ class Broker:
             except BrokerUnavailable as error:
                 pause = _CONNECT.wait(attempt) or 0.0
                 left = None if self._wait is None else begin + self._wait - loop.time()
-                if left is not None and left < pause:
-                    raise
+                if left is not None:
+                    if left <= 0:
+                        raise
+                    pause = min(pause, left)  # the last try is when the time is over
                 self._waiting(f"{error}; trying again in {pause:.1f} s")
                 await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Wait for pending publishes, then disconnect. Idempotent."""
-        await self._publisher.close()
-        await self.adapter.close()
+        try:
+            await self._publisher.close()
+        finally:
+            await self.adapter.close()
 
     async def __aenter__(self) -> Self:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -187,10 +198,9 @@ class Broker:
     async def declare(self, *items: Channel[Any] | Source | Topology, create: bool = True) -> Sequence[Drift]:
         """Make channels, sources or whole topologies exist (or only compare, with ``create=False``); return what
         differs."""
-        topology = Topology(
-            channels=tuple(item for item in items if isinstance(item, Channel)),
-            sources=tuple(item for item in items if isinstance(item, Source)),
-        )
+        channels = tuple(item for item in items if isinstance(item, Channel))
+        sources = [item for item in items if isinstance(item, Source)]
+        topology = Topology(channels=channels, sources=tuple(dict.fromkeys(sources + _own_sources(channels))))
         drifts: list[Drift] = []
         if topology.channels or topology.sources:
             drifts += await self.adapter.declare(topology, create=create)
@@ -198,19 +208,21 @@ class Broker:
             if isinstance(item, Topology):
                 drifts += await self.adapter.declare(item, create=create)
         if create:
-            self._declared.update(channel.name for channel in topology.channels)
-        return drifts
+            self._declared.update(map(_declared_as, channels))
+        return list(dict.fromkeys(drifts))
 
     async def backlog(self, channel: Channel[Any], group: str | None = None) -> Backlog:
         """What waits in ``channel`` for ``group``; None in a field means unknown, never 0."""
         return await self.adapter.backlog(Source(channel, group))
 
     async def _ensure(self, channels: tuple[Channel[Any], ...]) -> None:
-        if self._create and any(channel.name not in self._declared for channel in channels):
-            # A queue is its own source: without one, brokers that route (RabbitMQ) have nothing to keep the message in.
-            sources = tuple(Source(channel) for channel in channels if isinstance(channel, Queue))
-            await self.adapter.declare(Topology(channels=channels, sources=sources))
-            self._declared.update(channel.name for channel in channels)
+        if not self._create or all(_declared_as(channel) in self._declared for channel in channels):
+            return
+        async with self._declaring:  # once, however many publish at once; a failed or cancelled one is made up for
+            missing = tuple(channel for channel in channels if _declared_as(channel) not in self._declared)
+            if missing:
+                await self.adapter.declare(Topology(channels=missing, sources=tuple(_own_sources(missing))))
+                self._declared.update(map(_declared_as, missing))
 
     def __repr__(self) -> str:
         return f"<Broker {self.url}>"
@@ -223,6 +235,15 @@ def connect(url: str, options: Mapping[str, Any] | None = None, **settings: Any)
         await broker.publish(Topic("orders.created"), {"order_id": 7}, key="c-1")
     """
     return Broker(url, options, **settings)
+
+
+def _declared_as(channel: Channel[Any]) -> tuple[type, str]:
+    return type(channel), channel.name
+
+
+def _own_sources(channels: Iterable[Channel[Any]]) -> list[Source]:
+    """A queue is its own source: without one, brokers that route (RabbitMQ) have nothing to keep a message in."""
+    return [Source(channel) for channel in channels if isinstance(channel, Queue)]
 
 
 def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed:
