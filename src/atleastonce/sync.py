@@ -7,6 +7,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,15 +23,18 @@ class SyncBroker:
     """A `Broker` whose methods block. Safe to share among threads; not across a fork (make one in each worker process).
 
     A single call costs a thread hop, about 60 us; `publish_many` pays it once for a list.
+
+    Every method raises `Closed` after `close`, in a forked process, and for calls that `close` cuts off.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None, **settings: Any) -> None:
         self._broker = Broker(url, options, **settings)
         self._loop = asyncio.new_event_loop()
         self._pid = os.getpid()
+        self._lock = threading.Lock()  # nothing is handed to the loop once it is to end: it would never be answered
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="atleastonce-sync", daemon=True)
         self._thread.start()
-        self._closed = False
 
     def open(self) -> None:
         """Connect. Raises as `Broker.open`."""
@@ -49,16 +53,30 @@ class SyncBroker:
         return self._call(self._broker.backlog(channel, group))
 
     def close(self) -> None:
-        """Wait for pending publishes, disconnect, end the thread. Idempotent."""
-        if self._closed:
+        """Wait for pending publishes, disconnect, end the thread. Idempotent. Nothing in a forked process: the
+        connection and its loop are the parent's."""
+        if os.getpid() != self._pid:
             return
-        try:
-            self._call(self._broker.close())
-        finally:
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
+            future = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        try:
+            future.result()
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    async def _end(self) -> None:
+        try:
+            await self._broker.close()
+        finally:
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
 
     def __enter__(self) -> Self:
         try:
@@ -74,19 +92,24 @@ class SyncBroker:
         self.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             coroutine.close()
-            raise Closed(
-                "this broker was closed"
-                if self._closed
-                else "this broker was opened before a fork; open one in each process"
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            raise Closed("this broker was opened before a fork; open one in each process")
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise Closed("this broker was closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except CancelledError:
+            raise Closed("this broker was closed meanwhile") from None
+        except BaseException:  # Ctrl-C while waiting: the loop need not go on with it
             future.cancel()
             raise
+
+    def __repr__(self) -> str:
+        return f"<SyncBroker {self._broker.url}>"
 
 
 def connect_sync(url: str, options: Mapping[str, Any] | None = None, **settings: Any) -> SyncBroker:
