@@ -308,6 +308,15 @@ def test_origins(stream: str, position: str | int, expected: str) -> None:
     assert origin(delivery(Message("m", b""), stream=stream, position=position)) == expected
 
 
+@pytest.mark.parametrize(
+    "text", [" " * 50_000, "\n" * 50_000, "x" * 50_000, "a b" * 20_000, "\x00" * 50_000, "", "://" * 20_000]
+)
+def test_one_line_of_anything_long(text: str) -> None:
+    assert len(one_line(text)) <= 1024
+    copy = buried(delivery(Message("m", b"")), raised(ValueError(text)))
+    assert len(copy.headers.get(wire.TRACEBACK) or "") <= 4096
+
+
 @given(st.text(max_size=300), st.integers(1, 60))
 def test_one_line(text: str, limit: int) -> None:
     line = one_line(text, limit)

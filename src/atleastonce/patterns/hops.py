@@ -40,9 +40,11 @@ def _beginning(text: str) -> str:
     if len(text) <= _MAX_LOOKED_AT:
         return text
     text = text[:_MAX_LOOKED_AT]
-    last = re.search(r"\S*\Z", text)
     # An address that the cut goes through would not be known as one, and its password not be masked.
-    return text[: last.start()] if last is not None and "://" in last[0] else text
+    *kept, last = text.rsplit(None, 1) or ("",)
+    if "://" not in last:
+        return text
+    return kept[0] if kept else last.partition("://")[0]
 
 
 def _ending(text: str) -> str:
