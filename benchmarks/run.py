@@ -50,7 +50,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--broker", help=f"one or several of {','.join(BROKERS)} (default: all that can be had)")
     options.add_argument("--messages", type=int, help="per measurement (default: by broker, a quarter without --full)")
-    options.add_argument("--rounds", type=int, help="default 3, with --full 7")
+    options.add_argument("--rounds", type=int, help="default 2, with --full 7")
     options.add_argument("--work", default="0,10", help="µs of work per message in the async handler (default 0,10)")
     options.add_argument("--only", help="scenarios, by name, separated by commas")
     options.add_argument("--contenders", help="of ours, adapter, raw, naive, faststream, faststream-aiokafka")
@@ -66,7 +66,7 @@ def main() -> None:
         work = [float(value) for value in given.work.split(",")]
     except ValueError:
         options.error(f"--work {given.work}: numbers of microseconds, separated by commas")
-    rounds = given.rounds or (7 if given.full else 3)
+    rounds = given.rounds or (7 if given.full else 2)
     chosen = scenarios(work)
     if given.only:
         unknown = set(given.only.split(",")) - {scenario.name for scenario in chosen}
