@@ -99,7 +99,7 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, amqp.StreamLostError):
         return Fault(unavailable, True, Scope.CONNECTION, f"connection lost: {_tidy(error)}")
     if isinstance(error, ssl.SSLError):
-        return Fault(unavailable, False, Scope.CONNECTION, f"TLS: {getattr(error, 'reason', None) or error}")
+        return Fault(unavailable, False, Scope.CONNECTION, f"TLS: {_tls(error)}")
     if isinstance(error, TimeoutError | socket.timeout | workflow.AMQPConnectorException):
         return Fault(Code.TIMEOUT, True, Scope.CONNECTION, "no answer in time")
     if isinstance(error, socket.gaierror):
@@ -125,6 +125,10 @@ def _telling(errors: tuple[BaseException, ...]) -> BaseException:
         if classify(error).code in (Code.PERMISSION, Code.NOT_FOUND):
             return error
     return errors[-1]
+
+
+def _tls(error: ssl.SSLError) -> str:
+    return str(getattr(error, "verify_message", None) or getattr(error, "reason", None) or error)
 
 
 def _tidy(error: BaseException) -> str:

@@ -19,6 +19,9 @@ the window's bytes before the consumer is taken away; too large, and small ones 
 _GROWTH: Final = 2
 """How many times more than now must fit before the consumer is renewed for it."""
 
+_WEIGHT: Final = 1 / 32
+"""Of the latest message in the average size: recent ones say what comes next."""
+
 _NAMES = itertools.count(1)
 
 
@@ -42,13 +45,12 @@ class Intake:
         self._consumer: str | None = None
         self._prefetch = 0
         self._portion = 0
-        self._seen = self._seen_bytes = 0
+        self._average = 0.0
         self._turn = asyncio.Lock()
 
     def saw(self, size: int) -> bool:
         """A message of ``size`` bytes came. Whether to steer: far more of such messages fit than was thought."""
-        self._seen += 1
-        self._seen_bytes += size
+        self._average += (size - self._average) * _WEIGHT if self._average else size
         self._portion += 1
         if self._portion < self._prefetch or self._keep:
             return False
@@ -84,12 +86,12 @@ class Intake:
         """How many messages may be out, if they are as those were that came."""
         if self._keep:
             return min(self._window.messages, _MAX_PREFETCH)
-        average = max(1, self._seen_bytes // self._seen) if self._seen else _ASSUMED_SIZE
-        return min(self._window.messages, _MAX_PREFETCH, max(1, self._window.bytes // average))
+        fit = self._window.bytes / max(1.0, self._average or _ASSUMED_SIZE)
+        return min(self._window.messages, _MAX_PREFETCH, max(1, int(fit)))
 
     @property
     def _too_few(self) -> bool:
-        return not self._keep and self._seen > 0 and self._fitting - self._held() >= _GROWTH * self._prefetch
+        return not self._keep and self._average > 0 and self._fitting - self._held() >= _GROWTH * self._prefetch
 
     async def _start(self) -> None:
         # The broker counts for each consumer: what is out of an earlier one comes on top.
