@@ -58,7 +58,7 @@ class BatchPool:
         self._tasks = [asyncio.create_task(self._lane(slot)) for slot in range(self._concurrency)]
 
     def wake(self) -> None:
-        """See `Pool.wake`."""
+        """See `Pool.wake`. Whoever is collecting already comes first, so that batches fill one after the other."""
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -119,6 +119,8 @@ class BatchPool:
                 if deadline is None:
                     deadline = time.monotonic() + self._max_wait
                 continue
+            if not batch:  # nothing yet, or all of it was taken back
+                deadline = None
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
@@ -126,7 +128,10 @@ class BatchPool:
 
     async def _more(self, within: float | None) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._idle.append(waiter)
+        if within is None:
+            self._idle.append(waiter)
+        else:
+            self._idle.appendleft(waiter)
         try:
             async with asyncio.timeout(within):
                 await waiter
@@ -150,7 +155,9 @@ class BatchPool:
             decisions = [SELF_CANCELLED] * len(batch)
         except (SystemExit, KeyboardInterrupt) as stop:
             self._fatal(stop)
-        except Exception as error:  # each delivery settles: what the policy let through is given back
+        except GeneratorExit:  # nobody will ever resume this task: the loop is gone
+            raise
+        except BaseException as error:  # each delivery settles: what the policy let through is given back
             log.exception("the policy of %s raised; its batch is given back", batch[0].source)
             self._fatal(error)
         self._end(batch, decisions)
