@@ -117,6 +117,19 @@ async def test_committed_offsets_that_cannot_be_read_at_first_are_asked_for_agai
         assert numbers(await reader.take(3)) == [7, 8, 9]
 
 
+async def test_asking_for_offsets_survives_a_coordinator_that_has_moved(mock: MockCluster) -> None:
+    # The client library's admin call for it ends the whole process here: https://github.com/confluentinc/librdkafka/issues/5040
+    source = mock.topic()
+    async with member(mock.url, source, **FAST) as reader:
+        await publish(reader.adapter, source.channel, [message(b"%d" % n) for n in range(10)])
+        await reader.ack((await reader.take(10))[:7])
+        await commits(mock, source, 7)
+        for error in (NOT_COORDINATOR, COORDINATOR_LOADING):
+            mock.fail(MockCluster.OFFSET_FETCH, error)
+            backlog = await reader.adapter.backlog(source)
+            assert (backlog.waiting, backlog.true_waiting) == (3, 3)
+
+
 @pytest.mark.parametrize("text", ["written by another program", "alo1:AAAABBBB", "mp1:xyz"])
 async def test_foreign_and_corrupt_metadata_is_ignored(mock: MockCluster, text: str) -> None:
     source = mock.topic()

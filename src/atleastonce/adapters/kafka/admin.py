@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 
 # The package's type information exports only AdminClient, though all of these are its documented names.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
 from atleastonce.adapters.kafka.faults import as_exception, classify, fault, kafka_error
-from atleastonce.contract import Code
+from atleastonce.contract import Code, Window
 from atleastonce.errors import BrokerUnavailable, Closed, PermissionDenied
 
 _Future: TypeAlias = "concurrent.futures.Future[Any]"
@@ -38,6 +38,7 @@ class Admin:
     """One administrative handle."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._seconds = settings.request_timeout
         self._closed = False
         self._waiting: set[asyncio.Future[Any]] = set()
@@ -129,16 +130,28 @@ class Admin:
 
     async def committed(self, group: str, topic: str, partitions: int) -> dict[int, TopicPartition]:
         """What ``group`` has committed, by partition; negative offsets where it has nothing."""
-        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in range(partitions)])
-        doing = f"offsets of group {group}"
-        answers = await self._ask(
-            doing, lambda: self._client.list_consumer_group_offsets([wanted], request_timeout=self._seconds)
-        )
-        found: list[TopicPartition] = answers[group].topic_partitions or []
-        for each in found:
-            if each.error is not None:
-                raise as_exception(KafkaException(each.error), doing)
-        return {each.partition: each for each in found}
+        return await asyncio.to_thread(self._committed, group, [TopicPartition(topic, n) for n in range(partitions)])
+
+    def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[int, TopicPartition]:
+        # Through a consumer that joins nothing: the admin handle's own question kills the process where the coordinator
+        # has moved or is not there yet (librdkafka issue 5040).
+        config = self._settings.consumer(group, Window(1, 1))
+        config.pop("group.instance.id", None)
+        consumer = Consumer(config, logger=CLIENT_LOG)
+        deadline = time.monotonic() + self._seconds
+        try:
+            while True:
+                try:
+                    found = consumer.committed(wanted, timeout=max(0.1, deadline - time.monotonic()))
+                    if failed := [each.error for each in found if each.error is not None]:
+                        raise KafkaException(failed[0])
+                    return {each.partition: each for each in found}
+                except KafkaException as error:
+                    if not classify(error).retryable or time.monotonic() > deadline:
+                        raise as_exception(error, f"offsets of group {group}") from None
+                    time.sleep(0.1)
+        finally:
+            consumer.close()
 
     async def bounds(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
         """First and next offset of each partition."""
