@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from atleastonce.broker import Broker
 from atleastonce.channels import Channel, Source, Topic
 from atleastonce.consumer import Batching, Consumer, define
-from atleastonce.durations import Duration, Size, seconds
+from atleastonce.durations import Duration, Size, seconds, whole
 from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.failure import FailurePolicy
 from atleastonce.runtime import ConsumerStatus, Runtime, check_drifts
@@ -60,6 +60,7 @@ class Service:
         self._wait = wait
         self._broker: Broker | None = None
         self._runtimes: list[Runtime] = []
+        self._running = False
         self._stopping: asyncio.Event | None = None
         self._fatal_error: BaseException | None = None
 
@@ -143,10 +144,12 @@ class Service:
 
         The others are as in `consumer`; raises as `consumer`.
         """
-        if not 1 <= max_messages <= 100_000:
-            raise ConfigurationError(f"max_messages={max_messages} is out of range 1 to 100000")
+        whole(max_messages, name="max_messages", high=100_000)
+        whole(concurrency, name="concurrency", high=10_000)
         batching = Batching(max_messages, seconds(max_wait, name="max_wait"))
-        limit = max_in_flight if max_in_flight is not None else 2 * concurrency * max_messages
+        limit = whole(
+            max_in_flight if max_in_flight is not None else 2 * concurrency * max_messages, name="max_in_flight"
+        )
         if limit < max_messages:
             raise ConfigurationError(f"max_in_flight={limit} is below max_messages={max_messages}: no batch could fill")
 
@@ -172,7 +175,7 @@ class Service:
         return register
 
     def _register(self, consumer: Consumer) -> None:
-        if self._runtimes:
+        if self._running:
             raise ConfigurationError(f"service {self.name} is running; register handlers before it starts")
         for other in self.consumers:
             if other.home.name == consumer.home.name:
@@ -212,17 +215,21 @@ class Service:
         """Connect, declare, subscribe: returns when every consumer reads.
 
         Raises:
-            ConfigurationError: no handlers, or a promise that this broker or its live topology cannot keep.
+            ConfigurationError: no handlers, running already, or a promise that this broker or its live topology cannot
+            keep.
             BrokerUnavailable, PermissionDenied, NotFound: as named. Nothing is left running.
         """
         if not self.consumers:
             raise ConfigurationError(
                 f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
             )
+        if self._running:
+            raise ConfigurationError(f"service {self.name} is running already")
         broker = self.make_broker(url, no_wait=no_wait)
         runtimes = [Runtime(broker, consumer, self.name, self._fatal) for consumer in self.consumers]
         self._stopping = asyncio.Event()
         self._fatal_error = None
+        self._running = True
         try:
             await broker.open()
             self._broker = broker
@@ -232,24 +239,36 @@ class Service:
                 self._runtimes.append(runtime)
                 await runtime.start()
         except BaseException:
-            await self.stop(grace=0)
-            await broker.close()
+            try:
+                await self.stop(grace=0)
+            finally:
+                await broker.close()
             raise
         log.info("service %s runs on %s: %s", self.name, broker.url, ", ".join(str(c.home) for c in self.consumers))
 
     async def stop(self, grace: float | None = None) -> bool:
         """Stop receiving, drain for ``grace`` seconds (default: ``drain``), disconnect. Returns whether everything
-        ended by itself."""
+        ended by itself.
+
+        Idempotent. A second call with less grace cuts the first one short, and so does cancelling it.
+        """
         if self._stopping is not None:
             self._stopping.set()
-        runtimes, self._runtimes = self._runtimes, []
+        supervisors = [supervisor for runtime in self._runtimes for supervisor in runtime.supervisors]
         limit = self._drain if grace is None else grace
-        ends = await asyncio.gather(
-            *(s.stop(limit) for runtime in runtimes for s in runtime.supervisors), return_exceptions=True
-        )
-        broker, self._broker = self._broker, None
-        if broker is not None:
-            await broker.close()
+        try:
+            ends = await asyncio.gather(*(s.stop(limit) for s in supervisors), return_exceptions=True)
+        except asyncio.CancelledError:  # no more time: what still runs is given back
+            await asyncio.gather(*(s.stop(0) for s in supervisors), return_exceptions=True)
+            raise
+        finally:
+            self._runtimes = []
+            broker, self._broker = self._broker, None
+            try:
+                if broker is not None:
+                    await broker.close()
+            finally:
+                self._running = False
         for end in ends:
             if isinstance(end, BaseException):
                 log.error("stopping %s: %s", self.name, end)
@@ -306,15 +325,21 @@ class Service:
                 raise
             assert self._stopping is not None  # noqa: S101 - set by start
             watch = [asyncio.create_task(s.wait()) for runtime in self._runtimes for s in runtime.supervisors]
-            stop = asyncio.create_task(self._stopping.wait())
-            done, pending = await asyncio.wait([stop, *watch], return_when=asyncio.FIRST_COMPLETED)
-            draining = asyncio.create_task(self.stop())
+            told = asyncio.create_task(self._stopping.wait())
             rush = asyncio.create_task(hurry.wait())
-            await asyncio.wait([draining, rush], return_when=asyncio.FIRST_COMPLETED)
-            rush.cancel()
-            if not draining.done():
-                draining.cancel()
-            await asyncio.gather(draining, *pending, return_exceptions=True)
+            try:
+                done, pending = await asyncio.wait([told, *watch], return_when=asyncio.FIRST_COMPLETED)
+                draining = asyncio.create_task(self.stop())
+                await asyncio.wait([draining, rush], return_when=asyncio.FIRST_COMPLETED)
+                if not draining.done():
+                    await self.stop(grace=0)
+                await asyncio.gather(draining, *pending, return_exceptions=True)
+            except asyncio.CancelledError:
+                await self.stop()
+                raise
+            finally:
+                for task in (told, rush, *watch):
+                    task.cancel()
             for task in done:
                 task.result()
         finally:
