@@ -1,0 +1,137 @@
+"""Redrive on a real (memory) broker and on one whose copies fail: nothing lost, nothing looked at twice, all given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from atleastonce import Queue, Source, Topic, wire
+from atleastonce.adapters.memory import MemoryAdapter
+from atleastonce.contract import Code, Outcome, Outgoing, Topology, Window, rejected, unknown
+from atleastonce.errors import NotFound
+from atleastonce.message import Headers, Message
+from atleastonce.patterns import redrive as module
+from atleastonce.patterns.redrive import Redriven, redrive, way_back
+
+HOME = Source(Topic("orders"), "billing")
+OTHER = Source(Topic("orders"), "shipping")
+DEAD = Source(HOME.dead_letter_channel)
+
+
+@pytest.fixture
+async def adapter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MemoryAdapter]:
+    monkeypatch.setattr(module, "_BATCH", 7)
+    made = MemoryAdapter()
+    await made.open()
+    topology = Topology(channels=(HOME.channel,), sources=(HOME, OTHER), dead_letters=(HOME.dead_letter_channel,))
+    await made.declare(topology)
+    yield made
+    await made.close()
+
+
+async def bury(adapter: MemoryAdapter, count: int) -> None:
+    headers = Headers({wire.GROUP: "billing", wire.ORIGIN: "orders/1", wire.ERROR_TYPE: "ValueError", "tenant": "a"})
+    items = [Outgoing(HOME.dead_letter_channel, Message(f"m{n}", b"body", b"key", headers)) for n in range(count)]
+    assert all(outcome.ok for outcome in await adapter.send(items))
+
+
+async def waiting(adapter: MemoryAdapter, source: Source) -> int | None:
+    return (await adapter.backlog(source)).waiting
+
+
+async def test_all_go_back_to_the_group_that_failed_them_and_to_nobody_else(adapter: MemoryAdapter) -> None:
+    await bury(adapter, 20)
+    told: list[tuple[int, int | None]] = []
+    done = await redrive(adapter, HOME, progress=lambda seen, total: told.append((seen, total)))
+    assert done == Redriven(matched=20, redriven=20)
+    assert told[-1] == (20, 20)
+    assert [await waiting(adapter, source) for source in (HOME, OTHER, DEAD)] == [20, 0, 0]
+    subscription = await adapter.subscribe(HOME, Window(100, 1 << 20), module._Quiet())
+    back = [delivery.message for delivery in await subscription.receive(100, 1.0)]
+    await subscription.close()
+    assert sorted(message.id for message in back) == sorted(f"m{n}" for n in range(20))
+    assert all((message.body, message.key) == (b"body", b"key") for message in back)
+    assert {message.headers.get(wire.REDRIVES) for message in back} == {"1"}
+    assert {message.headers.get(wire.ERROR_TYPE) for message in back} == {None}
+    assert {message.headers.get("tenant") for message in back} == {"a"}
+    assert await redrive(adapter, HOME) == Redriven()
+
+
+async def test_only_what_is_wanted_goes_and_the_rest_stays(adapter: MemoryAdapter) -> None:
+    await bury(adapter, 20)
+    done = await redrive(adapter, HOME, wanted=lambda item: int(item.message.id[1:]) % 4 == 0)
+    assert done == Redriven(matched=5, redriven=5, skipped=15)
+    assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [5, 15]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 10, 50])
+async def test_a_limit_is_kept(adapter: MemoryAdapter, limit: int) -> None:
+    await bury(adapter, 20)
+    done = await redrive(adapter, HOME, limit=limit)
+    assert (done.matched, done.redriven, done.failed) == (min(limit, 20), min(limit, 20), 0)
+    assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [min(limit, 20), 20 - min(limit, 20)]
+
+
+@pytest.mark.parametrize("outcome", [rejected(Code.TOO_LARGE), unknown(Code.TIMEOUT)])
+async def test_a_copy_that_is_not_confirmed_leaves_its_dead_letter(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    await bury(adapter, 20)
+    send = adapter.send
+
+    async def unsure(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        outcomes = list(await send([item for item in batch if item.message.id != "m3"]))
+        return [outcome if item.message.id == "m3" else outcomes.pop(0) for item in batch]
+
+    monkeypatch.setattr(adapter, "send", unsure)
+    assert await redrive(adapter, HOME) == Redriven(matched=20, redriven=19, failed=1)
+    assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [19, 1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("adapter"), asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_an_interrupted_redrive_loses_nothing(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    await bury(adapter, 20)
+    send, calls = adapter.send, 0
+
+    async def breaks(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise error
+        return await send(batch)
+
+    monkeypatch.setattr(adapter, "send", breaks)
+    ended: Any = None
+    try:
+        await redrive(adapter, HOME, wanted=lambda item: item.message.id != "m0")
+    except BaseException as raised:  # noqa: BLE001
+        ended = raised
+    assert ended is error
+    moved = await waiting(adapter, HOME)
+    assert moved == 6
+    found = await adapter.backlog(DEAD)
+    assert (found.waiting or 0) + (found.in_flight or 0) == 20 - moved
+    monkeypatch.setattr(adapter, "send", send)
+
+
+async def test_without_a_dead_letter_queue_it_says_so(adapter: MemoryAdapter) -> None:
+    with pytest.raises(NotFound):
+        await redrive(adapter, Source(Queue("nothing")))
+
+
+def test_the_way_back() -> None:
+    class Able:
+        capabilities = MemoryAdapter().capabilities
+
+    able: Any = Able()
+    assert way_back(HOME, able) == HOME
+    assert way_back(Source(Queue("q")), able) == Queue("q")
+    import msgspec
+
+    able.capabilities = msgspec.structs.replace(able.capabilities, addresses_groups=False)
+    assert way_back(HOME, able) == Queue("orders.billing.redrive")
