@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from pika import BasicProperties
@@ -54,6 +55,12 @@ class Properties(NamedTuple):
     timestamp: int | None
 
 
+@lru_cache(1024)
+def bits(flags: int) -> tuple[int, ...]:
+    """Those that are set, in the order of the wire."""
+    return tuple(bit for bit in range(15, 1, -1) if flags >> bit & 1)
+
+
 def parse(data: bytes) -> Properties:
     """Take the properties of a content header apart. Never raises: what does not make sense ends the reading."""
     short: dict[int, bytes] = {}
@@ -63,9 +70,7 @@ def parse(data: bytes) -> Properties:
         return Properties(short, table, timestamp)
     flags = FLAGS.unpack_from(data)[0]
     at, end = 2, len(data)
-    for bit in range(15, 1, -1):
-        if not flags >> bit & 1:
-            continue
+    for bit in bits(flags):
         if bit == Bit.HEADERS:
             if at + 4 > end:
                 break
@@ -119,6 +124,7 @@ class Envelope:
         return decoded
 
 
+@lru_cache(1024)
 def is_brokers(name: str) -> bool:
     """Whether the broker writes header ``name`` itself."""
     return name in _NAMES or name.startswith(_PREFIXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from operator import le
 from typing import Final
 
@@ -26,6 +27,7 @@ def packed(names: list[str]) -> list[str]:
     return [_PACKED.get(name, name) for name in names]
 
 
+@lru_cache(1024)
 def unpacked(name: str) -> str:
     """The user's name of a field that came under ``name``."""
     if name.startswith(_EARLIER):

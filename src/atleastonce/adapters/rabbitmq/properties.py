@@ -17,10 +17,21 @@ drops a message that seems to go round in a circle.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from atleastonce import wire
-from atleastonce.adapters.rabbitmq.envelope import FLAGS, OCTETS, TIME, Bit, Envelope, Properties, is_brokers, parse
+from atleastonce.adapters.rabbitmq.envelope import (
+    FLAGS,
+    OCTETS,
+    TIME,
+    Bit,
+    Envelope,
+    Properties,
+    bits,
+    is_brokers,
+    parse,
+)
 from atleastonce.adapters.rabbitmq.packing import ORDER, order_of, ordered, packed, unpacked
 from atleastonce.adapters.rabbitmq.table import Field, encode_name, encode_table, encode_value
 from atleastonce.contract import Code
@@ -52,6 +63,7 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
     items: list[tuple[str, HeaderValue]] = []
     key: bytes | None = None
     order: HeaderValue = None
+    renamed = typed = False
     for name, value, _, nested in properties.table:
         if name == KEY:
             key = value.encode() if isinstance(value, str) else value
@@ -59,11 +71,14 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
             order = value
         elif not nested and not is_brokers(name):
             items.append((name, value))
+            renamed = renamed or unpacked(name) != name
+            typed = typed or name == wire.CONTENT_TYPE
     if order is not None:
         items = ordered(items, order)
-    items = [(unpacked(name), value) if name.startswith(wire.PREFIX) else (name, value) for name, value in items]
+    if renamed:
+        items = [(unpacked(name), value) for name, value in items]
     content_type = properties.short.get(Bit.CONTENT_TYPE)
-    if content_type is not None and not any(name == wire.CONTENT_TYPE for name, _ in items):
+    if content_type is not None and not typed:
         items.insert(0, (wire.CONTENT_TYPE, content_type.decode("utf-8", "replace")))
     return Message(
         id=id,
@@ -81,10 +96,10 @@ def encode(message: Message, limit: int, *, user: str, now: float) -> bytes:
     Raises:
         Refused: too large, or a header that AMQP cannot carry or that belongs to the broker.
     """
-    if message.size > limit:
-        raise Refused(Code.TOO_LARGE, f"{message.size} bytes; max_message_bytes is {limit}")
-    if message.headers.size > MAX_HEADER_BYTES:
-        raise Refused(Code.TOO_LARGE, f"{message.headers.size} bytes of headers; the limit is {MAX_HEADER_BYTES}")
+    if (size := message.size) > limit:
+        raise Refused(Code.TOO_LARGE, f"{size} bytes; max_message_bytes is {limit}")
+    if size > MAX_HEADER_BYTES and (size := message.headers.size) > MAX_HEADER_BYTES:
+        raise Refused(Code.TOO_LARGE, f"{size} bytes of headers; the limit is {MAX_HEADER_BYTES}")
     encoded = _encode(message, user, now)
     if len(encoded) > MAX_ENCODED_BYTES:
         raise Refused(Code.TOO_LARGE, f"{len(encoded)} bytes of encoded headers; the limit is {MAX_ENCODED_BYTES}")
@@ -99,14 +114,13 @@ def _encode(message: Message, user: str, now: float) -> bytes:
     if items and items[0][0] == wire.CONTENT_TYPE:
         # It comes back as the first field. In any other place it stays in the table as well, which keeps its place.
         value = items[0][1]
-        if isinstance(value, str) and len(value) < 256:
-            raw = value.encode("utf-8", "surrogateescape")
-            if len(raw) < 256 and sum(name == wire.CONTENT_TYPE for name, _ in items) == 1:
-                parts[Bit.CONTENT_TYPE] = bytes((len(raw),)) + raw
-                flags |= 1 << Bit.CONTENT_TYPE
-                items = items[1:]
+        rest = items[1:]
+        if isinstance(value, str) and value.isascii() and len(value) < 256 and wire.CONTENT_TYPE not in dict(rest):
+            parts[Bit.CONTENT_TYPE] = _short(value)
+            flags |= 1 << Bit.CONTENT_TYPE
+            items = rest
     elif (text := message.headers.get(wire.CONTENT_TYPE)) is not None and text.isascii() and len(text) < 256:
-        parts[Bit.CONTENT_TYPE] = bytes((len(text),)) + text.encode()
+        parts[Bit.CONTENT_TYPE] = _short(text)
         flags |= 1 << Bit.CONTENT_TYPE
     try:
         parts[Bit.HEADERS] = encode_table(_fields(items, message.key, native))
@@ -124,7 +138,12 @@ def _encode(message: Message, user: str, now: float) -> bytes:
         flags |= 1 << Bit.TIMESTAMP
     if native is not None:
         flags |= _keep(native, parts, user)
-    return FLAGS.pack(flags) + b"".join([parts[bit] for bit in range(15, 1, -1) if bit in parts])
+    return FLAGS.pack(flags) + b"".join([parts[bit] for bit in bits(flags)])
+
+
+@lru_cache(64)
+def _short(text: str) -> bytes:
+    return bytes((len(text),)) + text.encode()
 
 
 def _keep(native: Properties, parts: dict[int, bytes], user: str) -> int:
@@ -142,6 +161,11 @@ def _keep(native: Properties, parts: dict[int, bytes], user: str) -> int:
     return flags
 
 
+@lru_cache(1024)
+def _reserved(name: str) -> bool:
+    return is_brokers(name) or name in (KEY, ORDER) or unpacked(name) != name
+
+
 def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, native: Properties | None) -> bytes:
     typed: dict[str, list[Field]] = {}
     pieces: list[bytes] = []
@@ -151,9 +175,9 @@ def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, nativ
                 typed.setdefault(unpacked(field.name), []).append(field)
     names = packed([name for name, _ in items])
     for (name, value), own in zip(items, names, strict=True):
-        if is_brokers(name) or name in (KEY, ORDER) or unpacked(name) != name:
+        if _reserved(name):
             raise Refused(Code.INVALID, f'header "{name}" is written by RabbitMQ or by its adapter; use another name')
-        known = typed.get(name)
+        known = typed.get(name) if typed else None
         if known and known[0].value == value and known[0].raw is not None:
             pieces += (encode_name(own), known.pop(0).raw or b"")
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from atleastonce.message import HeaderValue
@@ -93,6 +94,7 @@ def _scalar(kind: int, value: bytes) -> str:
     return str(int.from_bytes(value, "big", signed=kind in _SIGNED))
 
 
+@lru_cache(1024)
 def encode_name(name: str) -> bytes:
     """A field's name with its length.
 
@@ -127,6 +129,6 @@ def encode_table(content: bytes) -> bytes:
 def count_of(fields: list[Field], name: str) -> int | None:
     """The whole number in field ``name``, None where there is none."""
     for field in fields:
-        if field.name == name and isinstance(field.value, str) and field.value.lstrip("-").isdigit():
+        if field[0] == name and isinstance(field.value, str) and field.value.lstrip("-").isdigit():
             return int(field.value)
     return None
