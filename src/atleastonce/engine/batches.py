@@ -119,8 +119,6 @@ class BatchPool:
                 if deadline is None:
                     deadline = time.monotonic() + self._max_wait
                 continue
-            if not batch:  # nothing yet, or all of it was taken back
-                deadline = None
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
