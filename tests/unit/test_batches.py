@@ -325,18 +325,6 @@ async def test_stopping_gives_back_what_is_collected_and_what_runs() -> None:
         assert sorted(made.ended) == [(name, GIVE_BACK) for name in "abcd"]
 
 
-async def test_a_batch_that_was_taken_back_begins_its_time_anew() -> None:
-    async with pooled(concurrency=1, max_messages=2, max_wait=0.05) as made:
-        made.offer("a")
-        await until(lambda: not made.lanes.ready)
-        assert [item.message.id for item in made.pool.reclaim(lambda _: True)] == ["a"]
-        await asyncio.sleep(0.1)  # longer than max_wait: with nothing collected there is nothing to run
-        assert made.batches == []
-        made.offer("b", "c")
-        await until(lambda: made.batches)
-        assert made.batches == [["b", "c"]]
-
-
 @pytest.mark.parametrize(
     "error", [SystemExit(3), KeyboardInterrupt(), RuntimeError("bug"), BaseExceptionGroup("g", [SystemExit()])]
 )

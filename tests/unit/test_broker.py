@@ -214,11 +214,12 @@ async def test_no_wait_fails_at_once(adapter: FakeAdapter) -> None:
 
 
 async def test_the_whole_time_is_waited_and_no_longer(adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atleastonce.broker._CONNECT", Backoff("20ms", factor=10, maximum="1h", jitter=0))
+    monkeypatch.setattr("atleastonce.broker._CONNECT", Backoff("20ms", factor=1e6, maximum="1h", jitter=0))
     adapter.opens.extend(BrokerUnavailable("refused") for _ in range(9))
     begin = asyncio.get_running_loop().time()
     with pytest.raises(BrokerUnavailable):
-        await fake(wait="50ms", waiting=lambda _: None).open()
+        async with asyncio.timeout(10):
+            await fake(wait="50ms", waiting=lambda _: None).open()
     assert asyncio.get_running_loop().time() - begin >= 0.05
     assert adapter.opened == 3, "at once, after 20 ms, and when the time was over"
 
