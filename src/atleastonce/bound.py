@@ -19,6 +19,7 @@ from atleastonce.context import Compose, Context
 from atleastonce.contract import (
     ACK,
     Capabilities,
+    Code,
     Delivery,
     Fault,
     Level,
@@ -30,12 +31,13 @@ from atleastonce.engine.decision import DONE, Decision
 from atleastonce.errors import AtLeastOnceError, Rejected
 from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure
 from atleastonce.patterns.history import History, read_history
-from atleastonce.patterns.hops import dead_copy, one_line, retry_copy, words
+from atleastonce.patterns.hops import bare_copy, dead_copy, one_line, parked_copy, retry_copy, words
 
 log = logging.getLogger("atleastonce")
 
-# Clocks of different hosts differ; a due time this much beyond its tier's delay is believed, more is clamped.
-_CLOCK_SLACK = 60.0
+# What comes back from a waiting room too early waits here for the rest if that is shorter than this. Longer ones go round
+# again: they would fill the window, and RabbitMQ takes back what is held for half an hour.
+_HOLD_SECONDS = 60.0
 
 
 class Bound:
@@ -46,9 +48,19 @@ class Bound:
         capabilities: of the broker it runs on.
         compose: builds what `Context.publish` sends.
         service: the service's name, for dead letters.
+        missing: told when a channel that copies go to does not exist (any more), and makes it again; None where nothing is to
+            be created.
     """
 
-    def __init__(self, consumer: Consumer, capabilities: Capabilities, compose: Compose, service: str) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        capabilities: Capabilities,
+        compose: Compose,
+        service: str,
+        missing: Callable[[], None] | None = None,
+    ) -> None:
+        self._missing = missing
         self.consumer = consumer
         self.policy = consumer.failure
         self._home = consumer.home
@@ -71,7 +83,7 @@ class Bound:
             context = self._context(delivery)
             await binding.call(payload, **{binding.context: context})
         except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
-            ensure_failure(error)
+            ensure_failure(error, awaited=True)
             return self.failed(delivery, error)
         return Decision(ACK, tuple(context.outputs)) if context.outputs else DONE
 
@@ -88,7 +100,7 @@ class Bound:
             if (result := binding.call(payload, **{binding.context: context})) is not None:
                 self._check_done(result)
         except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
-            ensure_failure(error)
+            ensure_failure(error, awaited=False)
             return self.failed(delivery, error)
         return Decision(ACK, tuple(context.outputs)) if context.outputs else DONE
 
@@ -121,7 +133,7 @@ class Bound:
         try:
             results = await self._call_batch(members, payloads)
         except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
-            ensure_failure(error)
+            ensure_failure(error, awaited=True)
             if len(members) == 1:
                 return [self.failed(members[0], error)]
             log.warning(
@@ -173,13 +185,19 @@ class Bound:
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """What follows when the broker refuses a copy for good. See `Rejection`."""
+        if fault.code in (Code.NOT_FOUND, Code.UNROUTABLE) and self._missing is not None:
+            self._missing()
+            return None  # what was deleted under us is being made again: hold it, and try again
         now = time.time()
         error = Rejected(str(fault))
         history = self._history(delivery)
         if decision.name == "dead":
             copy = decision.copies[0].message
+            if copy.headers == delivery.message.headers:
+                return None  # nothing left to leave out: hold it, and try again
             if wire.ERROR_MESSAGE not in copy.headers:
-                return None  # already as brief as it gets: hold it, and try again
+                bare = Outgoing(self._home.dead_letter_channel, bare_copy(delivery))
+                return Decision(copies=(bare,), name="dead")
             stage = copy.headers.get(wire.ERROR_STAGE) or "rejected"
             return self._dead(delivery, history, Dead(stage, error), now, brief=True)
         return self._dead(delivery, history, Dead("rejected", error), now)
@@ -189,9 +207,9 @@ class Bound:
             return Decision(Retry(hop.delay), name="retried")
         if self.policy.chain is None:
             return Decision(again=hop.delay, name="retried")
-        channel = self._home.retry_channel(self.policy.chain.tier(hop.delay))
-        message = retry_copy(delivery, self._home, history, hop, error, now=now)
-        return Decision(copies=(Outgoing(channel, message),), name="retried")
+        tier = self.policy.chain.tier(hop.delay)
+        message = retry_copy(delivery, self._home, history, hop, error, now=now, tier=tier)
+        return Decision(copies=(Outgoing(self._home.retry_channel(tier), message),), name="retried")
 
     def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float, *, brief: bool = False) -> Decision:
         reason = one_line(f"{type(dead.error).__name__}: {words(dead.error)}")
@@ -206,9 +224,23 @@ class Bound:
     def _history(self, delivery: Delivery) -> History:
         return read_history(delivery, self._home, counted=self._counted)
 
-    def due(self, delivery: Delivery, delay: float) -> float:
-        """When a delivery from the retry channel of ``delay`` may run."""
-        return wire.read_due(delivery.message.headers, now=time.time(), longest=delay + _CLOCK_SLACK)
+    def due_in_channel(self, delivery: Delivery, delay: float) -> float:
+        """When a delivery that is read from the retry channel of ``delay`` may run."""
+        return wire.read_due(delivery.message.headers, now=time.time(), delay=delay)
+
+    def due_at_home(self, delivery: Delivery) -> float | Decision:
+        """When a delivery that the broker brought back from a retry channel may run; or that it waits once more there,
+        since it was sent away for longer than any channel's delay."""
+        chain = self.policy.chain
+        if chain is None or not delivery.returned or not self._history(delivery).ours:
+            return 0.0
+        now = time.time()
+        due = wire.read_due(delivery.message.headers, now=now, delay=chain.delays[-1])
+        left = due - now
+        if left <= min(max(chain.delays[0], 1.0), _HOLD_SECONDS):
+            return due
+        channel = self._home.retry_channel(chain.tier(left))
+        return Decision(copies=(Outgoing(channel, parked_copy(delivery, left)),), name="parked")
 
     @property
     def timeout(self) -> float | None:

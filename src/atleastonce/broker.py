@@ -149,6 +149,7 @@ class Broker:
         await self._ensure((channel,))
         outcome = await self._publisher.publish(item, within=self._within)
         if not outcome.ok:
+            self._forget_missing((item,), (outcome,))
             raise publish_error(item, outcome)
         return item.message.id
 
@@ -179,8 +180,7 @@ class Broker:
             )
             for payload in payloads
         ]
-        await self._ensure((channel,))
-        return await self._publisher.publish_many(items, within=self._within)
+        return await self.send(items)
 
     async def send(self, items: Sequence[Outgoing]) -> list[Outcome]:
         """Publish what `compose` made: for lists in which each message has a key, headers or a delay of its own.
@@ -191,7 +191,15 @@ class Broker:
             Overloaded: as `publish_many`.
         """
         await self._ensure(tuple({item.destination for item in items if isinstance(item.destination, Channel)}))
-        return await self._publisher.publish_many(items, within=self._within)
+        outcomes = await self._publisher.publish_many(items, within=self._within)
+        self._forget_missing(items, outcomes)
+        return outcomes
+
+    def _forget_missing(self, items: Sequence[Outgoing], outcomes: Sequence[Outcome]) -> None:
+        """A channel that was deleted on the broker is declared again by the next publish to it."""
+        for item, outcome in zip(items, outcomes, strict=True):
+            if outcome.fault is not None and outcome.fault.code in (Code.NOT_FOUND, Code.UNROUTABLE):
+                self._declared.discard(_declared_as(item.destination))
 
     # -------------------------------------------------------------------------------------------- rest
 
@@ -237,7 +245,7 @@ def connect(url: str, options: Mapping[str, Any] | None = None, **settings: Any)
     return Broker(url, options, **settings)
 
 
-def _declared_as(channel: Channel[Any]) -> tuple[type, str]:
+def _declared_as(channel: Channel[Any] | Source) -> tuple[type, str]:
     return type(channel), channel.name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ from atleastonce.engine.batches import BatchPool
 from atleastonce.engine.lanes import FreeLanes
 from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
 from atleastonce.engine.supervisor import Supervisor
-from atleastonce.engine.worker import Worker
+from atleastonce.engine.worker import Due, Worker
 from atleastonce.errors import ConfigurationError
 
 log = logging.getLogger("atleastonce")
@@ -55,15 +56,25 @@ class Runtime:
         consumer: what was registered.
         service: the service's name, for dead letters.
         fatal: told when a handler raises SystemExit or KeyboardInterrupt.
+        create: whether what is deleted on the broker while it runs is made again.
     """
 
     def __init__(
-        self, broker: Broker, consumer: Consumer, service: str, fatal: Callable[[BaseException], None]
+        self,
+        broker: Broker,
+        consumer: Consumer,
+        service: str,
+        fatal: Callable[[BaseException], None],
+        *,
+        create: bool = True,
     ) -> None:
         self.consumer = consumer
         self._broker = broker
         self._fatal = fatal
-        self._bound = Bound(consumer, broker.adapter.capabilities, broker.compose, service)
+        missing = self._make_again if create else None
+        self._bound = Bound(consumer, broker.adapter.capabilities, broker.compose, service, missing)
+        self._making: asyncio.Task[None] | None = None
+        self._create = create
         self.topology: Topology = consumer.topology(broker.adapter.capabilities)
         self.supervisors: list[Supervisor] = []
 
@@ -77,9 +88,21 @@ class Runtime:
                 await self._start(self._worker(Source(delay.channel), small, delay))
 
     async def _start(self, worker: Worker) -> None:
-        supervisor = Supervisor(self._broker.adapter, worker)
+        supervisor = Supervisor(self._broker.adapter, worker, repair=self._declare if self._create else None)
         self.supervisors.append(supervisor)
         await supervisor.start()
+
+    def _make_again(self) -> None:
+        """Declare anew, in the background and once at a time; whoever missed something tries again by itself."""
+        if self._making is None or self._making.done():
+            self._making = asyncio.get_running_loop().create_task(self._declare(), name="atleastonce-declare")
+
+    async def _declare(self) -> None:
+        log.warning("%s: something it needs is gone from the broker; declaring it again", self.consumer.home)
+        try:
+            await self._broker.adapter.declare(self.topology, create=True)
+        except Exception as error:  # noqa: BLE001 - it is asked for again, with back-off, as long as it is missed
+            log.warning("%s: declaring failed: %s", self.consumer.home, error)
 
     def status(self) -> list[ConsumerStatus]:
         """What each of its readers is doing."""
@@ -106,8 +129,15 @@ class Runtime:
             lanes=FreeLanes(),
             make_pool=lambda worker: self._pool(worker, places),
             rejection=bound.rejected,
-            due=None if delay is None else (lambda delivery: bound.due(delivery, delay.delay)),
+            due=self._due(delay),
         )
+
+    def _due(self, delay: DelayChannel | None) -> Due | None:
+        bound = self._bound
+        if delay is not None:
+            return lambda delivery: bound.due_in_channel(delivery, delay.delay)
+        emulated = self._broker.adapter.capabilities.delay.level is Level.EMULATED
+        return bound.due_at_home if emulated and self.topology.delays else None
 
     def _pool(self, worker: Worker, places: int) -> Pool:
         bound, batching = self._bound, self.consumer.batching

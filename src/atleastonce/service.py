@@ -226,7 +226,9 @@ class Service:
         if self._running:
             raise ConfigurationError(f"service {self.name} is running already")
         broker = self.make_broker(url, no_wait=no_wait)
-        runtimes = [Runtime(broker, consumer, self.name, self._fatal) for consumer in self.consumers]
+        runtimes = [
+            Runtime(broker, consumer, self.name, self._fatal, create=self._create) for consumer in self.consumers
+        ]
         self._stopping = asyncio.Event()
         self._fatal_error = None
         self._running = True

@@ -18,6 +18,8 @@ ATTEMPT = "alo-attempt"
 """The attempt that will run next, from 1."""
 DUE = "alo-due"
 """Not before this, in milliseconds since the epoch."""
+WAIT = "alo-wait"
+"""How long it was asked to wait in all, in milliseconds; only where that is longer than its channel's delay."""
 FIRST_FAILED = "alo-first-failed"
 ORIGIN = "alo-origin"
 """Where the message first failed: ``channel`` or ``channel/position``. Written by the first hop, never overwritten."""
@@ -37,8 +39,17 @@ CORRELATION = "alo-correlation"
 DEADLINE = "alo-deadline"
 CONTENT_TYPE = "content-type"
 
+MAX_ID = 256
+"""Characters of the longest message id."""
+
 MAX_ATTEMPT = 32_767
 """Counters above this are forged or broken: they count as 1."""
+
+
+CLOCK_SLACK = 60.0
+"""Clocks of different hosts differ: a due time this many seconds beyond its channel's delay is believed."""
+
+_MAX_WAIT = 366 * 86_400_000
 
 
 def read_int(headers: Headers, name: str, *, default: int, low: int, high: int) -> int:
@@ -55,17 +66,26 @@ def read_attempt(headers: Headers) -> int:
     return read_int(headers, ATTEMPT, default=1, low=1, high=MAX_ATTEMPT)
 
 
-def read_due(headers: Headers, *, now: float, longest: float) -> float:
-    """When this message is due, in seconds since the epoch; at most ``longest`` seconds from ``now``.
+def read_due(headers: Headers, *, now: float, delay: float) -> float:
+    """When this message is due, in seconds since the epoch, if it waits in a channel of ``delay`` seconds.
 
-    A due time further ahead than its tier's delay comes from a wrong clock or a forger and is clamped, so that it
-    waits no longer than an honest one. A malformed one is due now.
+    A due time further ahead than its channel's delay (or than the longer wait it was sent away for) comes from a wrong
+    clock or a forger and is clamped, so that it waits no longer than an honest one. A malformed one is due now.
     """
+    longest = max(delay, read_int(headers, WAIT, default=0, low=0, high=_MAX_WAIT) / 1000) + CLOCK_SLACK
     text = headers.get(DUE)
     if text is None or not (text.isascii() and text.isdigit()):
         return 0.0
     latest = now + longest
     return latest if len(text) > 18 else min(int(text) / 1000, latest)
+
+
+def read_id(value: object) -> str | None:
+    """``value`` if it can be a message's identity: 1 to 256 printable ASCII characters. None otherwise: an id stands in
+    logs, keys and headers, and a foreign one may be anything."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isascii() and value.isprintable():
+        return value
+    return None
 
 
 def millis(timestamp: float) -> str:

@@ -27,7 +27,7 @@ from atleastonce import (
     connect,
     wire,
 )
-from atleastonce.contract import Delivery, Outgoing, Window
+from atleastonce.contract import Deletes, Delivery, Outgoing, Topology, Window
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive import redrive
 
@@ -429,6 +429,26 @@ async def test_a_stopped_service_finishes_what_runs_and_leaves_the_rest(backend_
     assert len(finished) == 20  # nothing that had been done was done again
 
 
+async def test_a_handler_may_ask_for_a_longer_wait_than_its_chain_has(backend_url: str, queue: MakeQueue) -> None:
+    work = queue("work")
+    runs: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    service = Service("worker", broker=backend_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None, chain=RetryChain("200ms", "500ms")))
+    async def handle(order: Order, ctx: Context) -> None:
+        runs[order.n].append((ctx.attempt, time.time()))
+        if len(runs[order.n]) == 1 and order.n == 1:
+            raise RetryLater("1800ms")
+
+    async with service:
+        await service.broker.publish_many(work, [Order(n) for n in range(3)])
+        await until(lambda: counts(service)["done"] == 3 and settled(service), service)
+    (first, began), (second, again) = runs[1]
+    assert (first, second) == (1, 2)
+    assert 1.75 < again - began < 5.0
+    assert [len(runs[n]) for n in (0, 2)] == [1, 1]
+
+
 class Foreign(BaseException):
     """What extension modules and greenlets raise: no Exception, and no reason to stop a service."""
 
@@ -454,13 +474,82 @@ async def test_whatever_a_handler_raises_only_the_process_ending_ones_stop_the_s
             raise asyncio.CancelledError
         if order.n == 5:
             await asyncio.gather(asyncio.sleep(0), _recurse())
+        if order.n == 8:
+            raise GeneratorExit
         done.append(order.n)
 
     async with service:
-        await service.broker.publish_many(work, [Order(n) for n in range(8)])
-        await until(lambda: len(done) == 5 and counts(service)["dead"] == 3 and settled(service), service)
+        await service.broker.publish_many(work, [Order(n) for n in range(9)])
+        await until(lambda: len(done) == 5 and counts(service)["dead"] == 4 and settled(service), service)
     assert sorted(done) == [0, 3, 4, 6, 7]
 
 
 async def _recurse() -> None:
     await _recurse()
+
+
+async def test_the_largest_message_that_is_taken_can_also_be_dead(backend_url: str, queue: MakeQueue) -> None:
+    work = queue("work")
+    service = Service("worker", broker=backend_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None))
+    async def handle(body: bytes) -> None:
+        raise ValueError("too much")
+
+    async with service:
+        limit = service.broker.adapter.capabilities.max_message_bytes or 1 << 20
+        overhead = service.broker.compose(work, b"").message.size
+        largest = [b"x" * (limit - overhead - spare) for spare in (0, 100, 5000)]
+        for body in largest:
+            await service.broker.publish(work, body)
+        await until(lambda: counts(service)["dead"] == 3 and settled(service), service)
+        found = await read_all(service, Source(service.consumers[0].home.dead_letter_channel), 3)
+    assert sorted(len(delivery.message.body) for delivery in found) == sorted(map(len, largest))
+
+
+async def test_a_dead_letter_queue_deleted_under_a_service_is_made_again(backend_url: str, queue: MakeQueue) -> None:
+    work = queue("work")
+    service = Service("worker", broker=backend_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None))
+    async def handle(order: Order) -> None:
+        raise ValueError("always")
+
+    async with service:
+        letters = service.consumers[0].home.dead_letter_channel
+        adapter = service.broker.adapter
+        assert isinstance(adapter, Deletes)
+        await adapter.delete(Topology(dead_letters=(letters,)))
+        await service.broker.publish(work, Order(1))
+        await until(lambda: counts(service)["dead"] == 1 and settled(service), service)
+        (dead,) = await read_all(service, Source(letters), 1)
+    assert dead.message.body == b'{"n":1}'
+
+
+async def test_what_a_raw_producer_writes_into_our_header_fields_is_not_believed(
+    backend_url: str, queue: MakeQueue
+) -> None:
+    work = queue("work")
+    attempts: list[int] = []
+    service = Service("worker", broker=backend_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None, chain=RetryChain("200ms")))
+    async def handle(body: bytes, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise ValueError("once")
+
+    fields = {
+        wire.GROUP: work.name,
+        wire.ORIGIN: work.name,
+        wire.ATTEMPT: "32767",
+        wire.DUE: "99999999999999",
+        wire.WAIT: "99999999999",
+        wire.FIRST_FAILED: "1000",
+    }
+    async with service:
+        forged = Message("m", b"x", None, Headers(fields))
+        (outcome,) = await service.broker.adapter.send([Outgoing(work, forged)])
+        assert outcome.ok
+        await until(lambda: counts(service)["done"] == 1 and settled(service), service)
+    assert attempts == [1, 2]

@@ -68,6 +68,7 @@ def delivery(body: bytes, name: str = "", headers: dict[str, str] | None = None)
     message = Message(name or body.decode("latin-1"), body, None, Headers(headers or {}))
     made = Delivery(message, Source(QUEUE), "q", 1, 1, None)
     made.tries = 1
+    made.returned = bool(headers)  # what has a past was brought back by the broker
     return made
 
 
@@ -228,7 +229,10 @@ async def test_native_delays_settle_and_a_refused_copy_becomes_brief() -> None:
     assert brief is not None
     assert wire.TRACEBACK not in brief.copies[0].message.headers
     assert wire.ERROR_MESSAGE not in brief.copies[0].message.headers
-    assert plain.rejected(item, brief, too_large) is None, "as brief as it gets: held and tried again"
+    bare = plain.rejected(item, brief, too_large)
+    assert bare is not None
+    assert bare.copies[0].message.headers == item.message.headers, "the move is made, unexplained"
+    assert plain.rejected(item, bare, too_large) is None, "nothing left to leave out: held and tried again"
 
 
 async def test_in_place_repetitions_come_first() -> None:

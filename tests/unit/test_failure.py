@@ -239,13 +239,13 @@ def test_jitter_only_lengthens(backoff: Backoff, attempt: int, rand: float) -> N
 
 
 @given(CHAINS, st.floats(0, 1e7))
-def test_a_tier_is_the_shortest_that_is_long_enough(chain: RetryChain, delay: float) -> None:
+def test_a_tier_is_the_longest_that_is_not_too_long(chain: RetryChain, delay: float) -> None:
     tier = chain.tier(delay)
     assert tier in chain.delays
-    if tier < delay:
-        assert tier == chain.delays[-1]
+    if tier > delay:
+        assert tier == chain.delays[0], "never shorter than the shortest"
     else:
-        assert not [other for other in chain.delays if delay <= other < tier]
+        assert not [other for other in chain.delays if tier < other <= delay]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

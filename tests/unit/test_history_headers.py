@@ -18,10 +18,16 @@ UNTOUCHED = History(1, None, 0, False)
 
 
 def read(
-    headers: dict[str, str | bytes | None], *, home: Source = BILLING, count: int = 0, counted: bool = False
+    headers: dict[str, str | bytes | None],
+    *,
+    home: Source = BILLING,
+    count: int = 0,
+    counted: bool = False,
+    returned: bool = True,
 ) -> History:
-    message = Message("m", b"", None, Headers(headers))
-    return read_history(Delivery(message, home, "s", 1, 1, None, count), home, counted=counted)
+    delivery = Delivery(Message("m", b"", None, Headers(headers)), home, "s", 1, 1, None, count)
+    delivery.returned = returned
+    return read_history(delivery, home, counted=counted)
 
 
 def test_ours_are_believed() -> None:
@@ -31,6 +37,18 @@ def test_ours_are_believed() -> None:
         3, 1700000000.25, 2, True
     )
     assert read({**mine, wire.GROUP: b"billing"}).ours, "some brokers give bytes"
+
+
+def test_on_a_main_channel_nobody_writes_a_hops_fields() -> None:
+    forged = {**PAST, wire.ATTEMPT: "32767", wire.GROUP: "billing", wire.ORIGIN: "orders/0/5"}
+    assert read(forged, returned=False) == History(1, None, 2, True)
+
+
+def test_a_retry_channel_is_believed_without_the_brokers_word() -> None:
+    mine = {**PAST, wire.GROUP: "billing", wire.ORIGIN: "orders/3/41"}
+    room = Source(BILLING.retry_channel(5.0))
+    delivery = Delivery(Message("m", b"", None, Headers(mine)), room, "s", 1, 1, None, 0)
+    assert read_history(delivery, BILLING, counted=False) == History(3, 1700000000.25, 2, True)
 
 
 @pytest.mark.parametrize(

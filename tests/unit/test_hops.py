@@ -23,7 +23,9 @@ FAILURE = OURS - {wire.REPLY_TO, wire.CORRELATION, wire.DEADLINE}
 
 
 def delivery(message: Message, *, stream: str = "orders/3", position: str | int = 41, count: int = 1) -> Delivery:
-    return Delivery(message, HOME, stream, position, 1, None, count)
+    item = Delivery(message, HOME, stream, position, 1, None, count)
+    item.returned = True  # as if the broker had brought it back: what is tested here is what follows
+    return item
 
 
 def history(item: Delivery) -> History:
@@ -39,7 +41,7 @@ def raised(error: BaseException) -> BaseException:
 
 def retried(item: Delivery, error: BaseException | None = None, delay: float = 5.0) -> Message:
     past = history(item)
-    return retry_copy(item, HOME, past, Hop(delay, past.attempt + 1), error or ValueError("x"), now=NOW)
+    return retry_copy(item, HOME, past, Hop(delay, past.attempt + 1), error or ValueError("x"), now=NOW, tier=delay)
 
 
 def buried(item: Delivery, error: BaseException | None = None, *, brief: bool = False) -> Message:
@@ -186,7 +188,7 @@ def test_the_fields_of_a_retry() -> None:
         wire.DUE: "1700000030250",
     }
     assert copy.published_at is None
-    again = retry_copy(delivery(copy), HOME, history(delivery(copy)), Hop(5.0, 3), OSError("y"), now=NOW + 60)
+    again = retry_copy(delivery(copy), HOME, history(delivery(copy)), Hop(5.0, 3), OSError("y"), now=NOW + 60, tier=5.0)
     assert again.headers.get(wire.FIRST_FAILED) == "1700000000250", "the first failure stays the first"
     assert again.headers.get(wire.ORIGIN) == "orders/3/41"
     assert again.headers.get(wire.ERROR_TYPE) == "OSError"
@@ -196,7 +198,7 @@ def test_the_fields_of_a_retry() -> None:
 @given(st.floats(0, 3e9), st.floats(0.001, 1e7))
 def test_a_due_time_is_never_early(now: float, delay: float) -> None:
     item = delivery(Message("m", b""))
-    copy = retry_copy(item, HOME, history(item), Hop(delay, 2), ERROR, now=now)
+    copy = retry_copy(item, HOME, history(item), Hop(delay, 2), ERROR, now=now, tier=delay)
     due = int(copy.headers.get(wire.DUE) or 0) / 1000
     assert now + delay - 1e-6 <= due <= now + delay + 0.002
 

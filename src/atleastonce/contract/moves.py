@@ -30,6 +30,8 @@ class Delivery:
         lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
         size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters
             leave them alone.
+        returned: whether the broker brought it back from a `DelayChannel` of this source: only then does a delivery from the
+            source itself carry the header fields of a retry that anybody may believe.
         raw: the client library's own object, for users who need it; None where there is none.
     """
 
@@ -41,6 +43,7 @@ class Delivery:
         "message",
         "position",
         "raw",
+        "returned",
         "settled",
         "size",
         "source",
@@ -71,6 +74,7 @@ class Delivery:
         self.lease_until = lease_until
         self.lost = False
         self.raw = raw
+        self.returned = False
         self.size = 0
         self.tries = 0
         self.settled = False

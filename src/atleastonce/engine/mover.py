@@ -109,7 +109,7 @@ class Mover:
         if worst.status is Status.REJECTED and worst.fault is not None and self._replaced(delivery, rest, worst.fault):
             self.forget(delivery)
             return
-        destinations = ", ".join(sorted({str(copy.destination) for copy in rest.copies}))
+        destinations = ", ".join(sorted({copy.destination.name for copy in rest.copies}))
         log.warning("%s could not be moved to %s (%s); trying again", delivery.message.id, destinations, worst.fault)
         failures = self._failures[delivery] = self._failures.get(delivery, 0) + 1
         pause = _BACKOFF.wait(failures)

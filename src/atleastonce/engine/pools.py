@@ -159,7 +159,9 @@ class AsyncPool:
             except GeneratorExit:  # nobody will ever resume this task: the loop is gone
                 raise
             except BaseException as error:  # each delivery settles: what the policy let through is given back
-                log.exception("the handler or policy of %s ended the service; the message is given back", delivery.source)
+                log.exception(
+                    "the handler or policy of %s ended the service; the message is given back", delivery.source
+                )
                 self._fatal(error)
                 decision = GIVE_BACK
             if timed:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from atleastonce.contract import Adapter, Subscription
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.cancel import is_cancelled
 from atleastonce.engine.worker import Worker
-from atleastonce.errors import ConfigurationError, ConnectionLost, PermissionDenied
+from atleastonce.errors import ConfigurationError, ConnectionLost, NotFound, PermissionDenied
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -25,10 +26,19 @@ class Supervisor:
     Args:
         adapter: what to subscribe on.
         worker: what reads.
+        repair: makes what the source needs exist again; called when it was not found. Never raises.
         backoff: waits between subscriptions. Begins anew after a subscription that delivered.
     """
 
-    def __init__(self, adapter: Adapter, worker: Worker, *, backoff: Backoff = RECONNECT) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        worker: Worker,
+        *,
+        backoff: Backoff = RECONNECT,
+        repair: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._repair = repair
         self.worker = worker
         self._adapter = adapter
         self._backoff = backoff
@@ -109,6 +119,8 @@ class Supervisor:
             self.worker.state = ("disconnected", self._describe(ended))
             self.worker.lost(None)
             await self._close()
+            if isinstance(ended, NotFound) and self._repair is not None:
+                await self._repair()
             failures = 1 if self.worker.counts["received"] > received else failures + 1
             pause = self._backoff.wait(failures)
             if pause is None or isinstance(ended, PermissionDenied | ConfigurationError):

@@ -39,6 +39,10 @@ log = logging.getLogger("atleastonce.engine")
 _RECEIVE_WAIT = 5.0
 # How long a stop waits for the last settlements once handlers are cancelled; then they are left to be delivered again.
 _FLUSH_SECONDS = 5.0
+# What an adapter reports, in the words of a status: whatever lets it read is "running".
+_RUNNING = dict.fromkeys(("connected", "assigned", "unblocked"), "running")
+
+Due = Callable[[Delivery], "float | Decision"]
 
 
 class Worker:
@@ -51,7 +55,8 @@ class Worker:
         lanes: which delivery may run next.
         make_pool: builds the pool that runs the handler, given the worker to report to.
         rejection: asked when a copy is refused for good.
-        due: when a delivery may run, in seconds since the epoch (0.0: now); None where nothing is held.
+        due: when a delivery may run, in seconds since the epoch (0.0: now), or what becomes of it without a run; None
+            where nothing is held.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Worker:
         lanes: Lanes,
         make_pool: Callable[[Worker], Pool],
         rejection: Rejection,
-        due: Callable[[Delivery], float] | None = None,
+        due: Due | None = None,
     ) -> None:
         self.source = source
         self.window = window
@@ -198,7 +203,7 @@ class Worker:
 
     def condition(self, state: str, detail: str) -> None:
         """See `Listener.condition`."""
-        self.state = (state, detail)
+        self.state = (_RUNNING.get(state, state), detail)
         log.info("%s: %s %s", self.source, state, detail)
 
     # -------------------------------------------------------------------------------------- the flow
@@ -225,17 +230,20 @@ class Worker:
             batch = self._hold(batch, self._due)
         self._start(batch)
 
-    def _hold(self, batch: Sequence[Delivery], due: Callable[[Delivery], float]) -> list[Delivery]:
+    def _hold(self, batch: Sequence[Delivery], due: Due) -> list[Delivery]:
         """Put aside what is not due yet; return the rest."""
         now = time.time()
         ready: list[Delivery] = []
         for delivery in batch:
+            when: float | Decision
             try:
                 when = due(delivery)
             except Exception as error:  # noqa: BLE001 - it reads what others wrote; one bad message harms no other
                 log.warning("%s: when it is due cannot be told (%r); it runs now", delivery.message.id, error)
                 when = 0.0
-            if when > now:
+            if isinstance(when, Decision):
+                self.ended(delivery, when)
+            elif when > now:
                 self.timers.hold(delivery, when)
             else:
                 ready.append(delivery)

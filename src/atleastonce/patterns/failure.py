@@ -82,9 +82,9 @@ class RetryChain:
         return self.delays[attempt - 1] if attempt <= len(self.delays) else None
 
     def tier(self, delay: float) -> float:
-        """The delay of the chain in which to wait ``delay`` seconds: the shortest that is long enough, else the
-        longest."""
-        return next((tier for tier in self.delays if tier >= delay), self.delays[-1])
+        """The delay of the chain in which to wait ``delay`` seconds, and wait again for what is left: the longest that
+        is not too long, else the shortest."""
+        return next((tier for tier in reversed(self.delays) if tier <= delay), self.delays[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,17 @@ class FailurePolicy:
     give_up_after: Duration | None = None
 
     def __post_init__(self) -> None:
+        in_place, chain, give_up_on = _given(self.in_place), _given(self.chain), _given(self.give_up_on)
+        if not isinstance(in_place, Backoff | None):
+            raise ConfigurationError(
+                f'FailurePolicy in_place={self.in_place!r}: give Backoff("50ms", max_attempts=3) or None'
+            )
+        if not isinstance(chain, RetryChain | None):
+            raise ConfigurationError(f'FailurePolicy chain={self.chain!r}: give RetryChain("5s", "30s") or None')
+        if not isinstance(give_up_on, tuple) or not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in give_up_on
+        ):
+            raise ConfigurationError(f"FailurePolicy give_up_on={self.give_up_on!r}: give a tuple of exception classes")
         if self.in_place is not None and self.in_place.max_attempts is None:
             raise ConfigurationError(
                 "FailurePolicy in_place needs max_attempts: a message cannot fail in place for ever"
@@ -122,6 +133,11 @@ class FailurePolicy:
     def delays(self) -> tuple[float, ...]:
         """The chain's delays in seconds; empty without a chain."""
         return self.chain.delays if self.chain is not None else ()
+
+
+def _given(value: object) -> object:
+    """What was really given, whatever its annotation says."""
+    return value
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -170,21 +186,23 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             stack.append(cause)
 
 
-def ensure_failure(error: BaseException) -> None:
+def ensure_failure(error: BaseException, *, awaited: bool) -> None:
     """Return if ``error`` is a failure, which the policy decides about; else raise what the engine acts on.
 
-    Only these are no failures: ``CancelledError`` (the run was cut off), ``SystemExit`` and ``KeyboardInterrupt``
-    (the process is to
-    end) and ``GeneratorExit`` (the run is being thrown away), bare or as all that a group holds. Any other
-    ``BaseException``
-    (of an extension module, of a greenlet) fails its message and nothing else.
+    Only these are no failures: ``CancelledError`` (the run was cut off) and ``SystemExit`` and ``KeyboardInterrupt``
+    (the process is
+    to end), bare or in a group, and ``GeneratorExit`` where an ``awaited`` run is being thrown away with its loop.
+    Any other
+    ``BaseException`` (of an extension module, of a greenlet) fails its message and nothing else.
     """
+    if isinstance(error, GeneratorExit) and awaited and asyncio._get_running_loop() is None:
+        raise error
     if isinstance(error, BaseExceptionGroup):
         if error.subgroup((SystemExit, KeyboardInterrupt)) is not None:
             raise error
         if error.split(asyncio.CancelledError)[1] is None:
             raise asyncio.CancelledError from error
-    elif isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+    elif isinstance(error, SystemExit | KeyboardInterrupt | asyncio.CancelledError):
         raise error
 
 

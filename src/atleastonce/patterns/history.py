@@ -46,11 +46,13 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
     if wire.GROUP in headers and wire.ORIGIN in headers:
         channel = (headers.get(wire.ORIGIN) or "").partition("/")[0]
         ours = headers.get(wire.GROUP) == home.group_name and channel == home.channel.name
-    attempt = wire.read_attempt(headers) if ours else 1
+    # On a main channel anybody may have written them: a hop's fields count where only hops are, or the broker says so.
+    hop = ours and (delivery.returned or delivery.source != home)
+    attempt = wire.read_attempt(headers) if hop else 1
     if counted:
         attempt += max(0, delivery.count - 1)
     if not ours:
         return History(attempt, None, 0, False)
-    first = wire.read_int(headers, wire.FIRST_FAILED, default=0, low=0, high=10**15)
+    first = 0 if not hop else wire.read_int(headers, wire.FIRST_FAILED, default=0, low=0, high=10**15)
     redrives = wire.read_int(headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
     return History(attempt, first / 1000 if first else None, redrives, True)

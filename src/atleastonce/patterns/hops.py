@@ -96,13 +96,22 @@ def _common(
 
 
 def retry_copy(
-    delivery: Delivery, home: Source, history: History, hop: Hop, error: BaseException, *, now: float
+    delivery: Delivery, home: Source, history: History, hop: Hop, error: BaseException, *, now: float, tier: float
 ) -> Message:
-    """The copy that waits for its next attempt."""
+    """The copy that waits for its next attempt in the channel of ``tier`` seconds."""
     fields = _common(delivery, home, history, error, now)
+    if hop.delay > tier:
+        fields[wire.WAIT] = wire.millis(hop.delay)
     fields[wire.ATTEMPT] = str(hop.attempt)
     fields[wire.DUE] = wire.millis(now + hop.delay)
     return _rehead(delivery.message, fields, ours=history.ours)
+
+
+def parked_copy(delivery: Delivery, left: float) -> Message:
+    """The copy that waits once more, ``left`` seconds, because its channel's delay was shorter than its wait."""
+    message = delivery.message
+    headers = message.headers.set({wire.WAIT: wire.millis(left)})
+    return Message(message.id, message.body, message.key, headers, None, message.native)
 
 
 def dead_copy(
@@ -121,6 +130,12 @@ def dead_copy(
         if dead.error.__traceback__ is not None:
             fields[wire.TRACEBACK] = _trace(dead.error)
     return _rehead(delivery.message, fields, ours=history.ours)
+
+
+def bare_copy(delivery: Delivery) -> Message:
+    """The message as it came: what still fits where even a few header fields more do not. The move is made, unexplained."""
+    message = delivery.message
+    return Message(message.id, message.body, message.key, message.headers, None, message.native)
 
 
 def redriven_copy(delivery: Delivery) -> Message:
@@ -151,6 +166,7 @@ _FAILURE_FIELDS = frozenset(
     {
         wire.ATTEMPT,
         wire.DUE,
+        wire.WAIT,
         wire.FIRST_FAILED,
         wire.ERROR_TYPE,
         wire.ERROR_MESSAGE,

@@ -23,6 +23,12 @@ DEFAULT_PORT = 9092
 RECORD_OVERHEAD = 1024
 """Bytes kept free below ``message.max.bytes`` for the record's framing."""
 
+TOPIC_MAX_BYTES = 1_048_588
+"""A topic's ``max.message.bytes`` where nobody set it (Kafka's default since 2.5)."""
+
+COPY_ROOM = 65_536
+"""What a copy of the largest message may be larger by: our headers are below 8 KiB, framing and client overhead a little."""
+
 # They run programs, load code or send secrets to an address: never taken from a URL, which may come from anywhere.
 _DANGEROUS = frozenset(
     {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "sasl.oauthbearer.token.endpoint.url"}
@@ -102,8 +108,22 @@ class Settings:
 
     @property
     def max_message_bytes(self) -> int:
-        """Body, key and headers of the largest message that is sent."""
-        return int(self.client.get("message.max.bytes", 1_000_000)) - RECORD_OVERHEAD
+        """Body, key and headers of the largest message that an ordinary topic takes."""
+        return self._topic_limit - RECORD_OVERHEAD
+
+    @property
+    def max_sent_bytes(self) -> int:
+        """Body, key and headers of the largest message that is sent at all: a copy of the largest one has room for our fields."""
+        return self.copy_limit - RECORD_OVERHEAD
+
+    @property
+    def copy_limit(self) -> int:
+        """``max.message.bytes`` of the topics that keep copies."""
+        return self._topic_limit + COPY_ROOM
+
+    @property
+    def _topic_limit(self) -> int:
+        return int(self.client.get("message.max.bytes", TOPIC_MAX_BYTES))
 
     @property
     def max_poll_interval(self) -> float:
@@ -134,6 +154,7 @@ class Settings:
             "delivery.timeout.ms": timeout,
             "topic.metadata.propagation.max.ms": 10_000,
             **{k: v for k, v in self.common().items() if k != "message.timeout.ms"},
+            "message.max.bytes": self.copy_limit,
             "enable.idempotence": True,
             "acks": "all",
         }

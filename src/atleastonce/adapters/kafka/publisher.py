@@ -55,7 +55,7 @@ class Publisher:
         refused = await self._refused(
             {each.destination.name for each in batch if not isinstance(each.destination, Source)}
         )
-        limit = self._settings.max_message_bytes
+        limit = self._settings.max_sent_bytes
         records: list[Publish] = []
         for index, outgoing in enumerate(batch):
             destination, message = outgoing.destination, outgoing.message

@@ -12,7 +12,7 @@ from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
 from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
-from atleastonce.wire import ID
+from atleastonce.wire import ID, read_id
 
 
 class _Tombstone:
@@ -80,7 +80,7 @@ def read_headers(fields: Any) -> tuple[Headers, str | None]:
             size += len(value)
         if name == ID:
             identity = _text(value)
-    return RecordHeaders(fields, size), identity if identity and isinstance(identity, str) else None
+    return RecordHeaders(fields, size), read_id(identity)
 
 
 def deliveries(

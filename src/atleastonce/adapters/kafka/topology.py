@@ -24,10 +24,11 @@ class _Plan:
         """Milliseconds below which waiting messages would be deleted before their time."""
         self.config = {name: _text(value) for name, value in channel.options.get("kafka", {}).items()}
 
-    def keep(self, retention: int, needed: int) -> None:
-        """Keep records for ``retention`` ms, unless the channel's own options say otherwise."""
+    def keep(self, retention: int, needed: int, largest: int) -> None:
+        """Keep copies of up to ``largest`` bytes for ``retention`` ms, unless the channel's own options say otherwise."""
         self.needs_retention = max(self.needs_retention, needed)
         self.config.setdefault("cleanup.policy", "delete")
+        self.config.setdefault("max.message.bytes", str(largest))  # a copy is larger than its original
         self.config.setdefault("retention.ms", str(retention))
 
 
@@ -50,9 +51,9 @@ async def declare(admin: Admin, settings: Settings, topology: Topology, *, creat
     for delay in topology.delays:
         room = plan(delay.channel, delay.back_to.channel.partitions)
         needed = int(delay.delay * 1000)
-        room.keep(max(7 * _DAY_MS, 2 * needed), needed)
+        room.keep(max(7 * _DAY_MS, 2 * needed), needed, settings.copy_limit)
     for queue in topology.dead_letters:
-        plan(queue).keep(14 * _DAY_MS, 0)
+        plan(queue).keep(14 * _DAY_MS, 0, settings.copy_limit)
     # A retry's key stays on one partition number only if there are as many.
     homes = {delay.channel.name: delay.back_to.channel.name for delay in topology.delays}
     found = await admin.partitions({*plans, *homes.values()})
@@ -84,7 +85,11 @@ def _differences(wanted: _Plan, partitions: int, config: dict[str, str]) -> list
         found = config.get(name, "")
         if found == value:
             continue
-        if name == "retention.ms":
+        if name == "max.message.bytes":
+            if found.isdigit() and int(found) >= int(value):
+                continue  # more room is fine
+            drift.append(Drift(wanted.name, name, value, found))
+        elif name == "retention.ms":
             kept = int(found) if found.lstrip("-").isdigit() else -1
             if kept < 0 or kept >= int(value):
                 continue  # longer is fine

@@ -12,7 +12,7 @@ from atleastonce.channels import Channel, Queue, Source, Topic
 from atleastonce.contract import OK, Backlog, Code, Drift, Outcome, Outgoing, Settlement, Topology, rejected
 from atleastonce.errors import ConfigurationError, NotFound
 from atleastonce.message import Message
-from atleastonce.wire import ID
+from atleastonce.wire import ID, read_id
 
 
 class _Channel:
@@ -132,7 +132,7 @@ class MemoryBroker:
                 if isinstance(targets, Outcome):
                     outcomes.append(targets)
                     continue
-                identity = (message.headers.get(ID) if message.headers else None) or message.id
+                identity = (read_id(message.headers.get(ID)) if message.headers else None) or message.id
                 kept = Message(identity, message.body, message.key, message.headers, wall)
                 for state in targets:
                     self._seq += 1

@@ -17,7 +17,10 @@ from atleastonce.adapters.rabbitmq.frames import Sink, Wire
 
 # pika reports each failed attempt as an error of its own. What matters of it travels in exceptions, conditions and outcomes;
 # a program that wants pika's account as well configures its logger.
-logging.getLogger("pika").addHandler(logging.NullHandler())
+_pika = logging.getLogger("pika")
+_pika.addHandler(logging.NullHandler())
+if _pika.level == logging.NOTSET:
+    _pika.setLevel(logging.CRITICAL)
 
 Loss = Callable[[Exception], None]
 

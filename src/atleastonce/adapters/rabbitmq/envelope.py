@@ -153,6 +153,14 @@ def identity(properties: Properties) -> str | None:
     return native.decode("utf-8", "replace") if native else None
 
 
+def came_back(properties: Properties, rooms: str) -> bool:
+    """Whether the broker says that the message expired out of a queue whose name begins with ``rooms``."""
+    return any(
+        field.name == "x-first-death-queue" and isinstance(field.value, str) and field.value.startswith(rooms)
+        for field in properties.table
+    )
+
+
 def message_id(data: bytes) -> str | None:
     """The id in encoded properties: for matching returns with publishes."""
     return identity(parse(data))

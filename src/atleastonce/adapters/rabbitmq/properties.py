@@ -43,6 +43,9 @@ MAX_HEADER_BYTES: Final = 100 * 1024
 MAX_ENCODED_BYTES: Final = 120 * 1024
 """The properties of one message on the wire; the rest of the frame is left to what the broker adds on a dead-letter hop."""
 
+MAX_HOP_BYTES: Final = 127 * 1024
+"""The same for a message that a broker had delivered: nearly all that fits into one frame."""
+
 KEY: Final = "alo-key"
 
 _KEPT: Final = (Bit.ENCODING, Bit.PRIORITY, Bit.CORRELATION, Bit.REPLY, Bit.TYPE, Bit.USER, Bit.APP, Bit.CLUSTER)
@@ -98,11 +101,15 @@ def encode(message: Message, limit: int, *, user: str, now: float) -> bytes:
     """
     if (size := message.size) > limit:
         raise Refused(Code.TOO_LARGE, f"{size} bytes; max_message_bytes is {limit}")
-    if size > MAX_HEADER_BYTES and (size := message.headers.size) > MAX_HEADER_BYTES:
+    hop = (
+        message.native is not None
+    )  # it came from a broker with these headers: it must be possible to put it somewhere else
+    if not hop and size > MAX_HEADER_BYTES and (size := message.headers.size) > MAX_HEADER_BYTES:
         raise Refused(Code.TOO_LARGE, f"{size} bytes of headers; the limit is {MAX_HEADER_BYTES}")
     encoded = _encode(message, user, now)
-    if len(encoded) > MAX_ENCODED_BYTES:
-        raise Refused(Code.TOO_LARGE, f"{len(encoded)} bytes of encoded headers; the limit is {MAX_ENCODED_BYTES}")
+    most = MAX_HOP_BYTES if hop else MAX_ENCODED_BYTES
+    if len(encoded) > most:
+        raise Refused(Code.TOO_LARGE, f"{len(encoded)} bytes of encoded headers; the limit is {most}")
     return encoded
 
 

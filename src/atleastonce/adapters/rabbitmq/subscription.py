@@ -13,7 +13,7 @@ from pika import exceptions as amqp
 from atleastonce.adapters.rabbitmq import faults
 from atleastonce.adapters.rabbitmq.barrier import Barrier
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection
-from atleastonce.adapters.rabbitmq.envelope import Envelope, delivery_count, identity, parse
+from atleastonce.adapters.rabbitmq.envelope import Envelope, came_back, delivery_count, identity, parse
 from atleastonce.adapters.rabbitmq.frames import Raw, Sink
 from atleastonce.adapters.rabbitmq.intake import Intake
 from atleastonce.adapters.rabbitmq.properties import to_message
@@ -22,6 +22,7 @@ from atleastonce.adapters.rabbitmq.tags import Tags
 from atleastonce.channels import Queue, Source
 from atleastonce.contract import OK, Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
+from atleastonce.wire import read_id
 
 _EPOCHS = itertools.count(1)
 
@@ -41,6 +42,7 @@ class RabbitMQSubscription(Subscription):
         self.listener = listener
         self.on_end: Callable[[RabbitMQSubscription], None] = lambda _: None
         self._source = source
+        self._rooms = f"{source.name}.retry."
         self._window = window
         self._connection = connection
         self._channel = channel
@@ -106,7 +108,7 @@ class RabbitMQSubscription(Subscription):
     def _delivery(self, raw: Raw) -> Delivery:
         tag, redelivered, exchange, routing_key, encoded, body = raw
         properties = parse(encoded)
-        id = identity(properties) or self._strays.identify(body, redelivered)
+        id = read_id(identity(properties)) or self._strays.identify(body, redelivered)
         envelope = Envelope(exchange, routing_key, redelivered, encoded)
         delivery = Delivery(
             to_message(id, properties, envelope, body),
@@ -119,6 +121,7 @@ class RabbitMQSubscription(Subscription):
             0.0,
             envelope,
         )
+        delivery.returned = came_back(properties, self._rooms)
         self._tags.handed_out(tag, delivery)
         return delivery
 

@@ -24,7 +24,7 @@ from atleastonce.contract import (
     Settlement,
     rejected,
 )
-from atleastonce.wire import ID
+from atleastonce.wire import ID, read_id
 
 _CLAIMABLE = """
     SELECT d.seq, d.count, d.claim, m.id, m.key, m.headers, m.body, m.published
@@ -117,7 +117,7 @@ class Store(Session):
             )
         headers = message.headers
         try:
-            identity = (headers.get(ID) if headers else None) or message.id
+            identity = (read_id(headers.get(ID)) if headers else None) or message.id
             identity.encode()
             packed = pack_headers(headers)
         except (UnicodeEncodeError, TypeError) as error:
