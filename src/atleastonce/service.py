@@ -353,7 +353,12 @@ class Service:
 
     def run(self, *, url: str | None = None, no_wait: bool = False) -> None:
         """Run until SIGTERM or Ctrl-C, then drain. Blocks. Raises as `serve`."""
-        asyncio.run(self.serve(url=url, no_wait=no_wait))
+        loop = asyncio.new_event_loop()
+        try:
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(self.serve(url=url, no_wait=no_wait))
+        finally:
+            _close(loop)
 
     def request_stop(self) -> None:
         """Ask a running `serve` to drain and return. From the loop's thread."""
@@ -372,3 +377,24 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.name}: {len(self.consumers)} consumers>"
+
+
+# How long a stopped service's process waits for handlers that do not end when they are cancelled.
+_STUCK_SECONDS = 2.0
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """End ``loop`` as `asyncio.run` does, but without waiting for ever for a handler that swallows its cancellation: its message
+    was given back, and a process that does not end is killed by its platform anyway."""
+    try:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            _, stuck = loop.run_until_complete(asyncio.wait(left, timeout=_STUCK_SECONDS))
+            for task in stuck:
+                log.error("%s does not end though it was cancelled; the process ends without it", task.get_coro())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

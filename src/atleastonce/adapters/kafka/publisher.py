@@ -14,6 +14,7 @@ from atleastonce.adapters.kafka.records import TOMBSTONE
 from atleastonce.channels import Source
 from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
+from atleastonce.message import HeaderValue
 
 _TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE).name()
 
@@ -74,7 +75,7 @@ class Publisher:
                 value = None if message.native is TOMBSTONE and not message.body else message.body
                 headers = message.headers
                 records.append(
-                    Publish(index, destination.name, value, message.key, list(headers.items()) if headers else [])
+                    Publish(index, destination.name, value, message.key, _fields(headers.items()) if headers else [])
                 )
         if records:
             await self._publish(records, outcomes)
@@ -142,3 +143,10 @@ class Publisher:
                 else:
                     self._known.add(name)
         return refused
+
+
+def _fields(items: Sequence[tuple[str, HeaderValue]]) -> list[tuple[str, HeaderValue]]:
+    """Header fields as the client takes them. It cuts text at a NUL, which foreign ones may hold; bytes it leaves alone."""
+    if any(value.__class__ is str and "\x00" in value for _, value in items):
+        return [(name, value.encode() if isinstance(value, str) else value) for name, value in items]
+    return list(items)
