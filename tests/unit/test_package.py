@@ -32,9 +32,13 @@ def modules_after(statement: str) -> set[str]:
 
 def test_import_is_light() -> None:
     # An interpreter may preload modules of its own (a .pth file does): only what the import adds counts.
-    added = modules_after("import atleastonce") - modules_after("pass")
+    bare = modules_after("pass")
+    added = modules_after("import atleastonce") - bare
     assert "atleastonce" in added
-    assert not HEAVY & added
+    assert "asyncio" not in added
+    everything = modules_after("from atleastonce import *") - bare
+    assert "atleastonce.service" in everything
+    assert not HEAVY & everything
 
 
 def test_the_light_import_check_sees_a_heavy_one() -> None:
