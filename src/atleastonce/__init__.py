@@ -50,7 +50,11 @@ _NAMES = {
     "channels": "Channel Queue Source Topic",
     "context": "Context",
     "engine.backoff": "Backoff",
-    "errors": "AtLeastOnceError BrokerUnavailable Closed ConfigurationError ConnectionLost DeadLetter DecodeError Discard EncodeError HandlerTimeout InvalidMessage MessageTooLarge MissingExtra NotFound Overloaded PermissionDenied PublishError Rejected RetryLater Unconfirmed",
+    "errors": (
+        "AtLeastOnceError BrokerUnavailable Closed ConfigurationError ConnectionLost DeadLetter DecodeError "
+        "Discard EncodeError HandlerTimeout InvalidMessage MessageTooLarge MissingExtra NotFound Overloaded "
+        "PermissionDenied PublishError Rejected RetryLater Unconfirmed"
+    ),
     "message": "Headers Message",
     "patterns.failure": "FailurePolicy RetryChain",
     "service": "Service",
