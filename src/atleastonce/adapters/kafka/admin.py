@@ -67,7 +67,7 @@ class Admin:
             self._client.poll(0)  # error_cb, which alone tells of refused credentials, is called within poll
             for error in self._errors:
                 if fault(error).code is Code.PERMISSION:
-                    asking.add_done_callback(lambda done: done.exception())
+                    asking.add_done_callback(lambda done: done.cancelled() or done.exception())
                     raise PermissionDenied(f"Kafka: {error.str()}")
             await asyncio.wait([asking], timeout=0.02)
         try:
