@@ -40,6 +40,9 @@ def publish(
     id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same message.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
     delay: Annotated[str | None, typer.Option(help="Not before, like 10m, where the broker can.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Send the payload as text though it looks like broken JSON.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
     no_wait: NoWait = False,
     traceback: Traceback = False,
@@ -52,7 +55,12 @@ def publish(
     target = channel_named(channel, queue=queue, topic=topic)
     many = payload == "-"
     headers = _headers(header or [])
-    headers.setdefault(CONTENT_TYPE, _JSON if many or not _not_json(payload.encode()) else _TEXT)
+    reason = "" if many else _not_json(payload.encode())
+    if reason and not text and payload.lstrip()[:1] in ("{", "[", '"'):
+        raise ConfigurationError(
+            f"the payload looks like JSON and is none ({reason}); mend it, or add --text to send it as text"
+        )
+    headers.setdefault(CONTENT_TYPE, _TEXT if reason else _JSON)
     if many and id is not None:
         raise ConfigurationError("--id is for one message, and stdin has many; give the payload as an argument")
     if many and sys.stdin.isatty():
