@@ -99,7 +99,11 @@ class KafkaAdapter(Adapter):
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
         """See `Adapter.declare`."""
-        return await topology.declare(self._open_admin(), self.settings, topology_, create=create)
+        drifts = await topology.declare(self._open_admin(), self.settings, topology_, create=create)
+        if self._publisher is not None:
+            self._publisher.roomy.update(delay.channel.name for delay in topology_.delays)
+            self._publisher.roomy.update(queue.name for queue in topology_.dead_letters)
+        return drifts
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         """See `Adapter.send`."""

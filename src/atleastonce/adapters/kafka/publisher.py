@@ -33,6 +33,8 @@ class Publisher:
         self._settings = settings
         self._partitions = partitions
         self._known: set[str] = set()
+        self.roomy: set[str] = set()
+        """Topics that keep copies, and take more than others: a copy is larger than its original."""
         self._running = 0
         self._idle = asyncio.Event()
         self._closed = False
@@ -56,7 +58,7 @@ class Publisher:
         refused = await self._refused(
             {each.destination.name for each in batch if not isinstance(each.destination, Source)}
         )
-        limit = self._settings.max_sent_bytes
+        most, most_copied = self._settings.max_message_bytes, self._settings.max_sent_bytes
         records: list[Publish] = []
         for index, outgoing in enumerate(batch):
             destination, message = outgoing.destination, outgoing.message
@@ -64,7 +66,7 @@ class Publisher:
                 outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
             elif outgoing.delay > 0:
                 outcomes[index] = rejected(Code.INVALID, "Kafka cannot delay a message; publish to a delay channel")
-            elif message.size > limit:
+            elif message.size > (limit := most_copied if destination.name in self.roomy else most):
                 outcomes[index] = rejected(
                     Code.TOO_LARGE,
                     f"{message.size} bytes are more than {limit} (message.max.bytes less {RECORD_OVERHEAD})",
