@@ -17,7 +17,7 @@ _ASSUMED_SIZE: Final = 256 * 1024
 the window's bytes before the consumer is taken away; too large, and small ones come in small portions at first."""
 
 _GROWTH: Final = 2
-"""How many times more than now must fit before the consumer is renewed for it."""
+"""How many times more than now must fit before a consumer is added for the rest."""
 
 _WEIGHT: Final = 1 / 32
 """Of the latest message in the average size: recent ones say what comes next."""
@@ -26,7 +26,11 @@ _NAMES = itertools.count(1)
 
 
 class Intake:
-    """Starts and stops the consumer, one change at a time.
+    """Starts and stops the consumers, one change at a time.
+
+    To take more, a second consumer on the same channel is added, with the rest as its prefetch: the queue serves them in order
+    through the one channel. Cancelling the first for a larger one would give back what is on its way to us, and it would come again
+    after later messages, counted as a redelivery.
 
     A queue with a single active consumer is never let go: whoever comes next would get messages while ours are unsettled, and
     order would be lost. There, the prefetch alone bounds what comes.
@@ -42,8 +46,8 @@ class Intake:
         self._window = window
         self._held = held
         self._keep = keep
-        self._consumer: str | None = None
-        self._prefetch = 0
+        self._consumers: list[str] = []
+        self._prefetch = 0  # of all of them together
         self._portion = 0
         self._average = 0.0
         self._turn = asyncio.Lock()
@@ -66,20 +70,19 @@ class Intake:
         async with self._turn:
             while True:
                 wanted = not self.ended and (self._keep or not (self.paused or self.crowded))
-                if self._consumer is None:
-                    if not wanted:
+                if not wanted:
+                    if not self._consumers:
                         return
-                    await self._start()
-                elif wanted and not self._too_few:
-                    return
+                    await self._channel.call("basic_cancel", consumer_tag=self._consumers.pop())
+                elif not self._consumers or self._too_few:
+                    await self._add()
                 else:
-                    consumer, self._consumer = self._consumer, None
-                    await self._channel.call("basic_cancel", consumer_tag=consumer)
+                    return
 
     def cancelled(self) -> None:
         """The broker has taken the consumer away."""
         self.ended = True
-        self._consumer = None
+        self._consumers.clear()
 
     @property
     def _fitting(self) -> int:
@@ -91,16 +94,16 @@ class Intake:
 
     @property
     def _too_few(self) -> bool:
-        return not self._keep and self._average > 0 and self._fitting - self._held() >= _GROWTH * self._prefetch
+        return not self._keep and self._average > 0 and self._fitting >= _GROWTH * self._prefetch
 
-    async def _start(self) -> None:
-        # The broker counts for each consumer: what is out of an earlier one comes on top.
-        prefetch = max(1, self._fitting - self._held())
-        if prefetch != self._prefetch:
-            await self._channel.call("basic_qos", prefetch_count=prefetch)
-            self._prefetch = prefetch
+    async def _add(self) -> None:
+        # The broker counts for each consumer, cancelled ones included: what is out of those comes on top.
+        taken = self._prefetch if self._consumers else self._held()
+        prefetch = max(1, self._fitting - taken)
+        await self._channel.call("basic_qos", prefetch_count=prefetch)
+        self._prefetch = prefetch + (self._prefetch if self._consumers else 0)
         self._portion = 0
         name = f"atleastonce-{next(_NAMES)}"
         arguments: dict[str, Any] = {"queue": self._queue, "consumer_tag": name, "on_message_callback": unexpected}
         await self._channel.call("basic_consume", **arguments)
-        self._consumer = name
+        self._consumers.append(name)
