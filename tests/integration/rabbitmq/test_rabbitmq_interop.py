@@ -147,6 +147,7 @@ async def test_what_pika_can_send_is_read(rabbitmq_url: str, source: Sources) ->
         }
 
         def publish(channel: Any) -> None:
+            channel.confirm_delivery()  # both are in the queue before the probe that tells its end
             channel.basic_publish("", queue.name, b"", pika.BasicProperties(headers=fields, delivery_mode=1))
             channel.basic_publish("", queue.name, b"no properties")
 
