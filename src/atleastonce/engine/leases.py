@@ -63,8 +63,3 @@ class LeaseTable:
 
 def _out(delivery: Delivery) -> bool:
     return not delivery.settled and not delivery.lost
-
-
-def expired(deliveries: Iterable[Delivery], now: float) -> list[Delivery]:
-    """Those whose lease is over at ``now``: another worker may have them."""
-    return [d for d in deliveries if d.lease_until and d.lease_until <= now and not d.settled]

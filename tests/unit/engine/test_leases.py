@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 
-import pytest
 from engine_kit import deliveries, delivery, ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atleastonce.contract import Delivery
-from atleastonce.engine.leases import LeaseTable, expired
+from atleastonce.engine.leases import LeaseTable
 
 
 def test_a_batch_is_due_after_a_third_of_its_lease_and_not_before() -> None:
@@ -68,16 +67,6 @@ def test_settled_messages_are_not_kept_until_their_batch_would_be_due() -> None:
 
 class Body:
     """Something whose life can be watched."""
-
-
-@pytest.mark.parametrize(
-    ("lease_until", "settled", "over"),
-    [(0.0, False, False), (5.0, False, True), (5.1, False, False), (4.0, True, False)],
-)
-def test_expired(lease_until: float, settled: bool, over: bool) -> None:
-    item = delivery(lease_until=lease_until)
-    item.settled = settled
-    assert expired([item], 5.0) == ([item] if over else [])
 
 
 @given(
