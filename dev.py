@@ -4,6 +4,7 @@
 python3 dev.py demo      the main job on the embedded default (arguments go to `atleastonce demo`)
 python3 dev.py test      the whole suite, with the brokers it needs, then the built wheel in an empty environment
 python3 dev.py check     format, lint, types, dependency rule (--fix formats and repairs)
+python3 dev.py matrix    the conformance suite on every version of every broker that can be had here (names choose among them)
 python3 dev.py bench     benchmarks/run.py (arguments go to it)
 python3 dev.py docs      writes the generated pages of docs/ again
 """
@@ -33,15 +34,33 @@ OTHER_VENVS = ROOT / ".dev"
 OLDEST = (3, 11)
 
 # The brokers without which the suite is not passed. ALO_REQUIRE in the environment overrides it.
-REQUIRED_BROKERS = ("kafka", "rabbitmq")
+REQUIRED_BROKERS = ("kafka", "rabbitmq", "sqs", "nats", "pubsub", "redis")
+# What else the same adapters are run on: the suite's file, and what chooses the version.
+MATRIX = {
+    "rabbitmq-4.0": ("rabbitmq", {"ALO_RABBITMQ_FLAVOUR": "4.0"}),
+    "rabbitmq-4.3": ("rabbitmq", {"ALO_RABBITMQ_FLAVOUR": "4.3"}),
+    "kafka-kip848": ("kafka", {"ALO_KAFKA_PROTOCOL": "consumer"}),
+    "redis-7": ("redis", {"ALO_REDIS_FLAVOUR": "7"}),
+    "redis-8.10": ("redis", {"ALO_REDIS_FLAVOUR": "8.10"}),
+    "valkey": ("redis", {"ALO_REDIS_FLAVOUR": "valkey"}),
+    "pubsub-google": ("pubsub", {"ALO_REQUIRE": "pubsub,pubsub-google"}),
+    "nats-2.10": ("nats", {"ALO_NATS_VERSION": "2.10"}),
+    "nats-2.12": ("nats", {"ALO_NATS_VERSION": "2.12"}),
+}
 ALL_EXTRAS = frozenset({"all", "dev"})
+
+_TESTS_FAILED = 1  # pytest's exit code: tests ran, and some failed
 
 # Seconds an interrupted command has to clean up. Too small leaves brokers running; too large only delays a second Ctrl-C.
 GRACE = 30.0
 
 
 class Failed(Exception):
-    """A step failed; its output has been shown already, or is the message."""
+    """A step failed; its output has been shown already, or is the message. ``code``: of the command, where it was one."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 # ---------------------------------------------------------------------------------------------------- commands
@@ -74,7 +93,9 @@ def run(
             raise
     if process.returncode != 0:
         print(output, end="", flush=True)
-        raise Failed(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with {process.returncode}")
+        raise Failed(
+            f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with {process.returncode}", process.returncode
+        )
     return output
 
 
@@ -252,11 +273,23 @@ def demo(arguments: Sequence[str]) -> int:
     return steps.summary()
 
 
-def pytest(python: Path, folder: Path, *, workers: int) -> None:
-    """Run pytest quietly in parallel, with the required brokers named."""
-    env = {"ALO_REQUIRE": os.environ.get("ALO_REQUIRE", ",".join(REQUIRED_BROKERS))}
+def pytest(
+    python: Path, folder: Path, *, workers: int, more: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> None:
+    """Run pytest quietly in parallel, with the required brokers named.
+
+    What failed is run once more, one after the other: where brokers and tests share a few cores, a deadline that was missed may
+    be the machine's doing. Both runs are shown, and what fails again has failed.
+    """
+    env = {"ALO_REQUIRE": os.environ.get("ALO_REQUIRE", ",".join(REQUIRED_BROKERS)), **(env or {})}
     parallel = ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
-    run([python, "-m", "pytest", "-q", *parallel, folder], env=env)
+    try:
+        run([python, "-m", "pytest", "-q", *parallel, *more, folder], env=env)
+    except Failed as error:
+        if error.code != _TESTS_FAILED or not parallel:
+            raise
+        print("\n-- what failed, once more and alone", flush=True)
+        run([python, "-m", "pytest", "-q", "--last-failed", "--last-failed-no-failures", "none", folder], env=env)
 
 
 def holds_tests(folder: Path) -> bool:
@@ -294,12 +327,16 @@ def test(arguments: Sequence[str]) -> int:
     if not others:
         print(f"\nPython {here[0]}.{here[1]} is the only one found: unit tests ran on it alone", flush=True)
 
-    # More workers than cores: these tests wait for brokers most of the time.
-    parts = [(part, min(2 * cores, 8)) for part in ("docs", "conformance", "integration")] + [("chaos", 1)]
-    for part, workers in parts:
-        if holds_tests(tests / part):
-            with steps.step(f"{part} tests"):
-                pytest(python, tests / part, workers=workers)
+    # More workers than cores, since these tests wait for brokers most of the time; not many, since the brokers need cores, too.
+    workers = min(cores + 1, 8)
+    with tempfile.TemporaryDirectory(prefix="atleastonce-conformance-") as report:
+        for part in ("docs", "conformance", "integration", "chaos"):
+            if holds_tests(tests / part):
+                with steps.step(f"{part} tests"):
+                    more = ["--conformance-report", report] if part == "conformance" else []
+                    pytest(python, tests / part, workers=workers, more=more)
+        with steps.step("the conformance table is today's"):
+            run([python, "-m", "atleastonce.testing.conformance.fresh", report, ROOT / "docs" / "conformance"])
     with steps.step("the wheel in an empty environment"):
         wheel_runs(python)
     return steps.summary()
@@ -351,6 +388,20 @@ def check(arguments: Sequence[str]) -> int:
     return steps.summary()
 
 
+def matrix(arguments: Sequence[str]) -> int:
+    if unknown := [name for name in arguments if name not in MATRIX]:
+        raise Failed(f"no version {', '.join(unknown)}; there are {', '.join(MATRIX)}")
+    steps = Steps("matrix")
+    with steps.step("environment", stop=True):
+        python = prepare(VENV, ALL_EXTRAS)
+    for name in arguments or MATRIX:
+        broker, variables = MATRIX[name]
+        with steps.step(name):
+            suite = ROOT / "tests" / "conformance" / f"test_{broker}.py"
+            pytest(python, suite, workers=os.cpu_count() or 1, env={"ALO_REQUIRE": broker, **variables})
+    return steps.summary()
+
+
 def bench(arguments: Sequence[str]) -> int:
     steps = Steps("bench")
     with steps.step("environment", stop=True):
@@ -377,7 +428,7 @@ def docs(arguments: Sequence[str]) -> int:
 
 
 def main() -> int:
-    commands = {"demo": demo, "test": test, "check": check, "bench": bench, "docs": docs}
+    commands = {"demo": demo, "test": test, "check": check, "matrix": matrix, "bench": bench, "docs": docs}
     words = sys.argv[1:]
     if not words or words[0] in {"-h", "--help"}:
         print((__doc__ or "").strip())

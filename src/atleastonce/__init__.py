@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atleastonce.channels import Channel, Queue, Source, Topic
     from atleastonce.context import Context
     from atleastonce.engine.backoff import Backoff
+    from atleastonce.engine.limit import AdaptiveConcurrency
     from atleastonce.errors import (
         AtLeastOnceError,
         BrokerUnavailable,
@@ -27,20 +28,45 @@ if TYPE_CHECKING:
         Discard,
         EncodeError,
         HandlerTimeout,
+        IdempotencyMismatch,
+        InvalidIdempotencyKey,
         InvalidMessage,
+        InvalidOrderKey,
         MessageTooLarge,
         MissingExtra,
+        NoResponder,
         NotFound,
         Overloaded,
         PermissionDenied,
         PublishError,
+        QuorumMissed,
         Rejected,
+        RemoteError,
+        RequestError,
+        RequestTimeout,
         RetryLater,
+        StoreUnavailable,
+        TransactionEnded,
         Unconfirmed,
     )
     from atleastonce.message import Headers, Message
+    from atleastonce.outbox import Outbox
+    from atleastonce.patterns.circuit_breaker import CircuitBreaker
     from atleastonce.patterns.failure import FailurePolicy, RetryChain
+    from atleastonce.patterns.flood import DeadLetterPolicy
+    from atleastonce.patterns.hot_keys import split_hot_key
+    from atleastonce.patterns.once import Inbox, Lease
+    from atleastonce.patterns.ordering import Ordered
+    from atleastonce.patterns.outbox import RelayOptions
+    from atleastonce.patterns.redrive import DeadLetters, Selection
+    from atleastonce.requester import Requester
     from atleastonce.service import Service
+    from atleastonce.stores.dynamodb import DynamoDBStore
+    from atleastonce.stores.memory import MemoryStore
+    from atleastonce.stores.mysql import MySQLStore
+    from atleastonce.stores.postgres import PostgresStore
+    from atleastonce.stores.redis import RedisStore
+    from atleastonce.stores.sqlite import SQLiteStore
     from atleastonce.sync import SyncBroker, connect_sync
 
 # Each name is loaded when it is first used: asyncio and msgspec alone cost most of a tenth of a second, which a program
@@ -50,14 +76,32 @@ _NAMES = {
     "channels": "Channel Queue Source Topic",
     "context": "Context",
     "engine.backoff": "Backoff",
+    "engine.limit": "AdaptiveConcurrency",
     "errors": (
         "AtLeastOnceError BrokerUnavailable Closed ConfigurationError ConnectionLost DeadLetter DecodeError "
-        "Discard EncodeError HandlerTimeout InvalidMessage MessageTooLarge MissingExtra NotFound Overloaded "
-        "PermissionDenied PublishError Rejected RetryLater Unconfirmed"
+        "Discard EncodeError HandlerTimeout IdempotencyMismatch InvalidIdempotencyKey InvalidMessage "
+        "InvalidOrderKey MessageTooLarge MissingExtra NoResponder NotFound Overloaded PermissionDenied PublishError "
+        "QuorumMissed Rejected RemoteError RequestError RequestTimeout RetryLater StoreUnavailable TransactionEnded "
+        "Unconfirmed"
     ),
     "message": "Headers Message",
+    "outbox": "Outbox",
+    "patterns.circuit_breaker": "CircuitBreaker",
     "patterns.failure": "FailurePolicy RetryChain",
+    "patterns.hot_keys": "split_hot_key",
+    "patterns.once": "Inbox Lease",
+    "patterns.ordering": "Ordered",
+    "patterns.outbox": "RelayOptions",
+    "patterns.redrive": "DeadLetters Selection",
+    "patterns.flood": "DeadLetterPolicy",
+    "requester": "Requester",
     "service": "Service",
+    "stores.dynamodb": "DynamoDBStore",
+    "stores.memory": "MemoryStore",
+    "stores.mysql": "MySQLStore",
+    "stores.postgres": "PostgresStore",
+    "stores.redis": "RedisStore",
+    "stores.sqlite": "SQLiteStore",
     "sync": "SyncBroker connect_sync",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -65,42 +109,70 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names.spl
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveConcurrency",
     "AtLeastOnceError",
     "Backoff",
     "Broker",
     "BrokerUnavailable",
     "Channel",
+    "CircuitBreaker",
     "Closed",
     "ConfigurationError",
     "ConnectionLost",
     "Context",
     "DeadLetter",
+    "DeadLetters",
+    "DeadLetterPolicy",
     "DecodeError",
+    "DynamoDBStore",
     "Discard",
     "EncodeError",
     "FailurePolicy",
     "HandlerTimeout",
     "Headers",
+    "IdempotencyMismatch",
+    "Inbox",
+    "InvalidIdempotencyKey",
+    "InvalidOrderKey",
     "InvalidMessage",
+    "Lease",
     "Message",
+    "MySQLStore",
+    "MemoryStore",
     "MessageTooLarge",
     "MissingExtra",
+    "NoResponder",
     "NotFound",
+    "Ordered",
+    "Outbox",
     "Overloaded",
     "PermissionDenied",
+    "PostgresStore",
     "PublishError",
+    "QuorumMissed",
     "Queue",
+    "RedisStore",
     "Rejected",
+    "RelayOptions",
+    "RemoteError",
+    "RequestError",
+    "RequestTimeout",
+    "Requester",
     "RetryChain",
     "RetryLater",
+    "Selection",
     "Service",
     "Source",
+    "SQLiteStore",
+    "StoreUnavailable",
     "SyncBroker",
     "Topic",
+    "TransactionEnded",
     "Unconfirmed",
     "__version__",
     "connect",
     "connect_sync",
+    "split_hot_key",
 ]
 
 

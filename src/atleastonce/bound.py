@@ -11,13 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from atleastonce import wire
+from atleastonce.channels import Channel, Source, Topic
 from atleastonce.consumer import Consumer
 from atleastonce.context import Compose, Context
 from atleastonce.contract import (
     ACK,
+    NONE,
     Capabilities,
     Code,
     Delivery,
@@ -26,11 +30,12 @@ from atleastonce.contract import (
     Outgoing,
     Retry,
 )
-from atleastonce.durations import seconds
+from atleastonce.durations import format_duration, seconds
 from atleastonce.engine.decision import DONE, Decision
-from atleastonce.errors import AtLeastOnceError, Rejected
-from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure
-from atleastonce.patterns.history import History, read_history
+from atleastonce.errors import AtLeastOnceError, DeadLetter, Rejected
+from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure, room
+from atleastonce.patterns.floodgate import Floodgate
+from atleastonce.patterns.history import History, Past, past_of, read_history, tries_of
 from atleastonce.patterns.hops import bare_copy, dead_copy, one_line, parked_copy, retry_copy, words
 
 log = logging.getLogger("atleastonce")
@@ -38,6 +43,16 @@ log = logging.getLogger("atleastonce")
 # What comes back from a waiting room too early waits here for the rest if that is shorter than this. Longer ones go round
 # again: they would fill the window, and RabbitMQ takes back what is held for half an hour.
 _HOLD_SECONDS = 60.0
+# Where we read the waiting room ourselves, what is to wait longer than the room's delay makes room for others after this
+# long at least. Shorter costs a publish each time; longer holds up others of a short delay when a window full of it waits.
+_ROUND_SECONDS = 2.0
+
+
+class Watcher(Protocol):
+    """Who looks at failures as signs of something larger."""
+
+    def failed(self, delivery: Delivery, error: BaseException) -> Decision | None:
+        """A run of ``delivery`` has ended with ``error``. None: let the policy decide. From any thread."""
 
 
 class Bound:
@@ -48,6 +63,8 @@ class Bound:
         capabilities: of the broker it runs on.
         compose: builds what `Context.publish` sends.
         service: the service's name, for dead letters.
+        guard: told of failures, and asked before a message is given up; None where all are.
+        watchers: told of every failure before the policy is asked; the first that answers decides instead.
         missing: told when a channel that copies go to does not exist (any more), and makes it again; None where nothing is to
             be created.
     """
@@ -59,16 +76,28 @@ class Bound:
         compose: Compose,
         service: str,
         missing: Callable[[], None] | None = None,
+        guard: Floodgate | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self._missing = missing
+        self._guard = guard
+        self._watchers = watchers
         self.consumer = consumer
         self.policy = consumer.failure
         self._home = consumer.home
         self._binding = consumer.binding
         self._compose = compose
         self._service = service
-        self._native = capabilities.delay
-        self._counted = capabilities.delay.level is Level.NATIVE
+        # What is ordered waits in its lane: neither in the broker nor in channels, and nobody but us counts its attempts.
+        self._ordered = consumer.order is not None
+        self._native = NONE if self._ordered else capabilities.delay
+        self._lease_limit = capabilities.lease_limit
+        self._rooms = consumer.rooms(capabilities)
+        self._waiting = {delay: consumer.home.retry_channel(delay) for delay in self._rooms}
+        self._publish_delay = capabilities.publish_delay
+        self._suspects = consumer.home.suspects_channel.name
+        self._way_back = way_back(consumer, capabilities)
+        self._counted = self._native.level is Level.NATIVE
 
     # ------------------------------------------------------------------------------- runs of the handler
 
@@ -76,7 +105,7 @@ class Bound:
         """Run an ``async def`` handler for ``delivery``."""
         binding = self._binding
         try:
-            payload = binding.decode(delivery.message.body)
+            payload = binding.decode(delivery.body)
             if binding.context is None:
                 await binding.call(payload)
                 return DONE
@@ -91,7 +120,7 @@ class Bound:
         """Run a ``def`` handler for ``delivery``, on a worker thread."""
         binding = self._binding
         try:
-            payload = binding.decode(delivery.message.body)
+            payload = binding.decode(delivery.body)
             if binding.context is None:
                 if (result := binding.call(payload)) is not None:
                     self._check_done(result)
@@ -112,26 +141,26 @@ class Bound:
             raise TypeError(f"{self._binding.name} returned an awaitable that nothing awaits; make it an async def")
 
     async def process_batch(self, batch: Sequence[Delivery]) -> Sequence[Decision]:
-        """Run a batch handler. What does not decode is taken out first; if the handler raises, each message runs
-        alone, so that one
-        bad message costs only itself."""
-        decisions: dict[int, Decision] = {}
+        """Run a batch handler. What does not decode is taken out first; if the handler raises, each message runs alone, so that
+        one bad message costs only itself."""
+        decode = self._binding.decode
         payloads: list[Any] = []
-        members: list[Delivery] = []
-        for delivery in batch:
+        refused: dict[int, Decision] = {}
+        for place, delivery in enumerate(batch):
             try:
-                payloads.append(self._binding.decode(delivery.message.body))
-                members.append(delivery)
+                payloads.append(decode(delivery.body))
             except Exception as error:  # noqa: BLE001 - one bad message costs only itself
-                decisions[id(delivery)] = self.failed(delivery, error)
-        if members:
-            for delivery, decision in zip(members, await self._run_batch(members, payloads), strict=True):
-                decisions[id(delivery)] = decision
-        return [decisions[id(delivery)] for delivery in batch]
+                refused[place] = self.failed(delivery, error)
+        if not refused:
+            return await self._run_batch(batch, payloads)
+        members = [delivery for place, delivery in enumerate(batch) if place not in refused]
+        decided = iter(await self._run_batch(members, payloads) if members else ())
+        return [refused[place] if place in refused else next(decided) for place in range(len(batch))]
 
-    async def _run_batch(self, members: list[Delivery], payloads: list[Any]) -> list[Decision]:
+    async def _run_batch(self, members: Sequence[Delivery], payloads: list[Any]) -> list[Decision]:
+        contexts = [] if self._binding.context is None else [self._context(delivery) for delivery in members]
         try:
-            results = await self._call_batch(members, payloads)
+            results = await self._call_batch(payloads, contexts)
         except BaseException as error:  # noqa: BLE001 - the policy decides about every failure
             ensure_failure(error, awaited=True)
             if len(members) == 1:
@@ -146,42 +175,79 @@ class Bound:
                 (await self._run_batch([delivery], [payload]))[0]
                 for delivery, payload in zip(members, payloads, strict=True)
             ]
-        if results is None:
+        if results is None and not contexts:
             return [DONE] * len(members)
+        if results is None:
+            results = [None] * len(members)
         if not isinstance(results, list | tuple) or len(results) != len(members):
             wrong = TypeError(f"{self._binding.name} must return None or one result per message, {len(members)} here")
             return [self.failed(delivery, wrong) for delivery in members]
-        return [
+        decisions = [
             self.failed(delivery, result) if isinstance(result, Exception) else DONE
             for delivery, result in zip(members, results, strict=True)
         ]
+        for position, context in enumerate(contexts):
+            if context.outputs and decisions[position] is DONE:
+                decisions[position] = Decision(ACK, tuple(context.outputs))
+        return decisions
 
-    async def _call_batch(self, members: list[Delivery], payloads: list[Any]) -> Any:
-        extra = {} if self._binding.context is None else {self._binding.context: [self._context(d) for d in members]}
+    async def _call_batch(self, payloads: list[Any], contexts: list[Context]) -> Any:
+        extra = {} if self._binding.context is None else {self._binding.context: contexts}
         if self._binding.is_async:
             return await self._binding.call(payloads, **extra)
-        return await _on_a_thread(partial(self._binding.call, payloads, **extra))
+        return await on_a_thread(partial(self._binding.call, payloads, **extra))
 
     def _context(self, delivery: Delivery) -> Context:
-        history = self._history(delivery)
-        return Context(delivery, self._compose, history.attempt, history.redrives)
+        return Context(delivery, self._compose, self._history)
 
     # ------------------------------------------------------------------------------------- what follows
 
     def failed(self, delivery: Delivery, error: BaseException) -> Decision:
         """What follows from ``error`` for ``delivery``, by the policy."""
+        for watcher in self._watchers:
+            if (decision := watcher.failed(delivery, error)) is not None:
+                return decision
         now = time.time()
         history = self._history(delivery)
-        first = min(history.first_failed or now, now)  # a future one comes from another clock, or a forger
-        step = decide(self.policy, error, attempt=history.attempt, tries=delivery.tries, now=now, first_failed=first)
+        first = self._first_failed(delivery, history, now)
+        if history.first_failed is None:
+            history = History(history.attempt, first, history.redrives, history.ours)
+        tries = tries_of(delivery)
+        step = decide(self.policy, error, attempt=history.attempt, tries=tries, now=now, first_failed=first)
         if isinstance(step, Again):
             return Decision(again=step.wait, name="retried_in_place")
         if isinstance(step, Hop):
+            if self._guard is not None:
+                self._guard.failed()
             return self._hop(delivery, history, step, error, now)
         if isinstance(step, Drop):
             log.info("%s: %s discarded: %s", self._home, delivery.message.id, one_line(str(step.reason)))
             return Decision(name="discarded")
-        return self._dead(delivery, history, step, now)
+        return self._give_up(delivery, history, step, now)
+
+    def park(self, delivery: Delivery, stage: str, error: BaseException) -> Decision:
+        """What follows when ``delivery`` may not run at all, or not again: to the dead letters, with ``stage``."""
+        return self._give_up(delivery, self._history(delivery), Dead(stage, error), time.time())
+
+    def _give_up(self, delivery: Delivery, history: History, dead: Dead, now: float) -> Decision:
+        # What the handler itself decides to give up is no sign of an outage.
+        # Nor is a suspect, and it holds up all others while it is held.
+        if (
+            self._guard is not None
+            and not isinstance(dead.error, DeadLetter)
+            and delivery.source.name != self._suspects
+        ):
+            wait = self._guard.given_up(delivery, _reason(dead.error))
+            if wait is not None:
+                return Decision(again=wait, name="held")
+        return self._dead(delivery, history, dead, now)
+
+    def _first_failed(self, delivery: Delivery, history: History, now: float) -> float:
+        """When it failed first. Where the broker counts and keeps no header, reckoned: not later than the waits since allow."""
+        if history.first_failed is not None:
+            return min(history.first_failed, now)  # a future one comes from another clock, or a forger
+        waited = sum(self.policy.delays[: history.attempt - 1]) if self._counted else 0.0
+        return max(now - waited, min(delivery.message.published_at or 0.0, now))
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """What follows when the broker refuses a copy for good. See `Rejection`."""
@@ -191,6 +257,11 @@ class Bound:
         now = time.time()
         error = Rejected(str(fault))
         history = self._history(delivery)
+        suspects = self._home.suspects_channel
+        if decision.copies[0].destination == suspects:
+            if decision.copies[0].message.headers == delivery.message.headers:
+                return None
+            return Decision(copies=(Outgoing(suspects, bare_copy(delivery)),), name=decision.name)
         if decision.name == "dead":
             copy = decision.copies[0].message
             if copy.headers == delivery.message.headers:
@@ -202,17 +273,48 @@ class Bound:
             return self._dead(delivery, history, Dead(stage, error), now, brief=True)
         return self._dead(delivery, history, Dead("rejected", error), now)
 
-    def _hop(self, delivery: Delivery, history: History, hop: Hop, error: BaseException, now: float) -> Decision:
-        if self._native.level is Level.NATIVE and self._native.covers(hop.delay):
-            return Decision(Retry(hop.delay), name="retried")
-        if self.policy.chain is None:
+    def condemned(self, delivery: Delivery, error: BaseException, stage: str = "crash-loop") -> Decision:
+        """What follows when ``delivery`` must not run once more, flood or not: it has ended its process too often."""
+        return self._dead(delivery, self._history(delivery), Dead(stage, error), time.time())
+
+    def _acquitted(self, delivery: Delivery, history: History, hop: Hop, error: BaseException, now: float) -> Decision:
+        """A suspect that only failed goes back to the others, as if it came for the first time: waiting where it is would
+        raise its count, or hold up everything else."""
+        if self._way_back is None:
             return Decision(again=hop.delay, name="retried")
-        tier = self.policy.chain.tier(hop.delay)
+        message = retry_copy(delivery, self._home, history, hop, error, now=now, tier=0.0)
+        delay = hop.delay if self._publish_delay.covers(hop.delay) else self._publish_delay.limit or 0.0
+        return Decision(copies=(Outgoing(self._way_back, message, delay),), name="retried")
+
+    def _hop(self, delivery: Delivery, history: History, hop: Hop, error: BaseException, now: float) -> Decision:
+        if delivery.source.name == self._suspects and (self._counted or self._ordered or not self.policy.delays):
+            return self._acquitted(delivery, history, hop, error, now)
+        if self._ordered:
+            return self._hold(delivery, history, hop, now)
+        if self._native.level is Level.NATIVE and self._native.covers(hop.delay):
+            if hop.attempt == history.attempt and hop.delay <= _HOLD_SECONDS:
+                return Decision(again=hop.delay, name="retried")  # given back, it would be counted
+            return Decision(Retry(hop.delay), name="retried")
+        if not self._rooms:
+            return Decision(again=hop.delay, name="retried")
+        tier = room(self._rooms, hop.delay)
         message = retry_copy(delivery, self._home, history, hop, error, now=now, tier=tier)
-        return Decision(copies=(Outgoing(self._home.retry_channel(tier), message),), name="retried")
+        return Decision(copies=(Outgoing(self._waiting[tier], message),), name="retried")
+
+    def _hold(self, delivery: Delivery, history: History, hop: Hop, now: float) -> Decision:
+        """A retry that waits in its lane, and holds its key."""
+        limit = self._lease_limit
+        if limit is not None and hop.delay > limit:
+            error = DeadLetter(
+                f"it was to wait {format_duration(hop.delay)} in its order, and this broker leaves a message with its worker for "
+                f"{format_duration(limit)} at most"
+            )
+            return self._give_up(delivery, history, Dead("handler", error), now)
+        delivery.past = Past(msgspec.structs.replace(history, attempt=hop.attempt), delivery.tries)
+        return Decision(again=hop.delay, name="retried")
 
     def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float, *, brief: bool = False) -> Decision:
-        reason = one_line(f"{type(dead.error).__name__}: {words(dead.error)}")
+        reason = _reason(dead.error)
         if not self.consumer.dead_letter:
             log.error("%s: %s dropped, for there is no dead-letter queue: %s", self._home, delivery.message.id, reason)
             return Decision(name="dropped")
@@ -222,24 +324,39 @@ class Bound:
         return Decision(copies=(Outgoing(self._home.dead_letter_channel, message),), name="dead")
 
     def _history(self, delivery: Delivery) -> History:
-        return read_history(delivery, self._home, counted=self._counted)
+        if (past := past_of(delivery)) is not None:
+            return past.history
+        # In the channel of suspects the broker counts what ended a process, and no attempts.
+        return read_history(delivery, self._home, counted=self._counted and delivery.source.name != self._suspects)
 
-    def due_in_channel(self, delivery: Delivery, delay: float) -> float:
-        """When a delivery that is read from the retry channel of ``delay`` may run."""
-        return wire.read_due(delivery.message.headers, now=time.time(), delay=delay)
+    def due_in_channel(self, delivery: Delivery, delay: float) -> float | Decision:
+        """When a delivery that is read from the retry channel of ``delay`` may run, or be looked at again; or that it goes to the
+        channel's end, since it was sent away for longer than that: held until then, such messages would fill the window
+        and hold up the others."""
+        now = time.time()
+        due = wire.read_due(delivery.message.headers, now=now, delay=delay)
+        came = delivery.message.published_at
+        turn = due if came is None or not delay else min(came, now) + max(delay, _ROUND_SECONDS)
+        if due <= max(now, turn) + 1.0:  # a publish for a second is not worth it
+            return due
+        if turn > now:
+            return turn
+        return Decision(
+            copies=(Outgoing(self._home.retry_channel(delay), parked_copy(delivery, due - now)),), name="parked"
+        )
 
     def due_at_home(self, delivery: Delivery) -> float | Decision:
         """When a delivery that the broker brought back from a retry channel may run; or that it waits once more there,
         since it was sent away for longer than any channel's delay."""
-        chain = self.policy.chain
-        if chain is None or not delivery.returned or not self._history(delivery).ours:
+        rooms = self._rooms
+        if not rooms or not delivery.returned or not self._history(delivery).ours:
             return 0.0
         now = time.time()
-        due = wire.read_due(delivery.message.headers, now=now, delay=chain.delays[-1])
+        due = wire.read_due(delivery.message.headers, now=now, delay=rooms[-1])
         left = due - now
-        if left <= min(max(chain.delays[0], 1.0), _HOLD_SECONDS):
+        if left <= min(max(rooms[0], 1.0), _HOLD_SECONDS):
             return due
-        channel = self._home.retry_channel(chain.tier(left))
+        channel = self._home.retry_channel(room(rooms, left))
         return Decision(copies=(Outgoing(channel, parked_copy(delivery, left)),), name="parked")
 
     @property
@@ -248,7 +365,21 @@ class Bound:
         return None if self.policy.timeout is None else seconds(self.policy.timeout)
 
 
-async def _on_a_thread(function: Callable[[], Any]) -> Any:
+def way_back(consumer: Consumer, capabilities: Capabilities) -> Channel[Any] | Source | None:
+    """Where a copy goes that is for this consumer again; None where it cannot be addressed."""
+    home = consumer.home
+    if not isinstance(home.channel, Topic):
+        return home.channel
+    if capabilities.addresses_groups:
+        return home
+    return home.redrive_channel if consumer.dead_letter else None
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {words(error)}")
+
+
+async def on_a_thread(function: Callable[[], Any]) -> Any:
     """As ``asyncio.to_thread``, on a thread that the end of the process does not wait for: a handler that hangs must
     not hold it up. Once for a batch, so that a thread of its own costs nothing that shows."""
     loop = asyncio.get_running_loop()

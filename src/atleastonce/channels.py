@@ -44,12 +44,15 @@ class Channel(Generic[T]):
             adapter's default.
         options: settings for one broker, by its name: ``{"rabbitmq": {"x-max-length": 10_000}}``. Passed on as they
             are.
+        requests: whether it carries requests, whose askers know by the time that passes what became of them: an adapter may
+            then take a faster way than the one on which messages survive. Set by `Service.responder` and `Broker.request`.
     """
 
     name: str
     type: type[T] | None = None
     partitions: int | None = field(default=None, kw_only=True)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True, hash=False, repr=False)
+    requests: bool = field(default=False, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_name(type(self).__name__, self.name)
@@ -63,7 +66,7 @@ class Queue(Channel[T]):
 
     Args:
         fifo: ask the broker for order per key (SQS FIFO queues).
-        single_active: ask the broker for one active consumer at a time (RabbitMQ), for order across instances.
+        single_active: ask the broker for one active consumer at a time (RabbitMQ, NATS, Redis), for order across instances.
     """
 
     fifo: bool = field(default=False, kw_only=True)
@@ -72,9 +75,15 @@ class Queue(Channel[T]):
 
 @dataclass(frozen=True)
 class Topic(Channel[T]):
-    """Each message goes to every group; the workers of one group compete for it."""
+    """Each message goes to every group; the workers of one group compete for it.
+
+    Args:
+        fifo: as of a `Queue`.
+        single_active: as of a `Queue`, for each group.
+    """
 
     fifo: bool = field(default=False, kw_only=True)
+    single_active: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,11 @@ class Source:
     def redrive_channel(self) -> Queue[Any]:
         """The way back to this group alone, where the broker cannot address one: ``orders.created.billing.redrive``."""
         return Queue(f"{self.name}.redrive", partitions=self.channel.partitions)
+
+    @property
+    def suspects_channel(self) -> Queue[Any]:
+        """Where what may have ended a process waits to be run alone: ``orders.created.billing.suspects``."""
+        return Queue(f"{self.name}.suspects", partitions=1)  # one at a time: more partitions would help nobody
 
     @property
     def dead_letter_channel(self) -> Queue[Any]:

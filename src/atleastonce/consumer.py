@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,21 @@ import msgspec
 from atleastonce.binding import Binding, bind
 from atleastonce.channels import Channel, Queue, Source, Topic
 from atleastonce.contract import Capabilities, DelayChannel, Level, Topology, Window
-from atleastonce.durations import Duration, Size, format_duration, size_in_bytes, whole
+from atleastonce.durations import format_duration, per_second, size_in_bytes, whole
+from atleastonce.engine.limit import AdaptiveConcurrency
 from atleastonce.errors import ConfigurationError
+from atleastonce.options import ConsumerOptions, ensure_known
+from atleastonce.patterns.circuit_breaker import CircuitBreaker
+from atleastonce.patterns.crash_loops import suspected_from
 from atleastonce.patterns.failure import FailurePolicy, RetryChain
+from atleastonce.patterns.once.keys import KeyReader
+from atleastonce.patterns.once.options import Idempotency, Inbox
+from atleastonce.patterns.ordering import LineReader, Ordered, read_order
 
 # Handlers that await spend their time waiting, so more of them fit; threads cost memory and the interpreter lock.
 _ASYNC_PLACES, _THREAD_PLACES = 16, 4
+_IN_FLIGHT = 1000
+_MOST_PRIORITY = 1000
 
 
 class Batching(msgspec.Struct, frozen=True):
@@ -24,6 +33,12 @@ class Batching(msgspec.Struct, frozen=True):
 
     max_messages: int
     max_wait: float
+
+
+class Answering(msgspec.Struct, frozen=True):
+    """That a handler's result is an answer, which may also go to addresses that match one of the patterns ``reply_to``."""
+
+    reply_to: tuple[str, ...] = ()
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +52,16 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: handlers at once.
         window: the bound on everything received and unsettled.
         batching: how batches are collected; None for a handler of single messages.
+        idempotency: how its duplicates are known; None where they run again.
+        scope: of its claims; "" without idempotency.
+        order: by what its messages are kept in line; None where they run in any order.
+        adaptive: how ``concurrency``, which is then the most, changes; None where it does not.
+        rate: messages per second that may begin; None for no limit.
+        circuit: when it stops reading; None for never.
+        priority: over other consumers of its service.
+        hot_keys: whether its keys are counted.
+        answering: of a responder; None for a consumer.
+        transactions: whether what it publishes and its settlements are one transaction.
     """
 
     home: Source
@@ -46,30 +71,68 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     window: Window
     batching: Batching | None = None
+    idempotency: Idempotency | None = None
+    scope: str = ""
+    order: Ordered | None = None
+    adaptive: AdaptiveConcurrency | None = None
+    rate: float | None = None
+    circuit: CircuitBreaker | None = None
+    priority: int = 0
+    hot_keys: bool = False
+    answering: Answering | None = None
+    transactions: bool = False
 
     def topology(self, capabilities: Capabilities) -> Topology:
         """What this consumer needs on a broker with ``capabilities``.
 
         Raises:
-            ConfigurationError: a delay of the chain is longer than the broker can wait.
+            ConfigurationError: a delay of the chain is longer than its waiting rooms can keep a message.
         """
         home, delay = self.home, capabilities.delay
-        delays: list[DelayChannel] = []
-        for wait in dict.fromkeys(self.failure.delays):  # one delay, one channel, however often the chain names it
-            if delay.level is not Level.NONE and not delay.covers(wait):
+        for wait in () if self.order is not None else self.failure.delays:
+            if delay.level is Level.EMULATED and not delay.covers(wait):
                 raise ConfigurationError(
                     f"{home}: this broker delays by at most {format_duration(delay.limit or 0)}; shorten the retry delay "
                     f"{format_duration(wait)}"
                 )
-            if delay.level is not Level.NATIVE:
-                delays.append(DelayChannel(home.retry_channel(wait), wait, home))
+        waits = list(self.rooms(capabilities))
+        if delay.level is not Level.EMULATED:  # the broker empties the others by itself
+            waits += [
+                wait for wait in self.failure.drained if delay.level is not Level.NATIVE or not delay.covers(wait)
+            ]
+        delays = [DelayChannel(home.retry_channel(wait), wait, home) for wait in dict.fromkeys(waits)]
         if self._needs_way_back(capabilities):
             delays.append(DelayChannel(home.redrive_channel, 0.0, home))
         return Topology(
-            channels=(home.channel,),
-            sources=(home,),
+            channels=(home.channel, home.suspects_channel),
+            sources=(home, Source(home.suspects_channel)),
             delays=tuple(delays),
             dead_letters=(home.dead_letter_channel,) if self.dead_letter else (),
+        )
+
+    def rooms(self, capabilities: Capabilities) -> tuple[float, ...]:
+        """The delays that have a channel of their own to wait in, shortest first; one each, however often the chain names it.
+
+        A broker that delays by itself needs none, up to its limit. What a handler defers for longer waits in a channel
+        of that limit. An ordered consumer needs none either: what waits there holds its key in place.
+        """
+        if self.order is not None:
+            return ()
+        delay = capabilities.delay
+        if delay.level is not Level.NATIVE:
+            return tuple(dict.fromkeys(self.failure.delays))
+        longer = tuple(dict.fromkeys(wait for wait in self.failure.delays if not delay.covers(wait)))
+        if not longer and self.failure.delays and delay.limit is not None:
+            return (delay.limit,)
+        return longer
+
+    def suspected_from(self, capabilities: Capabilities) -> int:
+        """The broker's count of hand-outs from which on a message is suspected of ending its process."""
+        return suspected_from(
+            self.failure,
+            counted=capabilities.delay.level is Level.NATIVE,
+            ordered=self.order is not None,
+            releases=capabilities.counts_releases,
         )
 
     def _needs_way_back(self, capabilities: Capabilities) -> bool:
@@ -80,27 +143,36 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
 def define(
     handler: Callable[..., Any],
     channel: Channel[Any],
+    options: ConsumerOptions,
     *,
     service: str,
-    group: str | None,
-    retry: Sequence[Duration] | None,
-    failure: FailurePolicy | None,
     default: FailurePolicy,
-    dead_letter: bool | None,
-    concurrency: int | None,
-    max_in_flight: int,
-    max_in_flight_bytes: Size,
     batching: Batching | None = None,
+    answering: Answering | None = None,
 ) -> Consumer:
     """A `Consumer` from what a user wrote.
+
+    Args:
+        handler: what runs.
+        channel: what it reads.
+        options: as given; what was left out has its default.
+        service: the name of the service.
+        default: the policy of those that name none.
+        batching: for a handler of lists.
+        answering: for a responder.
 
     Raises:
         ConfigurationError: names the handler, the argument and what to write instead.
     """
+    ensure_known(options)
     if not isinstance(channel, Queue | Topic):
         raise ConfigurationError(
             f'a consumer reads a Queue or Topic, not {channel!r}; write Topic("orders.created", Order)'
         )
+    group, retry, failure = options.get("group"), options.get("retry"), options.get("failure")
+    idempotency, rate = options.get("idempotency"), options.get("rate_limit")
+    if answering is not None:
+        channel = replace(channel, requests=True)
     home = Source(channel, (group or service) if isinstance(channel, Topic) else group)
     binding = bind(handler, channel, batch=batching is not None)
     if retry is not None and failure is not None:
@@ -118,16 +190,114 @@ def define(
         )
     if retry is not None:
         policy = replace(policy, chain=RetryChain(*retry))
-    places = concurrency if concurrency is not None else (_ASYNC_PLACES if binding.is_async else _THREAD_PLACES)
+    if not options.get("dead_letter", answering is None):  # whoever asked is told, and nobody else waits for it
+        policy = replace(policy, dead_letter=None)
+    if answering is not None and isinstance(idempotency, Inbox):
+        raise ConfigurationError(
+            f"{binding.name}: an inbox remembers no answers, and a duplicate would get none; give idempotency=Lease(store)"
+        )
+    transactions = options.get("transactions", False)
+    if not isinstance(transactions, bool):
+        raise ConfigurationError(f"{binding.name}: transactions={transactions!r} must be True or False")
+    if answering is not None and transactions:
+        raise ConfigurationError(
+            f"{binding.name}: an answer is for who waits for it now, and no part of a transaction; leave transactions away"
+        )
+    scope = "" if idempotency is None else _scope(idempotency, service, home, binding)
+    places = whole(_places(options, binding, batching), name=f"{binding.name}: concurrency", high=10_000)
+    order = _order(options, binding, policy)
     return Consumer(
         home=home,
         binding=binding,
         failure=policy,
-        dead_letter=bool(dead_letter),
-        concurrency=whole(places, name=f"{binding.name}: concurrency", high=10_000),
-        window=Window(
-            whole(max_in_flight, name=f"{binding.name}: max_in_flight"),
-            size_in_bytes(max_in_flight_bytes, name="max_in_flight_bytes"),
-        ),
+        dead_letter=policy.dead_letter is not None,
+        concurrency=places,
+        window=_window(options, binding, batching, places),
         batching=batching,
+        idempotency=idempotency,
+        scope=scope,
+        order=order,
+        adaptive=_adaptive(options, binding, batching),
+        rate=None if rate is None else per_second(rate, name=f"{binding.name}: rate_limit"),
+        circuit=_circuit(options, binding),
+        priority=whole(
+            options.get("priority", 0), name=f"{binding.name}: priority", low=-_MOST_PRIORITY, high=_MOST_PRIORITY
+        ),
+        hot_keys=order is not None if options.get("hot_keys") is None else bool(options.get("hot_keys")),
+        answering=answering,
+        transactions=transactions,
     )
+
+
+def _order(options: ConsumerOptions, binding: Binding, policy: FailurePolicy) -> Ordered | None:
+    try:
+        order = read_order(options.get("ordered"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{binding.name}: {error}") from None
+    if order is not None:
+        LineReader(order, binding.name, binding.payload_type, binding.decode)
+        if order.park and policy.dead_letter is None:
+            raise ConfigurationError(
+                f"{binding.name}: park=True sends a key's later messages to the dead letters, and dead_letter=None keeps none; "
+                "leave one of the two away"
+            )
+    return order
+
+
+def _places(options: ConsumerOptions, binding: Binding, batching: Batching | None) -> int:
+    given = options.get("concurrency")
+    if isinstance(given, AdaptiveConcurrency):
+        return given.max
+    if given is not None:
+        return given
+    if batching is not None:
+        return 1
+    return _ASYNC_PLACES if binding.is_async else _THREAD_PLACES
+
+
+def _adaptive(options: ConsumerOptions, binding: Binding, batching: Batching | None) -> AdaptiveConcurrency | None:
+    given = options.get("concurrency")
+    if not isinstance(given, AdaptiveConcurrency):
+        return None
+    if batching is not None:
+        raise ConfigurationError(
+            f"{binding.name}: AdaptiveConcurrency is for handlers of single messages; give concurrency=1 or another number of "
+            "batches at once"
+        )
+    return given
+
+
+def _circuit(options: ConsumerOptions, binding: Binding) -> CircuitBreaker | None:
+    given: object = options.get("circuit")
+    if not isinstance(given, CircuitBreaker | None):
+        raise ConfigurationError(f"{binding.name}: circuit={given!r}: give CircuitBreaker(failures=20) or None")
+    return given
+
+
+def _window(options: ConsumerOptions, binding: Binding, batching: Batching | None, places: int) -> Window:
+    given = options.get("max_in_flight")
+    if given is None:
+        # Of batches: one is handled, one is being settled, two are on their way.
+        given = _IN_FLIGHT if batching is None else 4 * places * batching.max_messages
+    messages = whole(given, name=f"{binding.name}: max_in_flight")
+    if batching is not None and messages < batching.max_messages:
+        raise ConfigurationError(
+            f"max_in_flight={messages} is below max_messages={batching.max_messages}: no batch could fill"
+        )
+    size = size_in_bytes(options.get("max_in_flight_bytes", "64MiB"), name="max_in_flight_bytes")
+    # A key that waits keeps what is behind it; with all the traffic of its partition it must not keep the others' places, too.
+    return Window(messages, size, shared=bool(options.get("ordered")), transactional=options.get("transactions", False))
+
+
+def _scope(idempotency: Idempotency, service: str, home: Source, binding: Binding) -> str:
+    """Where the handler's claims are: of this service, source and handler. A source and not its group alone, because two
+    sources may have the same natural keys."""
+    from atleastonce.stores.records import scope_key
+
+    if not isinstance(idempotency, Idempotency):
+        raise ConfigurationError(
+            f"{binding.name}: idempotency={idempotency!r}: give Inbox(PostgresStore(...)) or Lease(RedisStore(...))"
+        )
+    KeyReader(idempotency.key, binding.name, binding.payload_type)
+    function = binding.name.removeprefix(f"{getattr(binding.call, '__module__', '')}.")
+    return scope_key(service, home.name, idempotency.scope or function)

@@ -17,6 +17,9 @@ Duration: TypeAlias = str | int | float
 Size: TypeAlias = str | int
 """Bytes as a number, or text such as ``"64MiB"``, ``"10kB"``."""
 
+Rate: TypeAlias = str | int | float
+"""Per second as a number, or text such as ``"500/s"``, ``"60/m"``."""
+
 _MILLIS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -65,6 +68,20 @@ def format_duration(value: float) -> str:
     return f"{millis}ms"
 
 
+def readable(value: float) -> str:
+    """``value`` seconds for people, in at most two units, rounded up: ``"1d1m"``, ``"5m30s"``; `seconds` reads it, too."""
+    millis = math.ceil(round(value * 1000, 3))
+    while True:
+        parts, rest = [], millis
+        for name, unit in reversed(_MILLIS.items()):
+            count, rest = divmod(rest, unit)
+            if count:
+                parts.append((f"{count}{name}", unit))
+        if len(parts) <= 2:
+            return "".join(text for text, _ in parts) or "0ms"
+        millis = -(-millis // parts[1][1]) * parts[1][1]
+
+
 def whole(value: object, *, name: str, low: int = 1, high: int | None = None) -> int:
     """Return ``value`` if it is a whole number from ``low`` to ``high``.
 
@@ -95,7 +112,7 @@ def size_in_bytes(value: Size, *, name: str = "size") -> int:
     return int(result)
 
 
-def per_second(value: str | float, *, name: str = "rate") -> float:
+def per_second(value: Rate, *, name: str = "rate") -> float:
     """Return a rate per second (``"500/s"`` -> 500.0, ``"60/m"`` -> 1.0).
 
     Raises:

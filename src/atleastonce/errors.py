@@ -5,6 +5,8 @@ All errors derive from `AtLeastOnceError`. Programs act on the class; the text i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AtLeastOnceError(Exception):
     """Base of every error that this library raises."""
@@ -37,6 +39,10 @@ class ConnectionLost(BrokerUnavailable):
     """The connection or subscription ended under the caller. What was unsettled will be delivered again."""
 
 
+class StoreUnavailable(AtLeastOnceError):
+    """A store of idempotency (inbox, leases, outbox) cannot be reached or did not answer. Trying again later may work."""
+
+
 class NotFound(AtLeastOnceError):
     """A channel, group or queue that does not exist on the broker, where creating it was not asked for."""
 
@@ -51,6 +57,32 @@ class Closed(AtLeastOnceError):
 
 class DecodeError(AtLeastOnceError):
     """A payload that does not decode to the type its handler asks for. Such a message goes straight to the DLQ."""
+
+
+class InvalidIdempotencyKey(AtLeastOnceError):
+    """A message whose idempotency key is missing, null or no key. It goes straight to the DLQ, stage ``key``."""
+
+
+class InvalidOrderKey(AtLeastOnceError):
+    """A message whose order key is missing, or cannot be read. It goes straight to the DLQ, stage ``key``: run out of its order it
+    would break a promise."""
+
+
+class KeyParked(AtLeastOnceError):
+    """An earlier message of its key was given up, and ``park=True`` says that it follows: why it is a dead letter, never raised."""
+
+
+class IdempotencyMismatch(AtLeastOnceError):
+    """A message under a known key with another body. It never runs and goes to the DLQ, stage ``mismatch``."""
+
+
+class TransactionEnded(AtLeastOnceError):
+    """A handler committed or rolled back ``ctx.tx`` itself. Nobody can tell which of its effects there are: its message goes to
+    the DLQ and does not run again by itself."""
+
+
+class CrashLoop(AtLeastOnceError):
+    """A message that ended its process again and again: why it is a dead letter, never raised."""
 
 
 class EncodeError(AtLeastOnceError):
@@ -80,7 +112,49 @@ class Unconfirmed(PublishError):
 
 
 class Overloaded(PublishError):
-    """Not sent: the window of pending publishes stayed full for the time that the caller was ready to wait."""
+    """Not sent: too much is pending already, publishes or requests, and stayed so for as long as the caller was ready to wait."""
+
+
+class RequestError(AtLeastOnceError):
+    """Base of what a request can end in, besides an answer."""
+
+
+class RequestTimeout(RequestError):
+    """No answer came in time. The responder may have handled the request all the same, or may handle it yet."""
+
+
+class NoResponder(RequestError):
+    """Nobody reads the channel that was asked, as the broker tells: the request was handled by no one."""
+
+
+class RemoteError(RequestError):
+    """The responder could not answer, and said why. A responder's handler may raise one, to choose what its asker sees.
+
+    Attributes:
+        type: the name of the error over there.
+        message: one line.
+        retryable: whether asking again later may help, as the responder sees it.
+    """
+
+    def __init__(self, type: str, message: str = "", *, retryable: bool = False) -> None:  # noqa: A002 - as it is called
+        super().__init__(f"{type}: {message}" if message else type)
+        self.type = type
+        self.message = message
+        self.retryable = retryable
+
+
+class QuorumMissed(RequestTimeout):
+    """Fewer than the wanted number of responders answered in time.
+
+    Attributes:
+        replies: the answers that came.
+        errors: the errors that came instead of answers.
+    """
+
+    def __init__(self, text: str, replies: Sequence[object], errors: Sequence[RequestError]) -> None:
+        super().__init__(text)
+        self.replies = replies
+        self.errors = errors
 
 
 class HandlerTimeout(AtLeastOnceError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -29,23 +29,25 @@ class Headers:
     Names are case-sensitive, because some brokers' are.
     """
 
-    __slots__ = ("_items", "_size")
+    __slots__ = ("_items", "_last", "_size")
 
     def __init__(self, items: Mapping[str, HeaderValue] | Headers | Iterable[tuple[str, HeaderValue]] = ()) -> None:
         # Asking an abstract class costs as much as everything else here, and adapters give lists.
         pairs = items if items.__class__ is list or not isinstance(items, Mapping | Headers) else items.items()
         self._items: tuple[tuple[str, HeaderValue], ...] = tuple(pairs)
+        self._last: dict[str, HeaderValue] | None = None  # made when a field is looked for: a failure looks for a dozen
         self._size = -1
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The last value of ``name`` as text; bytes are decoded as UTF-8 with replacement; ``default`` if absent or
         null."""
-        for key, value in reversed(self._items):
-            if key == name:
-                if value is None:
-                    return default
-                return value if isinstance(value, str) else value.decode("utf-8", "replace")
-        return default
+        last = self._last
+        if last is None:
+            last = self._last = dict(self.fields())
+        value = last.get(name)
+        if value is None:
+            return default
+        return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
     def get_all(self, name: str) -> list[HeaderValue]:
         """Every value of ``name`` in order, as it travelled."""
@@ -55,6 +57,10 @@ class Headers:
         """All fields in order, duplicates included."""
         return self._items
 
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """As `items`, for whoever only hands them on: an adapter may leave text as the bytes that came, which is cheaper."""
+        return self._items
+
     def set(self, fields: Mapping[str, HeaderValue]) -> Headers:
         """A copy in which ``fields`` replace every earlier value of their names."""
         if not fields:
@@ -62,6 +68,14 @@ class Headers:
         kept = [item for item in self._items if item[0] not in fields]
         kept.extend(fields.items())
         return Headers(kept)
+
+    def plus(self, name: str, value: str) -> Headers:
+        """A copy with one more field at the end: for lists of messages that have all others in common."""
+        more = Headers.__new__(Headers)
+        more._items = (*self._items, (name, value))
+        more._last = None
+        more._size = self.size + len(name) + len(value)
+        return more
 
     def without(self, prefix: str) -> Headers:
         """A copy without the fields whose names start with ``prefix``."""
@@ -83,7 +97,10 @@ class Headers:
         return size
 
     def __contains__(self, name: object) -> bool:
-        return any(key == name for key, _ in self._items)
+        last = self._last
+        if last is None:
+            last = self._last = dict(self.fields())
+        return name in last
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self._items)
@@ -141,7 +158,13 @@ def new_id() -> str:
 
     Rising with time, so that ids written to a database's index land next to each other.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[str]:
+    """So many ids, as `new_id` makes them; the system is asked once for the time and for what is random."""
+    millis, digits = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10 * count).hex()
+    return [millis + digits[begin : begin + 20] for begin in range(0, 20 * count, 20)]
 
 
 def is_utf8(text: str) -> bool:

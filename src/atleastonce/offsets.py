@@ -15,7 +15,7 @@ import base64
 import binascii
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -28,9 +28,12 @@ METADATA_LIMIT = 4096
 
 _MAGIC = "alo1:"
 _RUNS, _BITS = 0x52, 0x42
+_MARKED = 0x20
+"""Set in the codec: a `Mark` comes first. Releases that do not know it believe nothing of the text, and only repeat some."""
 _HEAD = struct.Struct(">BQ")
 _CRC = struct.Struct(">I")
 _MAX_OFFSET = 2**63 - 1
+_MAX_COUNT = 2**31
 
 
 class Point(NamedTuple):
@@ -48,6 +51,19 @@ class Point(NamedTuple):
     def done_ahead(self) -> int:
         """How many offsets beyond ``offset`` are done."""
         return sum(end - start for start, end in self.ahead)
+
+
+class Mark(NamedTuple):
+    """What a reader notes before it hands records out, and takes back when it leaves in good order: found by the next one, it
+    tells of a reader that did not.
+
+    Attributes:
+        begun: how many readers in a row began at about this place and were not seen to leave, the writing one included.
+        end: what was handed out by them lies below this offset; the commit's own offset where that is not known.
+    """
+
+    begun: int
+    end: int
 
 
 class OffsetTracker(Generic[T]):
@@ -105,11 +121,17 @@ class OffsetTracker(Generic[T]):
         del self.open[offset]
         return True
 
-    def point(self) -> Point | None:
-        """What may be committed now; None while there is nothing to commit."""
+    def reached(self, offset: int) -> None:
+        """Take note that no record lies below ``offset`` but those received: the log ends there, with records that are none
+        (transaction markers)."""
+        if self.position is not None and offset > self.position:
+            self.position = offset
+
+    def point(self, done: Collection[int] = ()) -> Point | None:
+        """What may be committed now, or could be if ``done`` were completed; None while there is nothing to commit."""
         if self.position is None:
             return None
-        open_ = list(self.open)
+        open_ = [offset for offset in self.open if offset not in done] if done else list(self.open)
         position = self.position
         ahead: list[Range] = []
         if open_:
@@ -135,19 +157,20 @@ class OffsetTracker(Generic[T]):
         return Point(offset, tuple(ahead))
 
 
-def encode(point: Point, limit: int = METADATA_LIMIT) -> str:
-    """The metadata text of ``point``: at most ``limit`` characters, "" where nothing is done ahead.
+def encode(point: Point, limit: int = METADATA_LIMIT, mark: Mark | None = None) -> str:
+    """The metadata text of ``point`` and ``mark``: at most ``limit`` characters, "" where nothing is done ahead or marked.
 
     Run lengths or a bitmap, whichever is shorter. Where neither holds everything, as much as fits is kept, lowest
     offsets first: what is left out is repeated after a crash, never lost.
     """
-    room = max(0, (limit - len(_MAGIC)) // 4 * 3 - _HEAD.size - _CRC.size)
-    if not point.ahead or room < 2:
+    note = b"" if mark is None else _varint(mark.begun) + _varint(max(0, mark.end - point.offset))
+    room = max(0, (limit - len(_MAGIC)) // 4 * 3 - _HEAD.size - _CRC.size - len(note))
+    if not (point.ahead or note) or room < 2:
         return ""
     runs, in_runs = _runs(point, room)
     bits, in_bits = _bits(point, room)
     codec, payload = (_RUNS, runs) if (in_runs, -len(runs)) >= (in_bits, -len(bits)) else (_BITS, bits)
-    data = _HEAD.pack(codec, point.offset) + payload
+    data = _HEAD.pack(codec | _MARKED if note else codec, point.offset) + note + payload
     return _MAGIC + base64.b64encode(data + _CRC.pack(zlib.crc32(data))).decode("ascii")
 
 
@@ -157,8 +180,36 @@ def decode(metadata: str | None, committed: int) -> tuple[Range, ...] | None:
     Not believed: another program's text, a damaged one, or one written for another offset (somebody has moved the
     group since). Believing a wrong one would skip records; not believing a right one only repeats some.
     """
-    if not metadata:
-        return ()
+    return () if not metadata else _read(metadata, committed)[0]
+
+
+def read_mark(metadata: str | None, committed: int) -> Mark | None:
+    """The mark beside ``committed``; None where there is none, or the text is not ours to believe."""
+    return None if not metadata else _read(metadata, committed)[1]
+
+
+def _read(metadata: str, committed: int) -> tuple[tuple[Range, ...] | None, Mark | None]:
+    """What `encode` was given; (None, None) where it is not ours to believe."""
+    found = _unpack(metadata, committed)
+    if found is None:
+        return None, None
+    codec, base, payload = found
+    mark = None
+    if codec & _MARKED:
+        count, at = _read_varint(payload, 0)
+        delta, at = _read_varint(payload, at)
+        if at < 0 or not 0 < count <= _MAX_COUNT or base + delta > _MAX_OFFSET:
+            return None, None
+        codec, mark, payload = codec & ~_MARKED, Mark(count, base + delta), payload[at:]
+    if codec == _RUNS:
+        ranges = _read_runs(payload, base)
+    else:
+        ranges = _read_bits(payload, base) if codec == _BITS else None
+    return (None, None) if ranges is None else (ranges, mark)
+
+
+def _unpack(metadata: str, committed: int) -> tuple[int, int, bytes] | None:
+    """Codec, base offset and payload of a text that is ours, undamaged, and written for ``committed``."""
     if not metadata.startswith(_MAGIC) or len(metadata) > 4 * METADATA_LIMIT:
         return None
     try:
@@ -171,10 +222,7 @@ def decode(metadata: str | None, committed: int) -> tuple[Range, ...] | None:
     codec, base = _HEAD.unpack_from(data)
     if base != committed:
         return None
-    payload = data[_HEAD.size :]
-    if codec == _RUNS:
-        return _read_runs(payload, base)
-    return _read_bits(payload, base) if codec == _BITS else None
+    return codec, base, data[_HEAD.size :]
 
 
 def _runs(point: Point, room: int) -> tuple[bytes, int]:
@@ -193,6 +241,8 @@ def _runs(point: Point, room: int) -> tuple[bytes, int]:
 
 def _bits(point: Point, room: int) -> tuple[bytes, int]:
     """One bit for each offset after the committed one, lowest first; and how many done offsets they hold."""
+    if not point.ahead:
+        return b"", 0
     first, last = point.offset + 1, min(point.ahead[-1][1], point.offset + 1 + room * 8)
     value = covered = 0
     for start, end in point.ahead:
@@ -211,6 +261,18 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _read_varint(payload: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at`` and where the next begins; (0, -1) where there is none."""
+    value = shift = 0
+    while 0 <= at < len(payload) and shift < 64:
+        byte = payload[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+    return 0, -1
 
 
 def _read_runs(payload: bytes, base: int) -> tuple[Range, ...] | None:

@@ -5,26 +5,50 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 
-from atleastonce.bound import Bound
+from atleastonce import check
+from atleastonce.bound import Bound, Watcher
 from atleastonce.broker import Broker
 from atleastonce.channels import Source
+from atleastonce.compose import compose_row
 from atleastonce.consumer import Consumer
-from atleastonce.contract import DelayChannel, Drift, Level, Topology, Window
-from atleastonce.engine.batches import BatchPool
-from atleastonce.engine.lanes import FreeLanes
-from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
+from atleastonce.contract import DelayChannel, Delivery, Level, Topology, Window
+from atleastonce.engine.lanes import FreeLanes, Lanes
+from atleastonce.engine.limit import Limit
+from atleastonce.engine.limited import LimitedLanes
+from atleastonce.engine.mover import Send
+from atleastonce.engine.quarantine import Quarantine
+from atleastonce.engine.rate import TokenBucket
 from atleastonce.engine.supervisor import Supervisor
+from atleastonce.engine.turnstile import Turnstile
+from atleastonce.engine.window import WindowMeter
 from atleastonce.engine.worker import Due, Worker
-from atleastonce.errors import ConfigurationError
+from atleastonce.lines import Line, Lines
+from atleastonce.once import Claims, InboxBound, LeaseBound
+from atleastonce.patterns.circuit_guard import CircuitGuard
+from atleastonce.patterns.floodgate import Floodgate
+from atleastonce.patterns.hot_keys import HotKey, HotKeys
+from atleastonce.patterns.once.options import Inbox, Lease
+from atleastonce.patterns.once.outage import Outage, probe_of
+from atleastonce.patterns.overloads import Overloads
+from atleastonce.patterns.replies import replies_of
+from atleastonce.pooling import Around, make_pool
+from atleastonce.responding import Desk, LeaseResponder, Responder, outlet
+from atleastonce.suspects import Suspects
 
 log = logging.getLogger("atleastonce")
 
 # A retry channel carries only failures: a quarter of the main consumer's places is plenty, and leaves it the rest of the
 # machine.
 _RETRY_SHARE = 4
+
+# How long a start runs suspects before it reads anything else: then nothing else is touched if one of them ends the process.
+# Longer: a service is late to start after a crash that left slow messages behind.
+_SUSPECTS_FIRST = 10.0
+_BY_HAND = "by hand"
 
 
 class ConsumerStatus(msgspec.Struct, frozen=True):
@@ -36,7 +60,10 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
         state: starting, running, disconnected, blocked, paused, stopped.
         detail: why.
         in_flight, bytes: received and unsettled.
-        counts: since the start: received, done, retried_in_place, retried, dead, discarded, dropped, released, unsettled.
+        counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;
+            of a responder also failed (answered with an error), late (its asker had stopped waiting), unheard (its asker was
+            gone), refused (the answer was to go where no answers go).
+        hot_keys: those that stand out, where they are counted.
     """
 
     source: str
@@ -46,6 +73,7 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     in_flight: int
     bytes: int
     counts: dict[str, int]
+    hot_keys: list[HotKey] = []
 
 
 class Runtime:
@@ -57,6 +85,10 @@ class Runtime:
         service: the service's name, for dead letters.
         fatal: told when a handler raises SystemExit or KeyboardInterrupt.
         create: whether what is deleted on the broker while it runs is made again.
+        turnstile: of the service: all its handlers pass through it.
+
+    Raises:
+        ConfigurationError: the broker cannot keep what the consumer asks for.
     """
 
     def __init__(
@@ -67,30 +99,123 @@ class Runtime:
         fatal: Callable[[BaseException], None],
         *,
         create: bool = True,
+        turnstile: Turnstile | None = None,
     ) -> None:
         self.consumer = consumer
         self._broker = broker
         self._fatal = fatal
         missing = self._make_again if create else None
-        self._bound = Bound(consumer, broker.adapter.capabilities, broker.compose, service, missing)
+        limits = consumer.failure.dead_letter
+        self._gate = None if limits is None else Floodgate(str(consumer.home), limits)
+        self._circuit = None if consumer.circuit is None else CircuitGuard(str(consumer.home), consumer.circuit)
+        self._overloads = None if consumer.adaptive is None else Overloads()
+        self._hot = HotKeys() if consumer.hot_keys else None
+        self._rate = None if consumer.rate is None else TokenBucket(consumer.rate)
+        self._desk, self._send = self._answers()
+        self._bound, self._outage = self._bind(service, missing)
+        self._lines = None if consumer.order is None else Lines(self._bound, consumer.order)
         self._making: asyncio.Task[None] | None = None
         self._create = create
+        check.enforce(check.policy(consumer, broker.adapter.capabilities))
         self.topology: Topology = consumer.topology(broker.adapter.capabilities)
-        self.supervisors: list[Supervisor] = []
+        self.supervisors: list[Supervisor | Quarantine] = []
+        self.home: Worker | None = None  # set by `start`
+        self._turnstile = turnstile or Turnstile()
+        self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected)
+        self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
 
-    async def start(self) -> None:
-        """Subscribe to everything. Raises as `Supervisor.start`; what was started by then is for `stop`."""
-        await self._start(self._worker(self.consumer.home, self.consumer.window, None))
-        if self._broker.adapter.capabilities.delay.level is Level.NONE:
+    def _answers(self) -> tuple[Desk | None, Send]:
+        """What a responder needs to answer, and how copies are sent."""
+        adapter, answering = self._broker.adapter, self.consumer.answering
+        if answering is None:
+            return None, adapter.send
+        replies = replies_of(adapter)
+        desk = Desk(replies, answering.reply_to, self.consumer.home.name, adapter.capabilities.max_message_bytes)
+        return desk, outlet(adapter.send, replies)
+
+    def _bind(self, service: str, missing: Callable[[], None] | None) -> tuple[Bound, Outage | None]:
+        consumer, broker, asked = self.consumer, self._broker, self.consumer.idempotency
+        compose = compose_row if isinstance(asked, Inbox) else broker.compose  # an outbox keeps any delay
+        watchers: list[Watcher] = [each for each in (self._circuit, self._overloads) if each is not None]
+        parts = (consumer, broker.adapter.capabilities, compose, service, missing, self._gate, watchers)
+        desk = self._desk
+        if asked is None:
+            return Bound(*parts) if desk is None else Responder(*parts, desk=desk), None
+        outage = Outage(str(consumer.home), probe_of(asked.store, consumer.scope))
+        if isinstance(asked, Inbox):
+            return InboxBound(*parts, inbox=asked, scope=consumer.scope, outage=outage), outage
+        lease = cast(Lease, asked)
+        if desk is None:
+            return LeaseBound(*parts, lease=lease), outage
+        return LeaseResponder(*parts, lease=lease, desk=desk), outage
+
+    def _claims(self) -> Claims | None:
+        """The gate of one reader."""
+        bound, asked, outage = self._bound, self.consumer.idempotency, self._outage
+        if not isinstance(bound, LeaseBound) or not isinstance(asked, Lease) or outage is None:
+            return None
+        return Claims(bound, asked, self.consumer.scope, outage)
+
+    async def start(self, before: Sequence[Worker] = ()) -> None:
+        """Subscribe to everything. Raises as `Supervisor.start`; what was started by then is for `stop`.
+
+        Args:
+            before: readers that have priority over this one's.
+        """
+        self.supervisors.append(self._quarantine)
+        await self._quarantine.start(_SUSPECTS_FIRST)
+        self.home = home = self._worker(self.consumer.home, self.consumer.window, None)
+        home.elders += before
+        await self._start(home)
+        if self._broker.adapter.capabilities.delay.level is not Level.EMULATED:  # nobody else empties them
             window = self.consumer.window
-            small = Window(max(1, window.messages // _RETRY_SHARE), window.bytes)
+            # What waits costs memory and no places.
+            waiting = msgspec.structs.replace(window, shared=True)
             for delay in self.topology.delays:
-                await self._start(self._worker(Source(delay.channel), small, delay))
+                worker = self._worker(Source(delay.channel), waiting, delay)
+                worker.elders += before
+                if delay.delay:
+                    home.elders.append(worker)
+                await self._start(worker)
 
     async def _start(self, worker: Worker) -> None:
         supervisor = Supervisor(self._broker.adapter, worker, repair=self._declare if self._create else None)
         self.supervisors.append(supervisor)
+        for guard in (self._gate, self._circuit, self._outage):
+            if guard is not None:
+                guard.add(worker)
+        self._turnstile.add(worker)
         await supervisor.start()
+
+    def _suspected(self) -> None:
+        self._quarantine.call()
+
+    async def pause(self) -> None:
+        """Stop receiving, by hand. What is in flight goes on."""
+        for supervisor in self.supervisors:
+            await supervisor.worker.pause(_BY_HAND)
+
+    async def resume(self) -> None:
+        """Receive again, whatever has paused it: a hand, a flood of dead letters or an open circuit, which count anew. Parked
+        keys go on."""
+        for guard in (self._gate, self._circuit):
+            if guard is not None:
+                await guard.open()
+        if self._lines is not None:
+            self._lines.parked.forget()
+        for supervisor in self.supervisors:
+            await supervisor.worker.resume(_BY_HAND)
+
+    @property
+    def meters(self) -> list[WindowMeter]:
+        """The windows of its readers."""
+        return [supervisor.worker.meter for supervisor in self.supervisors]
+
+    def stopping(self) -> None:
+        """Its readers are about to be stopped: nothing pauses or wakes them any more."""
+        for guard in (self._gate, self._circuit, self._outage):
+            if guard is not None:
+                guard.close()
 
     def _make_again(self) -> None:
         """Declare anew, in the background and once at a time; whoever missed something tries again by itself."""
@@ -106,30 +231,61 @@ class Runtime:
 
     def status(self) -> list[ConsumerStatus]:
         """What each of its readers is doing."""
-        return [
-            ConsumerStatus(
-                source=str(worker.source),
-                handler=self.consumer.binding.name,
-                state=worker.state[0],
-                detail=worker.state[1],
-                in_flight=worker.in_flight,
-                bytes=worker.meter.bytes,
-                counts=dict(worker.counts),
-            )
-            for worker in (supervisor.worker for supervisor in self.supervisors)
-        ]
+        workers = [each.worker for each in self.supervisors if each is not self._quarantine]
+        if self._quarantine.worker.counts["received"]:  # what has never had anything is not worth a line
+            workers.append(self._quarantine.worker)
+        return [self._status(worker) for worker in workers]
+
+    def _status(self, worker: Worker) -> ConsumerStatus:
+        state, detail = worker.state
+        if worker.paused and state == "running":
+            guards = [each.detail for each in (self._gate, self._circuit, self._outage) if each is not None]
+            state, detail = "paused", next(filter(None, guards), worker.paused)
+        return ConsumerStatus(
+            source=str(worker.source),
+            handler=self.consumer.binding.name,
+            state=state,
+            detail=detail,
+            in_flight=worker.in_flight,
+            bytes=worker.meter.bytes,
+            counts=dict(worker.counts),
+            hot_keys=self._hot.top() if self._hot is not None and worker is self.home else [],
+        )
 
     def _worker(self, source: Source, window: Window, delay: DelayChannel | None) -> Worker:
         bound = self._bound
         places = self.consumer.concurrency if delay is None else max(1, self.consumer.concurrency // _RETRY_SHARE)
-        return Worker(
+        line = None if self._lines is None else self._lines.line()
+        worker = Worker(
             self._broker.adapter,
             source,
             window=window,
-            lanes=FreeLanes(),
-            make_pool=lambda worker: self._pool(worker, places),
+            lanes=self._lanes(source, places, FreeLanes() if line is None else line.lanes),
+            make_pool=lambda worker: make_pool(bound, worker, places, self._around(line), self._fatal),
             rejection=bound.rejected,
             due=self._due(delay),
+            rate=self._rate,
+            suspicion=self._suspects.suspicion,
+            gate=self._claims(),
+            judged=None if line is None else line.judged,
+            send=self._send,
+        )
+        if line is not None:
+            line.ended = worker.ended
+        return worker
+
+    def _suspects_worker(self) -> Worker:
+        return Worker(
+            self._broker.adapter,
+            Source(self.consumer.home.suspects_channel),
+            window=msgspec.structs.replace(self.consumer.window, messages=1, counted=True),
+            lanes=FreeLanes(),
+            make_pool=lambda worker: make_pool(self._bound, worker, 1, (), self._fatal),
+            rejection=self._bound.rejected,
+            due=self._suspects.judge,
+            give_back=self._suspects.give_back,
+            gate=self._claims(),
+            send=self._send,
         )
 
     def _due(self, delay: DelayChannel | None) -> Due | None:
@@ -139,41 +295,21 @@ class Runtime:
         emulated = self._broker.adapter.capabilities.delay.level is Level.EMULATED
         return bound.due_at_home if emulated and self.topology.delays else None
 
-    def _pool(self, worker: Worker, places: int) -> Pool:
-        bound, batching = self._bound, self.consumer.batching
-        if batching is not None:
-            return BatchPool(
-                bound.process_batch,
-                worker.lanes,
-                places,
-                max_messages=min(batching.max_messages, worker.window.messages),
-                max_wait=batching.max_wait,
-                ended=worker.ended,
-                fatal=self._fatal,
-            )
-        if self.consumer.binding.is_async:
-            return AsyncPool(
-                bound.process,
-                worker.lanes,
-                places,
-                ended=worker.ended,
-                failed=bound.failed,
-                fatal=self._fatal,
-                timeout=bound.timeout,
-            )
-        return ThreadPool(
-            bound.process_sync, worker.lanes, places, ended=worker.ended, fatal=self._fatal, timeout=bound.timeout
-        )
+    def _lanes(self, source: Source, places: int, lanes: Lanes) -> Lanes:
+        adaptive = self.consumer.adaptive
+        if adaptive is None or self._overloads is None:
+            return lanes
+        limit = Limit(adaptive.at_most(places))
+        self._overloads.add(source, limit)
+        return LimitedLanes(lanes, limit)
+
+    def _around(self, line: Line | None) -> list[Around]:
+        """What stands around the runs of one reader, from the inside out."""
+        around: list[Around] = [] if self._circuit is None else [self._circuit]
+        if self._hot is not None:
+            around.append(self._hot.reader(_message_key if line is None else line.lanes.key))
+        return around
 
 
-def check_drifts(drifts: Sequence[Drift]) -> None:
-    """Log what differs between what was declared and what the broker has.
-
-    Raises:
-        ConfigurationError: a difference breaks a promise.
-    """
-    for drift in drifts:
-        text = f"{drift.name}: {drift.setting} is {drift.found}, wanted {drift.wanted}"
-        if drift.breaks:
-            raise ConfigurationError(f"{text}; change it on the broker or in the code")
-        log.warning("%s", text)
+def _message_key(delivery: Delivery) -> bytes | None:
+    return delivery.key

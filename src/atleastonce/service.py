@@ -7,17 +7,31 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, Unpack
 
+from atleastonce import check
 from atleastonce.broker import Broker
 from atleastonce.channels import Channel, Source, Topic
-from atleastonce.consumer import Batching, Consumer, define
-from atleastonce.durations import Duration, Size, seconds, whole
+from atleastonce.check import Finding
+from atleastonce.consumer import Answering, Batching, Consumer, define
+from atleastonce.contract import Adapter, Fact
+from atleastonce.durations import Duration, Size, seconds, size_in_bytes, whole
+from atleastonce.engine import collector
+from atleastonce.engine.memory import MemoryGuard, container_limit, resident
+from atleastonce.engine.turnstile import Turnstile
 from atleastonce.errors import ConfigurationError
+from atleastonce.explain import Explanation, explain
+from atleastonce.inspecting import inspect
+from atleastonce.options import ConsumerOptions, ensure_known
+from atleastonce.outbox import Outbox
 from atleastonce.patterns.failure import FailurePolicy
-from atleastonce.runtime import ConsumerStatus, Runtime, check_drifts
+from atleastonce.relays import Relays, outboxes
+from atleastonce.runtime import ConsumerStatus, Runtime
+from atleastonce.stores.contract import LeaseStore
+from atleastonce.urls import BrokerUrl, mask_url
 
 log = logging.getLogger("atleastonce")
 
@@ -30,12 +44,16 @@ class Service:
     Args:
         name: of the service; the group with which it reads topics.
         broker: a URL; ``ALO_BROKER`` in the environment overrides it.
-        options: the client's own options, as they are.
+        options: the client's own options, as they are; not for a broker of another scheme that ``ALO_BROKER`` names instead.
         failure: the policy of consumers that name none.
         drain: how long handlers may go on when the service stops. Too short: work is cancelled and done again
             elsewhere; too long: the platform kills the process first (Kubernetes: terminationGracePeriodSeconds, 30 s by default).
         create: whether missing channels are created at the start.
+        memory_limit: when the process nears it, less is received. Default: the limit of its container (control group), where it
+            has one. Too large, and the kernel kills it first; too small, and windows are never full.
         wait: how long to wait for a broker that is not there at the start; 0 fails at once, None waits for ever.
+        outbox: whose rows this service relays while it runs, besides those that its own handlers publish with an `Inbox`. False:
+            it relays none, for that is done elsewhere (``atleastonce outbox relay``).
     """
 
     def __init__(
@@ -48,6 +66,8 @@ class Service:
         drain: Duration = "25s",
         create: bool = True,
         wait: Duration | None = "60s",
+        outbox: Outbox | Literal[False] | None = None,
+        memory_limit: Size | None = None,
     ) -> None:
         Source(Topic("name-check"), name)  # a service's name is a group's name: the same rules
         self.name = name
@@ -58,63 +78,31 @@ class Service:
         self._drain = seconds(drain, name="drain")
         self._create = create
         self._wait = wait
+        self._memory_limit = None if memory_limit is None else size_in_bytes(memory_limit, name="memory_limit")
+        self._memory: asyncio.Task[None] | None = None
         self._broker: Broker | None = None
+        self._outbox = outbox
+        self._relays: Relays | None = None
         self._runtimes: list[Runtime] = []
+        self._stores: list[LeaseStore] = []  # that we have opened, and so close
         self._running = False
         self._stopping: asyncio.Event | None = None
         self._fatal_error: BaseException | None = None
 
     # --------------------------------------------------------------------------------------- register
 
-    def consumer(
-        self,
-        channel: Channel[Any],
-        *,
-        group: str | None = None,
-        retry: Sequence[Duration] | None = None,
-        failure: FailurePolicy | None = None,
-        dead_letter: bool | None = True,
-        concurrency: int | None = None,
-        max_in_flight: int = 1000,
-        max_in_flight_bytes: Size = "64MiB",
-    ) -> Callable[[F], F]:
+    def consumer(self, channel: Channel[Any], **options: Unpack[ConsumerOptions]) -> Callable[[F], F]:
         """Register a handler for the messages of ``channel``, one at a time.
 
         Args:
-            channel: a `Queue`, or a `Topic` read as ``group`` (default: the service's name).
-            retry: delays between attempts; short for ``failure=FailurePolicy(chain=RetryChain(...))``.
-            failure: the whole policy.
-            dead_letter: None or False turns the dead-letter queue off: what is given up is then dropped, logged and
-                counted.
-            concurrency: handlers at once; default 16 for ``async def``, 4 threads for ``def``.
-            max_in_flight: messages received and unsettled. Too small: the network's round trip shows; too large: more
-                is repeated after a crash, and workers hoard what idle ones could do.
-            max_in_flight_bytes: the same in bytes.
+            channel: a `Queue`, or a `Topic` read as the service's group.
+            options: see `ConsumerOptions`.
 
         Raises:
-            ConfigurationError: a second handler for the same channel and group, a handler that cannot be called so, a
-            value out of range.
+            ConfigurationError: a second handler for the same channel and group, a handler that cannot be called so, an
+            option that there is not, a value out of range.
         """
-
-        def register(handler: F) -> F:
-            self._register(
-                define(
-                    handler,
-                    channel,
-                    service=self.name,
-                    group=group,
-                    retry=retry,
-                    failure=failure,
-                    default=self._failure,
-                    dead_letter=dead_letter,
-                    concurrency=concurrency,
-                    max_in_flight=max_in_flight,
-                    max_in_flight_bytes=max_in_flight_bytes,
-                )
-            )
-            return handler
-
-        return register
+        return self._registering(channel, options)
 
     def batch_consumer(
         self,
@@ -122,13 +110,7 @@ class Service:
         *,
         max_messages: int = 100,
         max_wait: Duration = "200ms",
-        group: str | None = None,
-        retry: Sequence[Duration] | None = None,
-        failure: FailurePolicy | None = None,
-        dead_letter: bool | None = True,
-        concurrency: int = 1,
-        max_in_flight: int | None = None,
-        max_in_flight_bytes: Size = "64MiB",
+        **options: Unpack[ConsumerOptions],
     ) -> Callable[[F], F]:
         """Register a handler for lists of messages: ``async def handle(orders: list[Order])``.
 
@@ -138,36 +120,61 @@ class Service:
         reaches it.
 
         Args:
+            channel: as in `consumer`.
             max_messages: the largest batch.
             max_wait: from a batch's first message until it runs with what it has.
-            max_in_flight: default: enough for ``concurrency`` batches and as many being collected.
+            options: see `ConsumerOptions`.
 
-        The others are as in `consumer`; raises as `consumer`.
+        Raises:
+            ConfigurationError: as `consumer`.
         """
         whole(max_messages, name="max_messages", high=100_000)
-        whole(concurrency, name="concurrency", high=10_000)
-        batching = Batching(max_messages, seconds(max_wait, name="max_wait"))
-        limit = whole(
-            max_in_flight if max_in_flight is not None else 2 * concurrency * max_messages, name="max_in_flight"
-        )
-        if limit < max_messages:
-            raise ConfigurationError(f"max_in_flight={limit} is below max_messages={max_messages}: no batch could fill")
+        return self._registering(channel, options, Batching(max_messages, seconds(max_wait, name="max_wait")))
+
+    def responder(
+        self, channel: Channel[Any], *, reply_to: Sequence[str] = (), **options: Unpack[ConsumerOptions]
+    ) -> Callable[[F], F]:
+        """Register a handler that answers the requests in ``channel``: what it returns goes to whoever asked, and what it raises
+        goes there as an error (`RemoteError`). See `Broker.request`.
+
+        A request whose asker has stopped waiting is dropped without a run. One that nobody waits for (a plain message) runs, and
+        its result goes nowhere.
+
+        Args:
+            channel: as in `consumer`.
+            reply_to: patterns (``"legacy.replies.*"``) of further addresses that may be answered to. By default these are the
+                broker's inboxes and nothing else, so that no request makes a responder publish anywhere.
+            options: see `ConsumerOptions`. By default a request is tried once and no dead letters are kept. With a `Lease`
+                duplicates are answered with the first one's answer.
+
+        Raises:
+            ConfigurationError: as `consumer`; also for an `Inbox`, which remembers no answers.
+        """
+        if isinstance(reply_to, str):
+            raise ConfigurationError(f'reply_to={reply_to!r}: give a list of patterns, like reply_to=["legacy.*"]')
+        policy = FailurePolicy(in_place=None)
+        return self._registering(channel, options, answering=Answering(tuple(reply_to)), default=policy)
+
+    def _registering(
+        self,
+        channel: Channel[Any],
+        options: ConsumerOptions,
+        batching: Batching | None = None,
+        answering: Answering | None = None,
+        default: FailurePolicy | None = None,
+    ) -> Callable[[F], F]:
+        ensure_known(options)
 
         def register(handler: F) -> F:
             self._register(
                 define(
                     handler,
                     channel,
+                    options,
                     service=self.name,
-                    group=group,
-                    retry=retry,
-                    failure=failure,
-                    default=self._failure,
-                    dead_letter=dead_letter,
-                    concurrency=concurrency,
-                    max_in_flight=limit,
-                    max_in_flight_bytes=max_in_flight_bytes,
+                    default=default or self._failure,
                     batching=batching,
+                    answering=answering,
                 )
             )
             return handler
@@ -202,14 +209,89 @@ class Service:
         """A connection to this service's broker, not yet open; with ``no_wait`` one that fails at once if it is not there.
 
         Raises:
-            ConfigurationError: no URL was given, in code or in ``ALO_BROKER``.
+            ConfigurationError: no URL was given, in code or in ``ALO_BROKER``; or one that is none.
         """
         chosen = url or os.environ.get("ALO_BROKER") or self._url
         if not chosen:
             raise ConfigurationError(
                 f'service {self.name} has no broker; give Service(broker="kafka://localhost:9092") or set ALO_BROKER'
             )
-        return Broker(chosen, self._options, create=self._create, wait=0 if no_wait else self._wait)
+        options = self._options
+        if options and self._url and BrokerUrl.parse(chosen).scheme != BrokerUrl.parse(self._url).scheme:
+            log.info("%s: options are for %s, not for %s", self.name, mask_url(self._url), mask_url(chosen))
+            options = None
+        return Broker(chosen, options, create=self._create, wait=0 if no_wait else self._wait)
+
+    def _ensure_handlers(self) -> None:
+        if not self.consumers and not self._outbox:
+            raise ConfigurationError(
+                f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
+            )
+
+    async def check(self, *, url: str | None = None, no_wait: bool = False, offline: bool = False) -> list[Finding]:
+        """What a start would refuse or warn of, and what it would create; nothing is created by looking.
+
+        Args:
+            url, no_wait: as in `start`.
+            offline: look at the handlers and policies alone, and do not ask the broker what is there.
+
+        Raises:
+            ConfigurationError: no handlers, or no broker that can be named.
+            BrokerUnavailable, PermissionDenied: as named.
+        """
+        self._ensure_handlers()
+        broker = self.make_broker(url, no_wait=no_wait)
+        capabilities = broker.adapter.capabilities
+        found = check.together(self.consumers, capabilities)
+        found += [finding for consumer in self.consumers for finding in check.policy(consumer, capabilities)]
+        if not offline:
+            async with broker:
+                capabilities = broker.adapter.capabilities  # some limits are the server's to say
+                for consumer in self.consumers:
+                    topology, _ = check.wanted(consumer, capabilities)
+                    if topology is None:
+                        continue
+                    try:
+                        drifts = await broker.adapter.declare(topology, create=False)
+                    except ConfigurationError as error:  # a name or an option that this broker cannot have
+                        found.append(check.impossible(error))
+                    else:
+                        found += check.topology(drifts, create=self._create)
+                found += await self._settings(broker.adapter)
+        return check.merge(found)
+
+    async def explain(self, *, url: str | None = None, no_wait: bool = False, live: bool = False) -> list[Explanation]:
+        """What each handler may see, in words: how often, in what order, when it is tried again, what each crash repeats.
+
+        Args:
+            url, no_wait: as in `start`.
+            live: ask the broker for the settings that a failover depends on; else it is not asked at all.
+
+        Raises:
+            ConfigurationError: no handlers, no broker that can be named, or a policy that it cannot keep.
+            BrokerUnavailable, PermissionDenied: as named; only with ``live``.
+        """
+        self._ensure_handlers()
+        broker = self.make_broker(url, no_wait=no_wait)
+        facts: list[Fact] | None = None
+        if live:
+            async with broker:
+                wanted = [check.wanted(each, broker.adapter.capabilities)[0] for each in self.consumers]
+                facts = await inspect(broker.adapter, [topology for topology in wanted if topology is not None])
+        capabilities = broker.adapter.capabilities
+        for consumer in self.consumers:  # what does not start cannot be explained
+            check.refuse(check.policy(consumer, capabilities))
+        return [explain(consumer, capabilities, drain=self._drain, facts=facts) for consumer in self.consumers]
+
+    async def _settings(self, adapter: Adapter) -> list[Finding]:
+        """What follows from the settings of what is there, as far as this broker tells them."""
+        wanted = [(consumer, check.wanted(consumer, adapter.capabilities)[0]) for consumer in self.consumers]
+        there = [(consumer, topology) for consumer, topology in wanted if topology is not None]
+        facts = await inspect(adapter, [topology for _, topology in there])
+        found = check.broker(facts)
+        for consumer, topology in there:
+            found += check.settings(consumer, adapter.capabilities, topology, facts)
+        return found
 
     async def start(self, *, url: str | None = None, no_wait: bool = False) -> None:
         """Connect, declare, subscribe: returns when every consumer reads.
@@ -217,29 +299,41 @@ class Service:
         Raises:
             ConfigurationError: no handlers, running already, or a promise that this broker or its live topology cannot
             keep.
-            BrokerUnavailable, PermissionDenied, NotFound: as named. Nothing is left running.
+            BrokerUnavailable, StoreUnavailable, PermissionDenied, NotFound: as named. Nothing is left running.
         """
-        if not self.consumers:
-            raise ConfigurationError(
-                f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
-            )
+        self._ensure_handlers()
         if self._running:
             raise ConfigurationError(f"service {self.name} is running already")
         broker = self.make_broker(url, no_wait=no_wait)
+        relayed = outboxes(self.consumers, self._outbox)
+        turnstile = Turnstile()
         runtimes = [
-            Runtime(broker, consumer, self.name, self._fatal, create=self._create) for consumer in self.consumers
+            Runtime(broker, consumer, self.name, self._fatal, create=self._create, turnstile=turnstile)
+            for consumer in self.consumers
         ]
         self._stopping = asyncio.Event()
         self._fatal_error = None
         self._running = True
         try:
+            await self._open_stores([outbox.store for outbox in relayed])
             await broker.open()
             self._broker = broker
+            found = check.together(self.consumers, broker.adapter.capabilities)
             for runtime in runtimes:
-                check_drifts(await broker.adapter.declare(runtime.topology, create=self._create))
-            for runtime in runtimes:
+                drifts = await broker.adapter.declare(runtime.topology, create=self._create)
+                found += check.topology(drifts, create=False)
+            check.enforce(check.merge([*found, *await self._settings(broker.adapter)]))
+            for runtime in sorted(runtimes, key=lambda each: -each.consumer.priority):
+                before = [
+                    other.home
+                    for other in self._runtimes
+                    if other.home is not None and other.consumer.priority > runtime.consumer.priority
+                ]
                 self._runtimes.append(runtime)
-                await runtime.start()
+                await runtime.start(before)
+            self._relays = Relays(relayed, broker, self.name)
+            await self._relays.start()
+            self._guard_memory()
         except BaseException:
             try:
                 await self.stop(grace=0)
@@ -256,8 +350,13 @@ class Service:
         """
         if self._stopping is not None:
             self._stopping.set()
+        if self._memory is not None:
+            self._memory.cancel()
+        for runtime in self._runtimes:
+            runtime.stopping()
         supervisors = [supervisor for runtime in self._runtimes for supervisor in runtime.supervisors]
         limit = self._drain if grace is None else grace
+        begun = time.monotonic()
         try:
             ends = await asyncio.gather(*(s.stop(limit) for s in supervisors), return_exceptions=True)
         except asyncio.CancelledError:  # no more time: what still runs is given back
@@ -266,15 +365,35 @@ class Service:
         finally:
             self._runtimes = []
             broker, self._broker = self._broker, None
+            stores, self._stores = self._stores, []
             try:
+                if self._relays is not None:
+                    left = limit - (time.monotonic() - begun)
+                    await self._relays.stop(max(0.0, min(left, _RELAY_SECONDS)))
+                    self._relays = None
                 if broker is not None:
                     await broker.close()
+                for store in stores:
+                    await store.close()
             finally:
                 self._running = False
         for end in ends:
             if isinstance(end, BaseException):
                 log.error("stopping %s: %s", self.name, end)
         return all(end is True for end in ends)
+
+    def _guard_memory(self) -> None:
+        limit = self._memory_limit or container_limit()
+        if limit is not None and resident() is not None:
+            guard = MemoryGuard(limit, lambda: [meter for runtime in self._runtimes for meter in runtime.meters])
+            self._memory = asyncio.create_task(guard.run(), name="atleastonce-memory")
+
+    async def _open_stores(self, more: Sequence[LeaseStore]) -> None:
+        asked = [consumer.idempotency.store for consumer in self.consumers if consumer.idempotency is not None]
+        for store in (*asked, *more):
+            if not store.is_open:
+                await store.open()
+                self._stores.append(store)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -291,9 +410,14 @@ class Service:
         async with self:
             yield
 
-    async def serve(self, *, url: str | None = None, no_wait: bool = False) -> None:
+    async def serve(self, *, url: str | None = None, no_wait: bool = False, tune_gc: bool = False) -> None:
         """Run until SIGTERM, SIGINT or `request_stop`, then drain; a second signal ends the drain, and one that comes
         while the service is still starting, or waiting for its broker, ends the start.
+
+        Args:
+            url: another broker than the service's.
+            no_wait: fail if the broker is down, instead of waiting for it.
+            tune_gc: let Python's garbage collector run less often (`engine.collector`), once everything is started.
 
         Raises:
             SystemExit, KeyboardInterrupt: a handler raised it; its message was given back, the others drained.
@@ -303,6 +427,7 @@ class Service:
         hurry = asyncio.Event()
         starting = asyncio.create_task(self.start(url=url, no_wait=no_wait))
         given_up = False
+        tuning = contextlib.ExitStack()
 
         def on_signal(name: str) -> None:
             nonlocal given_up
@@ -324,8 +449,13 @@ class Service:
             except asyncio.CancelledError:
                 if given_up:
                     return
+                await asyncio.wait([starting])
+                if not starting.cancelled() and starting.exception() is None:  # cancelled just when it had started
+                    await self.stop()
                 raise
             assert self._stopping is not None  # noqa: S101 - set by start
+            if tune_gc:
+                tuning.enter_context(collector.tuned())
             watch = [asyncio.create_task(s.wait()) for runtime in self._runtimes for s in runtime.supervisors]
             told = asyncio.create_task(self._stopping.wait())
             rush = asyncio.create_task(hurry.wait())
@@ -345,18 +475,20 @@ class Service:
             for task in done:
                 task.result()
         finally:
+            tuning.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 with contextlib.suppress(NotImplementedError, ValueError):
                     loop.remove_signal_handler(number)
         if self._fatal_error is not None:
             raise self._fatal_error
 
-    def run(self, *, url: str | None = None, no_wait: bool = False) -> None:
-        """Run until SIGTERM or Ctrl-C, then drain. Blocks. Raises as `serve`."""
+    def run(self, *, url: str | None = None, no_wait: bool = False, tune_gc: bool = True) -> None:
+        """Run until SIGTERM or Ctrl-C, then drain. Blocks; the process is taken to be the service's own. Arguments and
+        errors are those of `serve`."""
         loop = asyncio.new_event_loop()
         try:
             asyncio.set_event_loop(loop)
-            loop.run_until_complete(self.serve(url=url, no_wait=no_wait))
+            loop.run_until_complete(self.serve(url=url, no_wait=no_wait, tune_gc=tune_gc))
         finally:
             _close(loop)
 
@@ -366,8 +498,33 @@ class Service:
             self._stopping.set()
 
     def status(self) -> list[ConsumerStatus]:
-        """What every reader is doing; empty when the service does not run."""
-        return [status for runtime in self._runtimes for status in runtime.status()]
+        """What every reader and relay is doing; empty when the service does not run."""
+        relays = self._relays.status() if self._relays is not None else []
+        return [status for runtime in self._runtimes for status in runtime.status()] + relays
+
+    async def pause(self, channel: Channel[Any] | None = None) -> None:
+        """Receive nothing more from ``channel`` (default: from any) until `resume`; what is in flight goes on.
+
+        Raises:
+            ConfigurationError: no handler of this service reads ``channel``.
+        """
+        for runtime in self._reading(channel):
+            await runtime.pause()
+
+    async def resume(self, channel: Channel[Any] | None = None) -> None:
+        """Receive from ``channel`` (default: from all) again, whatever has paused it: `pause`, or a flood of dead letters,
+        of which as many as before may come then.
+
+        Raises:
+            ConfigurationError: no handler of this service reads ``channel``.
+        """
+        for runtime in self._reading(channel):
+            await runtime.resume()
+
+    def _reading(self, channel: Channel[Any] | None) -> list[Runtime]:
+        if channel is not None and all(consumer.home.channel != channel for consumer in self.consumers):
+            raise ConfigurationError(f"no handler of service {self.name} reads {channel.name}")
+        return [runtime for runtime in self._runtimes if channel in (None, runtime.consumer.home.channel)]
 
     def _fatal(self, error: BaseException) -> None:
         log.error("service %s stops: %r", self.name, error)
@@ -378,6 +535,10 @@ class Service:
     def __repr__(self) -> str:
         return f"<Service {self.name}: {len(self.consumers)} consumers>"
 
+
+# How long a relay's publishes may go on when everything else has ended. More is not needed: what they publish stays a row until
+# it is confirmed, so at worst it is published again.
+_RELAY_SECONDS = 5.0
 
 # How long a stopped service's process waits for handlers that do not end when they are cancelled.
 _STUCK_SECONDS = 2.0

@@ -15,6 +15,7 @@ from atleastonce.broker import Broker
 from atleastonce.channels import Channel
 from atleastonce.contract import Backlog, Outcome
 from atleastonce.errors import Closed
+from atleastonce.patterns.replies import Gathered
 
 T = TypeVar("T")
 
@@ -48,9 +49,25 @@ class SyncBroker:
         """Publish a list; arguments and errors as `Broker.publish_many`."""
         return self._call(self._broker.publish_many(channel, payloads, **options))
 
+    def request(self, channel: Channel[Any], payload: Any, **options: Any) -> Any:
+        """Ask and wait for the answer; arguments and errors as `Broker.request`."""
+        return self._call(self._broker.request(channel, payload, **options))
+
+    def gather(self, channel: Channel[Any], payload: Any, **options: Any) -> Gathered[Any]:
+        """Ask many and wait for the answers; arguments and errors as `Broker.gather`."""
+        return self._call(self._broker.gather(channel, payload, **options))
+
     def backlog(self, channel: Channel[Any], group: str | None = None) -> Backlog:
         """As `Broker.backlog`."""
         return self._call(self._broker.backlog(channel, group))
+
+    def limit_depth(self, channel: Channel[Any], group: str | None = None, **options: Any) -> None:
+        """As `Broker.limit_depth`."""
+
+        async def limit() -> None:
+            self._broker.limit_depth(channel, group, **options)
+
+        self._call(limit())
 
     def close(self) -> None:
         """Wait for pending publishes, disconnect, end the thread. Idempotent. Nothing in a forked process: the

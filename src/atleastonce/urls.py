@@ -27,7 +27,9 @@ def mask(text: str) -> str:
         text = _USERINFO.sub(_hidden_user, text)
     if "=" in text:
         text = _OPTION.sub(_hidden_option, text)
-    return _SETTING.sub(r"\1***", text)
+    if "=" in text or '"' in text or "'" in text:
+        text = _SETTING.sub(r"\1***", text)
+    return text
 
 
 def is_secret(option: str) -> bool:

@@ -28,15 +28,20 @@ ERROR_TYPE = "alo-error-type"
 ERROR_MESSAGE = "alo-error-message"
 ERROR_AT = "alo-error-at"
 ERROR_STAGE = "alo-error-stage"
-"""decode | handler | expired | crash-loop | rejected."""
+"""decode | key | mismatch | handler | expired | crash-loop | rejected."""
 FINGERPRINT = "alo-fingerprint"
 TRACEBACK = "alo-traceback"
 SERVICE = "alo-service"
 HOST = "alo-host"
 REDRIVES = "alo-redrives"
+EDITED = "alo-edited"
+"""SHA-256 of the body before a person changed it for a redrive."""
 REPLY_TO = "alo-reply-to"
 CORRELATION = "alo-correlation"
 DEADLINE = "alo-deadline"
+"""When whoever asks stops waiting for an answer, in milliseconds since the epoch."""
+RESPONDER = "alo-responder"
+"""In an answer: which source's handler gives it."""
 CONTENT_TYPE = "content-type"
 
 MAX_ID = 256
@@ -78,6 +83,12 @@ def read_due(headers: Headers, *, now: float, delay: float) -> float:
         return 0.0
     latest = now + longest
     return latest if len(text) > 18 else min(int(text) / 1000, latest)
+
+
+def read_deadline(headers: Headers) -> float | None:
+    """When the asker stops waiting, in seconds since the epoch; None where it did not say, or nothing that makes sense."""
+    value = read_int(headers, DEADLINE, default=0, low=1, high=10**17)
+    return value / 1000 if value else None
 
 
 def read_id(value: object) -> str | None:

@@ -1,6 +1,7 @@
 """Apache Kafka: a log read by consumer groups."""
 
 import asyncio
+import os
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -15,6 +16,9 @@ from atleastonce.channels import Queue
 from atleastonce.contract import Adapter
 from atleastonce.testing.brokers import can_kill, killable
 from atleastonce.testing.conformance import ConformanceSuite, Harness, KillableBroker, RawMessage
+
+# The other kind of consumer group; `python3 dev.py matrix` runs it.
+PROTOCOL = os.environ.get("ALO_KAFKA_PROTOCOL", "classic")
 
 NOBODY = "kafka://127.0.0.1:1"
 
@@ -51,18 +55,17 @@ class RawKafka:
 
 
 class KafkaHarness(Harness):
-    name = "kafka"
+    name = "kafka" if PROTOCOL == "classic" else f"kafka ({PROTOCOL} protocol)"
     settle_lag = 2.0  # commit.interval, and a busy machine
 
     def __init__(self, broker: Running) -> None:
         self.url = broker.url
         self.raw = RawKafka(broker.url)
         self.killable = can_kill("kafka")
-        self.options = {
-            "session.timeout.ms": 6000,  # the least that brokers allow; a killed consumer's partitions wait for it
-            "heartbeat.interval.ms": 500,
-            "request.timeout": 4,  # how long an absent broker is waited for
-        }
+        self.options = {"request.timeout": 4, "group.protocol": PROTOCOL}  # how long an absent broker is waited for
+        if PROTOCOL == "classic":
+            # The least that brokers allow; a killed consumer's partitions wait for it. Others are told by the broker.
+            self.options |= {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
         self._version = broker.version
 
     def broker_version(self) -> str:

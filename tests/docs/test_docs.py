@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atleastonce import Service
+from atleastonce import ConfigurationError, Service
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,7 +21,10 @@ BLOCKS = {page: blocks for page in PAGES if (blocks := CODE.findall(page.read_te
 
 
 @pytest.mark.parametrize("page", BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-async def test_the_code_of_a_page_runs_and_its_services_start(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_code_of_a_page_runs_and_its_services_start(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for files of its stores
     monkeypatch.setenv("ALO_BROKER", f"memory://{uuid.uuid4().hex}")
     module = types.ModuleType("page")
     monkeypatch.setitem(__import__("sys").modules, "page", module)  # annotations are resolved in their module
@@ -34,7 +37,10 @@ async def test_the_code_of_a_page_runs_and_its_services_start(page: Path, monkey
         found = [value for value in vars(module).values() if isinstance(value, Service)]
         services += [service for service in found if all(service is not known for known in services)]
     for service in services:
-        if service.consumers:
+        if any(consumer.transactions for consumer in service.consumers):
+            with pytest.raises(ConfigurationError, match="no such transactions"):  # the page says so
+                await service.start()
+        elif service.consumers:
             async with service:
                 assert {status.state for status in service.status()} == {"running"}
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atleastonce import Queue, Topic
 
-BACKENDS = ["memory", "sqlite", "kafka", "rabbitmq"]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from once_kit import Database
+
+BACKENDS = ["memory", "sqlite", "kafka", "rabbitmq", "redis", "nats", "pubsub", "sqs"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -36,3 +41,40 @@ def queue() -> Callable[[str], Queue[object]]:
     """Queues with names of this run alone."""
     run = uuid.uuid4().hex[:8]
     return lambda name: Queue(f"{name}.{run}", partitions=2)
+
+
+@pytest.fixture(scope="session")
+def shop_dsn(postgres_url: str) -> str:
+    return postgres_url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    where = str(tmp_path / "shop.db") if request.param == "sqlite" else request.getfixturevalue("shop_dsn")
+    made = Database(request.param, where)
+    yield made
+    if request.param == "postgres":
+        made.query(f"DROP TABLE {made.table}")
+
+
+@pytest.fixture
+def mysql_database(mysql_url: str) -> Iterator[Database]:
+    made = Database("mysql", mysql_url)
+    yield made
+    made.query(f"DROP TABLE {made.table}")
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
+def inbox_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """As `database`, and MySQL."""
+    if request.param == "sqlite":
+        return Database("sqlite", str(tmp_path / "shop.db"))
+    made: Database = request.getfixturevalue(f"{request.param}_database")
+    return made
+
+
+@pytest.fixture
+def postgres_database(shop_dsn: str) -> Iterator[Database]:
+    made = Database("postgres", shop_dsn)
+    yield made
+    made.query(f"DROP TABLE {made.table}")

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,12 +203,30 @@ def postgres_read(broker: Running) -> bytes | None:
         return value.encode()
 
 
+def mysql_connection(broker: Running) -> Any:
+    pymysql = pytest.importorskip("pymysql")
+    return pymysql.connect(host="127.0.0.1", port=broker.port, user="root", database="test", autocommit=True)
+
+
+def mysql_write(broker: Running) -> None:
+    with mysql_connection(broker) as connection, connection.cursor() as cursor:
+        cursor.execute("create table kept as select 'kept' as value")
+
+
+def mysql_read(broker: Running) -> bytes | None:
+    with mysql_connection(broker) as connection, connection.cursor() as cursor:
+        cursor.execute("select value from kept")
+        value: str = cursor.fetchone()[0]
+        return value.encode()
+
+
 DURABLE = {
     "kafka": (kafka_write, kafka_read),
     "rabbitmq": (rabbitmq_write, rabbitmq_read),
     "nats": (nats_write, nats_read),
     "redis": (redis_write, redis_read),
     "postgres": (postgres_write, postgres_read),
+    "mysql": (mysql_write, mysql_read),
 }
 
 
@@ -367,7 +386,8 @@ def test_ctrl_c_ends_what_was_being_started(home: Path, own: Provisioned) -> Non
     assert not family(home / "kafka", None)
 
 
-def test_a_start_that_fails_shows_the_end_of_the_log(home: Path) -> None:
+def test_a_start_that_fails_shows_the_end_of_the_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALO_REQUIRE", raising=False)  # a missing one is named, and not an error, here
     redis = up(["redis"], progress=False, state_dir=home)["redis"]
     redis_write(redis)
     down(state_dir=home)
@@ -381,7 +401,8 @@ def test_a_start_that_fails_shows_the_end_of_the_log(home: Path) -> None:
     assert not status(state_dir=home)
 
 
-def test_a_fixed_port_that_is_taken_is_named(home: Path) -> None:
+def test_a_fixed_port_that_is_taken_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALO_REQUIRE", raising=False)  # a missing one is named, and not an error, here
     with contextlib.ExitStack() as stack:
         taken = stack.enter_context(socket.socket())
         with contextlib.suppress(OSError):  # taken by another: as good

@@ -106,7 +106,7 @@ def test_every_message_is_accounted_for(place: Path) -> None:
     assert not list((place / "cwd").iterdir())
 
 
-@pytest.mark.parametrize("broker", ["kafka_url", "rabbitmq_url"])
+@pytest.mark.parametrize("broker", ["kafka_url", "rabbitmq_url", "pubsub_url"])
 def test_the_same_on_real_brokers(place: Path, request: pytest.FixtureRequest, broker: str) -> None:
     url = request.getfixturevalue(broker)
     account = account_of(demo(place, "--messages", "1000", "--json", "--broker", url))

@@ -61,7 +61,7 @@ class Quiet:
 
 async def read_all(service: Service, source: Source, count: int) -> list[Delivery]:
     """``count`` messages of ``source``, left where they are."""
-    subscription = await service.broker.adapter.subscribe(source, Window(1000, 1 << 24), Quiet())
+    subscription = await service.broker.adapter.subscribe(source, Window(1000, 1 << 27), Quiet())
     found: list[Delivery] = []
     try:
         end = time.monotonic() + DEADLINE

@@ -141,7 +141,7 @@ class FakeAdapter(Adapter):
         return self.subscriptions[-1]
 
     async def backlog(self, source: Source) -> Backlog:
-        return Backlog()
+        return Backlog(waiting=0, in_flight=0, delayed=0)
 
     def classify(self, error: BaseException) -> Fault:
         return Fault(Code.INTERNAL, detail=str(error))

@@ -45,10 +45,11 @@ def test_every_go_module_has_its_digest(module: str) -> None:
 
 def test_no_pin_says_where_it_comes_from() -> None:
     for path in PINS.rglob("*.txt"):
-        assert "http" not in path.read_text(), path
+        assert "://" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The container of `pubsub` is what `pubsub-google` runs natively.
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"pubsub-google"}))
 def test_compose_has_the_same_broker(name: str) -> None:
     recipe = RECIPES[name]
     service = re.search(rf"^  {name}:\n((?:    .*\n|\n)+)", COMPOSE, re.M)

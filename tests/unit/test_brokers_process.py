@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atleastonce.brokers.model import Command
-from atleastonce.brokers.process import Identity, alive, end, family, identity_of, kill, own_identity, send, spawn
+from atleastonce.brokers.process import Identity, alive, end, family, halt, identity_of, kill, own_identity, send, spawn
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the mark is read from /proc")
 
@@ -123,6 +123,20 @@ def test_a_paused_server_can_be_ended(mark: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     assert end(mark, who, signal.SIGTERM, 5)
     assert time.monotonic() - started < 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system shows no threads")
+def test_a_halted_server_stands_still_with_all_its_threads(mark: Path, tmp_path: Path) -> None:
+    busy = "import threading\nfor _ in range(8): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+    who = spawn(python(busy), mark, tmp_path / "log")
+    tasks = Path(f"/proc/{who.pid}/task")
+    try:
+        until(lambda: len(list(tasks.iterdir())) == 9)
+        halt([who])
+        states = [(task / "stat").read_text().rpartition(") ")[2][0] for task in tasks.iterdir()]
+        assert states == ["T"] * 9
+    finally:
+        kill(mark, who)
 
 
 def test_the_environment_of_a_server_is_its_own(mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atleastonce import BrokerUnavailable, ConfigurationError, MissingExtra, NotFound
+from atleastonce import BrokerUnavailable, ConfigurationError, MissingExtra, NotFound, connect_sync
 from atleastonce.brokers import Unavailable
 from atleastonce.cli.app import run
 from atleastonce.cli.errors import describe, ended_by
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             del sys.modules[name]
 
 
-BROKER = "sqlite:///q.db"
+BROKER, EMPTY = "sqlite:///q.db", "sqlite:///empty.db"
 BAD = [
     (["run", "shopapp"], 2, "write module:attribute, like app:service"),
     (["run", "shopap:service"], 2, 'no module "shopap"; did you mean shopapp?'),
@@ -68,8 +68,11 @@ BAD = [
     (["publish", "q", "{}", "--queue", "--broker", f"{BROKER}?max_message_bytes=9"], 1, "send a reference"),
     (["publish", "q", "--queue", "--broker", BROKER, "--id", "1"], 2, "--id is for one message"),
     (["tail", "q", "--queue", "--group", "g", "--broker", BROKER], 2, "queue q has no groups"),
-    (["tail", "t", "--topic", "--broker", BROKER], 1, "there is no topic t at sqlite:///q.db"),
-    (["tail", "q", "--queue", "--broker", BROKER], 1, "q"),
+    (["tail", "t", "--topic", "--broker", EMPTY], 1, "there is no topic t at sqlite:///empty.db"),
+    (["tail", "q", "--queue", "--broker", EMPTY], 1, "q"),
+    (["tail", "t", "--topic", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist; check the name'),
+    (["tail", "q", "--queue", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist'),
+    (["dlq", "list", "--broker", BROKER, "--channel", "q"], 2, 'sqlite file "q.db" does not exist'),
     (["brokers", "up", "kafak"], 2, 'no broker "kafak"; there are kafka'),
     (["demo", "--messages", "0"], 2, "--messages"),
     (["demo", "--input", "none.jsonl"], 2, "none.jsonl: No such file"),
@@ -88,12 +91,16 @@ def test_bad_input_gets_one_line_and_its_exit_code(
     (place / "crash.py").write_text("x = 0\n1 / x\n")
     (place / "syntax.py").write_text("def (\n")
     (place / "imports.py").write_text("import no_such_thing\n")
+    if EMPTY in words:
+        with connect_sync(EMPTY):
+            pass
     assert run(words) == code
     out, err = capfd.readouterr()
     assert not out
     assert text in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+    assert words[0] not in ("tail", "dlq") or not (place / "q.db").exists(), "who looks makes nothing"
 
 
 def test_a_traceback_is_shown_on_request_only(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +179,7 @@ def test_tail_shows_what_could_move_the_cursor_as_text(place: Path, capfd: Any) 
 def test_help_without_arguments(capfd: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     out = capfd.readouterr().out
-    for command in ("run", "demo", "publish", "tail", "doctor", "brokers"):
+    for command in ("run", "check", "demo", "publish", "tail", "doctor", "brokers"):
         assert command in out
     assert run(["--version"]) == 0
     assert capfd.readouterr().out.startswith("atleastonce ")

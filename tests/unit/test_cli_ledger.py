@@ -16,6 +16,7 @@ from atleastonce.cli.demo.services import once_each
 from atleastonce.cli.demo.world import CarrierUnavailable, GatewayTimeout, book_parcel, charge_card
 from atleastonce.contract import Delivery
 from atleastonce.errors import Discard
+from atleastonce.patterns.history import History
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def ledger(tmp_path: Path) -> Any:
 def context(message_id: str, attempt: int = 1, redrives: int = 0) -> Context:
     source = Source(Topic[Any]("orders"), "billing")
     delivery = Delivery(Message(message_id, b""), source, "", "", 0, None)
-    return Context(delivery, lambda: pytest.fail("nothing is published"), attempt, redrives)
+    past = History(attempt, None, redrives, True)
+    return Context(delivery, lambda: pytest.fail("nothing is published"), lambda _: past)
 
 
 def order(number: int, status: Any = "placed") -> Order:

@@ -328,6 +328,26 @@ class NeverExtends(Reads):
             return [OK] * len(deliveries)
 
 
+class AcksOnDelivery(Reads):
+    """At most once: what was handed out is gone, whatever becomes of it."""
+
+    class subscription(MemorySubscription):  # noqa: N801
+        async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+            got = await super().receive(max_messages, max_wait)
+            await super().settle([(delivery, ACK) for delivery in got])
+            return got
+
+
+class TellsEveryGroup(Sends):
+    """What is sent to one group goes to its whole topic."""
+
+    def change(self, batch: list[Outgoing]) -> list[Outgoing]:
+        return [
+            Outgoing(item.destination.channel, item.message) if isinstance(item.destination, Source) else item
+            for item in batch
+        ]
+
+
 class MixesGroups(MemoryAdapter):
     """All groups of a topic are one."""
 
@@ -413,6 +433,20 @@ PLANTED: list[tuple[str, type[MemoryAdapter]]] = [
     ("49b", WaitsForBatches),
     ("53", LosesWhenCancelled),
     ("54", LeaksTasks),
+    ("36", AcksOnDelivery),
+    ("38", RepeatsOne),
+    ("40", RepeatsOne),
+    ("51", AcksReleases),
+    ("51", RepeatsOne),
+    ("51b", AcksReleases),
+    ("52", AcksReleases),
+    ("63", ForgetsRetryDelays),
+    ("63", MixesGroups),
+    ("63b", AcksOnDelivery),
+    ("65", TellsEveryGroup),
+    ("65b", AcksReleases),
+    ("65c", AcksOnDelivery),
+    ("68", ForgetsRetryDelays),
     ("69b", CountsUnknownAsNothing),
     ("74", RetriesEverything),
 ]
@@ -427,6 +461,8 @@ class PlantedHarness(Harness):
     def __init__(self, mutant: type[MemoryAdapter]) -> None:
         self._mutant = mutant
         self._broker = f"planted-{secrets.token_hex(4)}"
+        self.url = f"memory://{self._broker}"
+        self.short_lease = {"lease": self.lease}
 
     def adapter(self, *, url: str | None = None, short_lease: bool = False) -> Adapter:
         return self._mutant(self._broker, lease=self.lease if short_lease else 30.0)
@@ -435,9 +471,14 @@ class PlantedHarness(Harness):
         return Queue(name), Queue(name, fifo=True)
 
 
-async def run_case(id: str, mutant: type[MemoryAdapter]) -> None:
+async def run_case(id: str, mutant: type[MemoryAdapter], monkeypatch: pytest.MonkeyPatch) -> None:
     (method,) = (name for name in dir(ConformanceSuite) if name.startswith(f"test_{id}_"))
     harness = PlantedHarness(mutant)
+
+    def planted(url: str, options: dict[str, Any]) -> Adapter:  # what services open
+        return harness.adapter(url=url, short_lease=bool(options))
+
+    monkeypatch.setattr("atleastonce.broker.open_adapter", planted)
     adapter = harness.adapter()
     await adapter.open()
     bench = Bench(harness, adapter, id)
@@ -450,15 +491,15 @@ async def run_case(id: str, mutant: type[MemoryAdapter]) -> None:
 
 
 @pytest.mark.parametrize(("id", "mutant"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
-async def test_a_planted_fault_is_found(id: str, mutant: type[MemoryAdapter]) -> None:
+async def test_a_planted_fault_is_found(id: str, mutant: type[MemoryAdapter], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
-        await run_case(id, mutant)
+        await run_case(id, mutant, monkeypatch)
 
 
 @pytest.mark.parametrize("id", sorted({id for id, _ in PLANTED}))
-async def test_without_the_fault_the_case_passes(id: str) -> None:
+async def test_without_the_fault_the_case_passes(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would prove nothing."""
-    await run_case(id, MemoryAdapter)
+    await run_case(id, MemoryAdapter, monkeypatch)
 
 
 def test_case_ids_are_unique_and_names_are_sentences() -> None:

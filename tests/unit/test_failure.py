@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ from atleastonce import (
     RetryChain,
     RetryLater,
 )
-from atleastonce.patterns.failure import Again, Dead, Drop, Hop, causes, decide
+from atleastonce.patterns.failure import Again, Dead, Drop, Hop, causes, decide, room
 
 STEADY = Backoff("100ms", factor=2, maximum="1s", max_attempts=3, jitter=0)
 CHAIN = RetryChain("5s", "30s", "5m")
@@ -141,9 +141,16 @@ def test_what_one_task_discards_is_not_done_while_another_failed() -> None:
     assert step(FULL, caused(RuntimeError(), ExceptionGroup("a", [Discard("x"), ValueError()]))) == Again(0.1)
 
 
-def test_from_none_hides_what_came_before() -> None:
-    assert isinstance(step(FULL, during(ValueError(), KeyError())), Dead)
-    assert step(FULL, during(ValueError(), KeyError(), hidden=True)) == Again(0.1)
+def test_what_was_caught_before_is_no_cause() -> None:
+    for earlier in (KeyError(), DecodeError("x")):
+        assert step(FULL, during(ValueError(), earlier)) == Again(0.1)
+        assert step(FULL, during(ValueError(), earlier, hidden=True)) == Again(0.1)
+        assert isinstance(step(FULL, caused(ValueError(), earlier)), Dead)
+
+
+def test_a_decision_that_was_caught_stands_unless_from_none_hides_it() -> None:
+    assert isinstance(step(FULL, during(ValueError(), DeadLetter("x"))), Dead)
+    assert step(FULL, during(ValueError(), DeadLetter("x"), hidden=True)) == Again(0.1)
 
 
 def test_cycles_and_long_chains_end() -> None:
@@ -179,6 +186,18 @@ def test_give_up_after_is_decided_before_a_wait_that_could_not_end_in_time() -> 
     assert step(policy, later) == Dead("expired", later)
     assert step(policy, RetryLater("60s")) == Hop(60.0, 2)
     assert step(policy, tries=3, attempt=4, now=5000.0) == Dead("handler", ERROR), "nothing to wait for: not expired"
+
+
+def test_a_chain_that_is_only_drained_is_none() -> None:
+    policy = FailurePolicy(in_place=None, chain=RetryChain(drain_only=("30s", "5m", "30s")))
+    assert policy.delays == ()
+    assert policy.drained == (30.0, 300.0)
+    assert step(policy) == Dead("handler", ERROR)
+    assert step(policy, RetryLater()) == Hop(1.0, 2)
+    assert step(policy, RetryLater("10m")) == Hop(600.0, 2)
+    changed = FailurePolicy(in_place=None, chain=RetryChain("5s", "5m", drain_only=["30s"]))
+    assert (changed.delays, changed.drained) == ((5.0, 300.0), (30.0,))
+    assert step(changed, attempt=3) == Dead("handler", ERROR), "a third attempt, from the hop that was removed"
 
 
 # ------------------------------------------------------------------------------------------------------ laws
@@ -230,6 +249,82 @@ def test_no_wait_ends_after_give_up_after(
         assert taken == Dead("expired", ERROR)
 
 
+def nested(error: BaseException, shape: list[str]) -> BaseException:
+    """``error`` inside of causes, contexts and groups."""
+    for layer in shape:
+        if layer == "group":
+            error = BaseExceptionGroup("several", [OSError("other"), error])
+        elif layer == "cause":
+            error = caused(RuntimeError("outer"), error)
+        elif layer == "context":
+            error = during(RuntimeError("outer"), error)
+        else:
+            error = ExceptionGroup("one", [error]) if isinstance(error, Exception) else error
+    return error
+
+
+@given(
+    POLICIES,
+    st.lists(st.sampled_from(["group", "cause", "context", "single"]), max_size=6),
+    st.integers(1, 9),
+    st.integers(1, 7),
+)
+def test_what_ends_a_message_is_found_however_deep(
+    policy: FailurePolicy, shape: list[str], attempt: int, tries: int
+) -> None:
+    fatal = FailurePolicy(in_place=policy.in_place, chain=policy.chain, give_up_on=(KeyError,))
+    causing = [layer for layer in shape if layer != "context"]  # what was caught before is no cause
+    given_up = nested(KeyError("x"), causing)
+    assert step(fatal, given_up, attempt=attempt, tries=tries) == Dead("handler", given_up)
+    poison = nested(DecodeError("x"), causing)
+    assert step(policy, poison, attempt=attempt, tries=tries) == Dead("decode", poison)
+    decided = DeadLetter("x")
+    assert step(policy, nested(decided, shape), attempt=attempt, tries=tries) == Dead("handler", decided)
+    stale = step(policy, nested(Discard("x"), shape), attempt=attempt, tries=tries)
+    if "group" in shape:  # another task failed: what one of them discarded is not done
+        assert stale != Drop("x")
+    elif "single" not in shape:
+        assert stale == Drop("x")
+
+
+@given(
+    POLICIES, st.floats(0, 1e6), st.booleans(), st.integers(1, 9), st.integers(1, 7), st.none() | st.floats(0.001, 1e6)
+)
+def test_a_deferral_waits_as_asked_or_ends(
+    policy: FailurePolicy, delay: float, count: bool, attempt: int, tries: int, life: float | None
+) -> None:
+    limited = FailurePolicy(in_place=policy.in_place, chain=policy.chain, give_up_after=life)
+    later = RetryLater(delay, count=count)
+    taken = step(limited, later, attempt=attempt, tries=tries)
+    if isinstance(taken, Hop):
+        assert taken == Hop(delay, attempt + 1 if count else attempt)
+        assert life is None or delay <= life
+    elif life is not None and delay > life:
+        assert taken in (Dead("expired", later), Dead("handler", later))
+    else:
+        assert taken == Dead("handler", later)
+        assert count
+        assert attempt > len(policy.delays) > 0, "only a chain that has ended ends it"
+
+
+@given(
+    POLICIES, st.integers(1, 40_000), st.integers(1, 1000), st.floats(0, 2e9), st.floats(0, 2e9), st.floats(0, 0.999)
+)
+def test_any_failure_has_an_answer_and_no_wait_is_short(
+    policy: FailurePolicy, attempt: int, tries: int, now: float, first: float, rand: float
+) -> None:
+    taken = decide(policy, ERROR, attempt=attempt, tries=tries, now=now, first_failed=first, rand=lambda: rand)
+    if isinstance(taken, Again):
+        assert policy.in_place is not None
+        assert taken.wait >= min(policy.in_place.initial, policy.in_place.maximum)
+    elif isinstance(taken, Hop):
+        assert taken == Hop(policy.delays[attempt - 1], attempt + 1), (
+            "jitter makes no hop shorter, nor its channel another"
+        )
+    else:
+        assert taken == Dead("handler", ERROR)
+
+
 @given(BACKOFFS, st.integers(1, 5), st.floats(0, 0.999))
 def test_jitter_only_lengthens(backoff: Backoff, attempt: int, rand: float) -> None:
     least, wait = backoff.wait(attempt, lambda: 0.0), backoff.wait(attempt, lambda: rand)
@@ -239,13 +334,13 @@ def test_jitter_only_lengthens(backoff: Backoff, attempt: int, rand: float) -> N
 
 
 @given(CHAINS, st.floats(0, 1e7))
-def test_a_tier_is_the_longest_that_is_not_too_long(chain: RetryChain, delay: float) -> None:
-    tier = chain.tier(delay)
-    assert tier in chain.delays
-    if tier > delay:
-        assert tier == chain.delays[0], "never shorter than the shortest"
+def test_a_room_is_the_longest_that_is_not_too_long(chain: RetryChain, delay: float) -> None:
+    found = room(chain.delays, delay)
+    assert found in chain.delays
+    if found > delay:
+        assert found == chain.delays[0], "never shorter than the shortest"
     else:
-        assert not [other for other in chain.delays if tier < other <= delay]
+        assert not [other for other in chain.delays if found < other <= delay]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -270,6 +365,12 @@ def test_chains() -> None:
         (lambda: RetryChain("5s", "4s"), "a delay is shorter than the one before it"),
         (lambda: RetryChain("soon"), "is no duration"),
         (lambda: RetryChain(*range(1, 1100)), "has 1099 delays; 1000 are the most"),
+        (lambda: RetryChain("5s", "30s", drain_only=("30s",)), "30s is a delay of the chain as well"),
+        (lambda: RetryChain("5s", drain_only="30s"), "give a list of delays"),
+        (lambda: RetryChain("5s", drain_only=cast(Any, 30)), "give a list of delays"),
+        (lambda: RetryChain("5s", drain_only=["soon"]), "is no duration"),
+        (lambda: RetryChain("5s", drain_only=range(6, 1100)), "has 1095 delays; 1000 are the most"),
+        (lambda: FailurePolicy(dead_letter=cast(Any, True)), "give DeadLetterPolicy"),
         (lambda: RetryChain.exponential("5s", hops=0), "hops=0"),
         (lambda: RetryChain.exponential("5s", hops=10**9), "hops=1000000000"),
         (lambda: RetryChain.exponential("5s", hops=3, factor=0.5), "factor=0.5"),

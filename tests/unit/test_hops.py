@@ -19,7 +19,7 @@ from atleastonce.patterns.hops import dead_copy, fingerprint, one_line, redriven
 HOME = Source(Topic("orders"), "billing")
 NOW = 1_700_000_000.25
 OURS = {value for value in vars(wire).values() if isinstance(value, str) and value.startswith("alo-")} - {wire.PREFIX}
-FAILURE = OURS - {wire.REPLY_TO, wire.CORRELATION, wire.DEADLINE}
+FAILURE = OURS - {wire.REPLY_TO, wire.CORRELATION, wire.DEADLINE, wire.RESPONDER, wire.EDITED}
 
 
 def delivery(message: Message, *, stream: str = "orders/3", position: str | int = 41, count: int = 1) -> Delivery:

@@ -12,6 +12,7 @@ from atleastonce.adapters import open_adapter
 from atleastonce.adapters.kafka import KafkaAdapter
 from atleastonce.adapters.kafka.config import Settings, settings
 from atleastonce.adapters.kafka.faults import as_exception, classify, publish_outcome
+from atleastonce.adapters.kafka.transactor import is_member
 from atleastonce.contract import Code, Scope, Status, Window
 from atleastonce.errors import BrokerUnavailable, ConfigurationError, NotFound, PermissionDenied
 from atleastonce.urls import BrokerUrl
@@ -164,3 +165,26 @@ def test_exceptions_by_their_meaning() -> None:
     assert raised(KafkaError.CLUSTER_AUTHORIZATION_FAILED) is PermissionDenied
     assert raised(KafkaError.POLICY_VIOLATION) is ConfigurationError
     assert raised(KafkaError._TIMED_OUT) is BrokerUnavailable
+
+
+def test_a_transactional_producer_outlives_no_transaction() -> None:
+    made = parsed("kafka://h?transaction.timeout.ms=5000&delivery.timeout.ms=20000").transactional("me")
+    assert (made["transactional.id"], made["transaction.timeout.ms"], made["delivery.timeout.ms"]) == ("me", 5000, 5000)
+    made = parsed("kafka://h").transactional("me")
+    assert (made["transaction.timeout.ms"], made["delivery.timeout.ms"]) == (10_000, 10_000)
+    assert parsed("kafka://h?isolation.level=read_uncommitted").reads_uncommitted
+    assert not parsed("kafka://h").reads_uncommitted
+
+
+@pytest.mark.parametrize(
+    ("metadata", "member"),
+    [
+        (b"CGMDv2:\x01\x00\x00\x00g\x00rdkafka-1\x00\x01", True),
+        (b"CGMDv2:\xff\xff\xff\xffg\x00\x00\x01", False),  # never joined, or thrown out
+        (b"CGMDv2:\x00\x00\x00\x00g\x00rdkafka-1\x00\x01", False),  # about to join
+    ],
+)
+def test_only_a_members_metadata_is_one(metadata: bytes, member: bool) -> None:
+    assert is_member(metadata) is member
+    with pytest.raises(ConfigurationError, match="unknown form"):
+        is_member(metadata.replace(b"v2", b"v3"))

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason='needs pip install "atleastonce[kafka]"')
 
-from atleastonce.adapters.kafka.records import RecordHeaders, read_headers
-from atleastonce.message import Headers
+from atleastonce.adapters.kafka.records import RecordDelivery, RecordHeaders, read_headers
+from atleastonce.channels import Source, Topic
+from atleastonce.message import Headers, Message
 
 FIELDS = [("alo-id", b"m-1"), ("tenant", "blå".encode()), ("raw", b"\xff\xfe"), ("none", None), ("tenant", b"red")]
 EXPECTED = (("alo-id", "m-1"), ("tenant", "blå"), ("raw", b"\xff\xfe"), ("none", None), ("tenant", "red"))
@@ -69,3 +70,25 @@ def test_the_last_identity_counts() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError):
         _ = RecordHeaders([]).nothing
+
+
+def test_the_key_and_the_body_of_a_delivery_are_had_without_reading_its_headers() -> None:
+    """Order asks each record for its key: reading headers for that would cost more than all else on the way to a handler."""
+
+    class Bare:
+        def key(self) -> bytes:
+            return b"k-1"
+
+        def value(self) -> bytes:
+            return b"{}"
+
+        def headers(self) -> None:
+            raise AssertionError("the headers were read")
+
+    source = Source(Topic("orders"), "billing")
+    delivery = RecordDelivery(source, "orders/0", 0, 1, None, 2, Bare())  # type: ignore[arg-type]
+    assert delivery.key == b"k-1"
+    assert delivery.body == b"{}"
+    delivery.message = Message("m-1", b"{}", b"k-1")
+    delivery.shed()
+    assert delivery.key is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atleastonce.channels import Channel, Queue, Topic
-from atleastonce.compose import compose
+from atleastonce.compose import compose, compose_many
 from atleastonce.contract import NONE, Ability, Capabilities, Counting, Leasing, Level, Ordering
 from atleastonce.errors import ConfigurationError, EncodeError, InvalidMessage
 from atleastonce.message import Headers, Message, check_headers, new_id
@@ -182,6 +182,32 @@ def test_one_publishes_to_a_queue_or_topic(channel: object) -> None:
 def test_what_does_not_encode_is_refused() -> None:
     with pytest.raises(EncodeError, match="a object does not encode"):
         compose_plain(object())
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=3), st.dictionaries(st.text(max_size=2), st.integers(0, 9), max_size=2))),
+    st.one_of(st.none(), st.dictionaries(st.sampled_from(["tenant", "Content-Type", "x"]), st.text("abc"))),
+)
+def test_a_list_is_composed_as_its_messages_are(payloads: list[object], headers: dict[str, str] | None) -> None:
+    items = compose_many(Queue("q"), iter(payloads), key=str, headers=headers)
+    assert [item.message for item in items] == [
+        compose_plain(payload, key=str(payload), id=item.message.id, headers=headers)
+        for payload, item in zip(payloads, items, strict=True)
+    ]
+    assert len({item.message.id for item in items}) == len(items)
+    for item in items:
+        assert item.message.headers.size == Headers(item.message.headers.items()).size
+
+
+def test_what_is_wrong_with_one_of_a_list_is_told() -> None:
+    with pytest.raises(InvalidMessage, match="id ''"):
+        compose_many(Queue("q"), [1, 2], id=lambda n: "" if n == 2 else "x")
+    with pytest.raises(InvalidMessage, match="key 2"):
+        compose_many(Queue("q"), [1, 2], key=lambda n: n if n == 2 else "x")
+    with pytest.raises(InvalidMessage, match="are the library's"):
+        compose_many(Queue("q"), [1], headers={"alo-id": "x"})
+    with pytest.raises(ConfigurationError, match="publish to a Queue or Topic"):
+        compose_many("q", [])  # type: ignore[arg-type]
 
 
 def test_a_delay_needs_a_broker_that_delays() -> None:

@@ -71,6 +71,28 @@ def test_gaps_of_compaction_and_transaction_markers_count_as_done() -> None:
     assert t.point() == Point(21)
 
 
+def test_the_end_of_the_log_counts_as_received_where_something_was() -> None:
+    tracker: OffsetTracker[str] = OffsetTracker(3)
+    tracker.receive([3, 4], ["a", "b"])
+    tracker.reached(6)  # a transaction's mark lies at 5
+    tracker.reached(4)  # an older telling
+    tracker.complete(3)
+    assert tracker.point() == Point(4, ((5, 6),))
+    tracker.complete(4)
+    assert tracker.point() == Point(6)
+    unread: OffsetTracker[str] = OffsetTracker()
+    unread.reached(9)
+    assert unread.point() is None
+
+
+def test_a_point_can_be_asked_for_as_if_more_were_done() -> None:
+    tracker: OffsetTracker[str] = OffsetTracker(0)
+    tracker.receive([0, 1, 2, 3], ["a", "b", "c", "d"])
+    assert tracker.point({0, 2}) == Point(1, ((2, 3),))
+    assert tracker.point({0, 1, 2, 3}) == Point(4)
+    assert tracker.point() == Point(0)  # and nothing is
+
+
 def test_a_record_may_be_none() -> None:
     t: OffsetTracker[None] = OffsetTracker()
     t.receive([1], [None])

@@ -67,7 +67,7 @@ def test_the_extra_all_covers_every_broker(extra: str) -> None:
 def test_the_core_requires_no_client() -> None:
     lines = importlib.metadata.requires("atleastonce") or []
     core = {line.partition(">")[0] for line in lines if "extra ==" not in line}
-    assert core == {"msgspec", "rich", "typer"}
+    assert core == {"jmespath", "msgspec", "rich", "typer"}
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_queue_has_the_same_arguments_whoever_declares_it() -> None:
     assert queue_arguments(group, 20)["x-max-length"] == 5
     assert "alternate-exchange" not in queue_arguments(group, 20)
     assert queue_arguments(Source(Queue("q", single_active=True)), 20)["x-single-active-consumer"] is True
-    assert queue_arguments(Source(Queue("q.dlq")), 20) == {"x-queue-type": "quorum"}
+    assert queue_arguments(Source(Queue("q.dlq")), 20) == {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
     classic = queue_arguments(Source(Queue("q", options={"rabbitmq": {"x-queue-type": "classic"}})), 20)
     assert "x-delivery-limit" not in classic
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from atleastonce import Queue, Source, Topic, wire
@@ -13,8 +14,8 @@ from atleastonce.adapters.memory import MemoryAdapter
 from atleastonce.contract import Code, Outcome, Outgoing, Topology, Window, rejected, unknown
 from atleastonce.errors import NotFound
 from atleastonce.message import Headers, Message
-from atleastonce.patterns import redrive as module
-from atleastonce.patterns.redrive import Redriven, redrive, way_back
+from atleastonce.patterns.redrive import Redriven, moves, redrive, way_back
+from atleastonce.patterns.redrive.passage import _Listener
 
 HOME = Source(Topic("orders"), "billing")
 OTHER = Source(Topic("orders"), "shipping")
@@ -23,7 +24,7 @@ DEAD = Source(HOME.dead_letter_channel)
 
 @pytest.fixture
 async def adapter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MemoryAdapter]:
-    monkeypatch.setattr(module, "_BATCH", 7)
+    monkeypatch.setattr(moves, "_BATCH", 7)
     made = MemoryAdapter()
     await made.open()
     topology = Topology(channels=(HOME.channel,), sources=(HOME, OTHER), dead_letters=(HOME.dead_letter_channel,))
@@ -38,6 +39,11 @@ async def bury(adapter: MemoryAdapter, count: int) -> None:
     assert all(outcome.ok for outcome in await adapter.send(items))
 
 
+def counts(done: Redriven) -> Redriven:
+    """Without what differs from run to run."""
+    return msgspec.structs.replace(done, seconds=0.0)
+
+
 async def waiting(adapter: MemoryAdapter, source: Source) -> int | None:
     return (await adapter.backlog(source)).waiting
 
@@ -45,11 +51,11 @@ async def waiting(adapter: MemoryAdapter, source: Source) -> int | None:
 async def test_all_go_back_to_the_group_that_failed_them_and_to_nobody_else(adapter: MemoryAdapter) -> None:
     await bury(adapter, 20)
     told: list[tuple[int, int | None]] = []
-    done = await redrive(adapter, HOME, progress=lambda seen, total: told.append((seen, total)))
-    assert done == Redriven(matched=20, redriven=20)
+    done = await redrive(adapter, HOME, progress=lambda _, seen, total: told.append((seen, total)))
+    assert counts(done) == Redriven(matched=20, redriven=20)
     assert told[-1] == (20, 20)
     assert [await waiting(adapter, source) for source in (HOME, OTHER, DEAD)] == [20, 0, 0]
-    subscription = await adapter.subscribe(HOME, Window(100, 1 << 20), module._Quiet())
+    subscription = await adapter.subscribe(HOME, Window(100, 1 << 20), _Listener())
     back = [delivery.message for delivery in await subscription.receive(100, 1.0)]
     await subscription.close()
     assert sorted(message.id for message in back) == sorted(f"m{n}" for n in range(20))
@@ -57,13 +63,13 @@ async def test_all_go_back_to_the_group_that_failed_them_and_to_nobody_else(adap
     assert {message.headers.get(wire.REDRIVES) for message in back} == {"1"}
     assert {message.headers.get(wire.ERROR_TYPE) for message in back} == {None}
     assert {message.headers.get("tenant") for message in back} == {"a"}
-    assert await redrive(adapter, HOME) == Redriven()
+    assert counts(await redrive(adapter, HOME)) == Redriven()
 
 
 async def test_only_what_is_wanted_goes_and_the_rest_stays(adapter: MemoryAdapter) -> None:
     await bury(adapter, 20)
     done = await redrive(adapter, HOME, wanted=lambda item: int(item.message.id[1:]) % 4 == 0)
-    assert done == Redriven(matched=5, redriven=5, skipped=15)
+    assert counts(done) == Redriven(matched=5, redriven=5, skipped=15)
     assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [5, 15]
 
 
@@ -87,11 +93,11 @@ async def test_a_copy_that_is_not_confirmed_leaves_its_dead_letter(
         return [outcome if item.message.id == "m3" else outcomes.pop(0) for item in batch]
 
     monkeypatch.setattr(adapter, "send", unsure)
-    assert await redrive(adapter, HOME) == Redriven(matched=20, redriven=19, failed=1)
+    assert counts(await redrive(adapter, HOME)) == Redriven(matched=20, redriven=19, failed=1)
     assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [19, 1]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("adapter"), asyncio.CancelledError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RuntimeError("adapter"), asyncio.CancelledError()])
 async def test_an_interrupted_redrive_loses_nothing(
     adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -131,7 +137,5 @@ def test_the_way_back() -> None:
     able: Any = Able()
     assert way_back(HOME, able) == HOME
     assert way_back(Source(Queue("q")), able) == Queue("q")
-    import msgspec
-
     able.capabilities = msgspec.structs.replace(able.capabilities, addresses_groups=False)
     assert way_back(HOME, able) == Queue("orders.billing.redrive")

@@ -29,8 +29,24 @@ BUILT_IN: Mapping[str, _Entry] = {
     "sqlite": _Entry("atleastonce.adapters.sqlite", "SQLiteAdapter", None, None),
     "kafka": _Entry("atleastonce.adapters.kafka", "KafkaAdapter", "kafka", "confluent_kafka"),
     "rabbitmq": _Entry("atleastonce.adapters.rabbitmq", "RabbitMQAdapter", "rabbitmq", "pika"),
+    "nats": _Entry("atleastonce.adapters.nats", "NatsAdapter", "nats", "nats"),
+    "pubsub": _Entry("atleastonce.adapters.pubsub", "PubSubAdapter", "pubsub", "google"),
+    "redis": _Entry("atleastonce.adapters.redis_streams", "RedisAdapter", "redis", "redis"),
+    "sqs": _Entry("atleastonce.adapters.sqs", "SQSAdapter", "sqs", "boto3"),
 }
-ALIASES: Mapping[str, str] = {"amqp": "rabbitmq", "amqps": "rabbitmq", "rabbitmqs": "rabbitmq"}
+ALIASES: Mapping[str, str] = {
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "rabbitmqs": "rabbitmq",
+    "tls": "nats",
+    "natss": "nats",
+    "rediss": "redis",
+    **dict.fromkeys(
+        ("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"), "redis"
+    ),  # it says what to write
+    "valkey": "redis",
+    "valkeys": "redis",
+}
 
 
 def open_adapter(url: str, options: Mapping[str, Any] | None = None) -> Adapter:

@@ -14,15 +14,18 @@ DEFAULT_PORTS = {
     "nats": 4222,
     "redis": 6379,
     "postgres": 5432,
+    "mysql": 3306,
     "sqs": 4566,
+    "elasticmq": 9324,
     "pubsub": 8085,
+    "pubsub-google": 8086,
     "toxiproxy": 8474,
 }
 
 
 def variable(name: str) -> str:
     """`ALO_KAFKA_URL` for `kafka`."""
-    return f"ALO_{name.upper()}_URL"
+    return f"ALO_{name.upper().replace('-', '_')}_URL"
 
 
 def from_environment(name: str, environ: Mapping[str, str] | None = None) -> str | None:
@@ -44,6 +47,8 @@ def endpoint(name: str, url: str) -> tuple[str, int]:
         host, port = parts.hostname, parts.port or DEFAULT_PORTS[name]
     except ValueError:
         host, port = None, 0
+    if not host and name == "sqs" and url.startswith("sqs://?"):
+        host = "amazonaws.com"  # of AWS no more than the region is said, and that may be left to its client
     if not host:
         raise Unavailable(name, f"{variable(name)} is no address: expected {name}://HOST:PORT, got {masked(url)}")
     return host, port

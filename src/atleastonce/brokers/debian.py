@@ -33,6 +33,8 @@ def release() -> str:
 def unpack(name: str, package: str, own: tuple[str, ...], folder: Path, progress: Progress) -> None:
     """Unpack `package` and what it needs and this machine lacks into `folder` (as `folder/usr/...`).
 
+    `package` may name several, with spaces between them.
+
     Packages whose names start with one of `own` are unpacked even where they are installed: the tree must be whole.
     Of the others only libraries are taken: what maintainer scripts use is not needed to run a program in place.
     """
@@ -51,7 +53,9 @@ def unpack(name: str, package: str, own: tuple[str, ...], folder: Path, progress
     apt += ["-o", "APT::Sandbox::User=", "-o", "Debug::NoLocking=1", "-o", "Acquire::Languages=none"]
     with watched(progress, name, "fetching package lists", state / "lists", 60_000_000):
         run(name, "apt-get update", [*apt, "update"])
-    plan = run(name, f"apt-get -s install {package}", [*apt, "-s", "install", "--no-install-recommends", package])
+    plan = run(
+        name, f"apt-get -s install {package}", [*apt, "-s", "install", "--no-install-recommends", *package.split()]
+    )
     names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
     wanted = [each for each in names if each.startswith((*own, "lib"))]
     with watched(progress, name, "fetching packages", state / "debs", 37_000_000):

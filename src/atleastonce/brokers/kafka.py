@@ -43,7 +43,8 @@ log.dirs={data}
 """
 
 # The same in a container. Without the zero, every join of a group waits three seconds for more members; with the
-# default session timeout a broker that was killed waits nine seconds for its own ghost before it serves again.
+# default session timeout a broker that was killed waits nine seconds for its own ghost before it serves again. KIP-848's
+# groups take their timeouts from the broker: 45 s until the partitions of a killed member go to others.
 ONE_NODE = {
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
@@ -54,6 +55,10 @@ ONE_NODE = {
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "4",
     "group.initial.rebalance.delay.ms": "0",
+    "group.consumer.min.session.timeout.ms": "6000",
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.heartbeat.interval.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "400",
     "auto.create.topics.enable": "false",

@@ -1,15 +1,18 @@
-"""NATS with JetStream on disk."""
+"""NATS with JetStream on disk. `ALO_NATS_VERSION` chooses an older server: `2.10` or `2.12`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from . import ready
-from .model import HOST, Command, Image, Place, Recipe
+from .model import HOST, Command, Image, Place, Recipe, Unavailable
 from .progress import Progress
 from .python_packages import environment
 
 VERSION = "2.15.1"
+VARIABLE = "ALO_NATS_VERSION"
+_VERSIONS = {"2.10": "2.10.26", "2.12": "2.12.8", "2.15": VERSION}
 PORTS = {"main": 4222, "monitoring": 8222}
 
 # Within these bounds JetStream takes streams; without them it sizes itself by the whole machine. What it stores
@@ -29,7 +32,12 @@ jetstream {{
 
 def install(progress: Progress) -> Path:
     """The server in the cache. Raises `Unavailable`."""
-    return environment("nats", "nats", progress, megabytes=20, text="fetching nats-server", version=VERSION)
+    wanted = os.environ.get(VARIABLE) or "2.15"
+    if wanted not in _VERSIONS:
+        raise Unavailable("nats", f"{VARIABLE} is {wanted!r}: expected {', '.join(_VERSIONS)}")
+    version = _VERSIONS[wanted]
+    pins = "nats" if version == VERSION else f"nats-{wanted}"
+    return environment("nats", pins, progress, megabytes=20, text=f"fetching nats-server {version}", version=version)
 
 
 def prepare(install: Path, place: Place) -> Command:

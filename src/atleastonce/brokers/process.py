@@ -107,6 +107,18 @@ def send(processes: Iterable[Identity], number: int) -> None:
                 os.kill(each.pid, number)
 
 
+def halt(processes: Iterable[Identity]) -> None:
+    """SIGSTOP to each; returns when all their threads stand still (bounded: 10 s).
+
+    A busy process goes on answering for a while: each thread stops when it is next scheduled.
+    """
+    members = set(processes)
+    send(members, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while not all(_stands(each.pid) for each in members) and wait_until(deadline):
+        pass
+
+
 def end(mark: Path, who: Identity | None, stop_signal: int = signal.SIGTERM, grace: float = 10.0) -> bool:
     """End all processes of a broker: `stop_signal` to its first process, SIGKILL to all that is left after `grace`
     seconds. Returns whether anything was running."""
@@ -143,6 +155,16 @@ def _stat(pid: int) -> tuple[str, int, str] | None:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks and parentheses
     return fields[0], int(fields[1]), fields[19]
+
+
+def _stands(pid: int) -> bool:
+    """Whether no thread of a process can run; also where that cannot be seen, or it is gone."""
+    states = []
+    for entry in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            text = entry.read_text()
+            states.append(text[text.rindex(")") + 2])
+    return all(state in "TtZX" for state in states)
 
 
 def _group(pid: int) -> int:

@@ -1,15 +1,21 @@
-"""RabbitMQ with its management plugin, from the distribution's packages, run in place by an ordinary user."""
+"""RabbitMQ with its management plugin, from the distribution's packages, run in place by an ordinary user.
+
+`ALO_RABBITMQ_FLAVOUR` chooses another version: `4.0` and `4.3` are those of Debian trixie and forky, which root alone can
+run elsewhere. A server that runs already is not exchanged: end it first.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from . import debian, ready
+from . import debian, other_debian, ready
 from .cache import install_once
 from .model import HOST, Command, Image, NotReady, Place, Recipe, Unavailable
 from .progress import Progress
 
+VARIABLE = "ALO_RABBITMQ_FLAVOUR"
+SUITES = {"4.0": "trixie", "4.3": "forky"}
 PORTS = {"main": 5672, "management": 15672, "dist": 25672, "epmd": 4369}
 
 # Below the disk limit RabbitMQ blocks every publisher; its default (50 MB) is stated so that no packager's differs.
@@ -29,6 +35,11 @@ log.file = false
 
 def install(progress: Progress) -> Path:
     """Erlang and RabbitMQ unpacked into the cache. Raises `Unavailable` where there is no apt."""
+    flavour = os.environ.get(VARIABLE, "").strip()
+    if flavour in SUITES:
+        return other_debian.install("rabbitmq", "rabbitmq-server", SUITES[flavour], progress)
+    if flavour not in ("", "distribution"):
+        raise Unavailable("rabbitmq", f"{VARIABLE} is {flavour!r}: expected distribution, {', '.join(SUITES)}")
 
     def build(folder: Path) -> None:
         debian.unpack("rabbitmq", "rabbitmq-server", ("erlang-", "rabbitmq-"), folder, progress)
@@ -49,16 +60,29 @@ def install(progress: Progress) -> Path:
 
 def prepare(install: Path, place: Place) -> Command:
     """Write the settings; the node makes its data directory itself."""
-    home, erlang, at = _home(install), install / "usr" / "lib" / "erlang", place.directory
-    (at / "rabbitmq.conf").write_text(SETTINGS.format(host=HOST, **place.ports))
-    (at / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    (place.directory / "rabbitmq.conf").write_text(SETTINGS.format(host=HOST, **place.ports))
+    (place.directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    home = _home(install)
+    if (install / "etc" / "debian_version").exists():  # a whole system, seen from within
+        home, at = Path("/") / home.relative_to(install), Path(other_debian.INSIDE)
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **_environment(home, at, place)}
+        argv = other_debian.enter(install, place.directory, [str(home / "sbin" / "rabbitmq-server")])
+        return Command(argv, env, str(place.directory), grace=20)
+    erlang = install / "usr" / "lib" / "erlang"
     libraries = [str(path) for path in sorted(install.glob("usr/lib/*-linux-*"))]
     env = {
         "PATH": f"{erlang / 'bin'}:{os.defpath}:/usr/sbin:/sbin",
-        "LANG": "C.UTF-8",
-        "HOME": str(at),  # the Erlang cookie
         "LD_LIBRARY_PATH": ":".join(libraries),
         "ERLANG_HOME": str(erlang),
+        **_environment(home, place.directory, place),
+    }
+    return Command([str(home / "sbin" / "rabbitmq-server")], env, str(place.directory), grace=20)
+
+
+def _environment(home: Path, at: Path, place: Place) -> dict[str, str]:
+    return {
+        "LANG": "C.UTF-8",
+        "HOME": str(at),  # the Erlang cookie
         "RABBITMQ_HOME": str(home),
         "RABBITMQ_NODENAME": "atleastonce@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": HOST,
@@ -66,7 +90,7 @@ def prepare(install: Path, place: Place) -> Command:
         "RABBITMQ_DIST_PORT": str(place.ports["dist"]),
         "ERL_EPMD_PORT": str(place.ports["epmd"]),
         "ERL_EPMD_ADDRESS": HOST,
-        "RABBITMQ_MNESIA_BASE": str(place.data),
+        "RABBITMQ_MNESIA_BASE": str(at / "data"),
         "RABBITMQ_LOG_BASE": str(at / "logs"),
         "RABBITMQ_PID_FILE": str(at / "pid"),
         "RABBITMQ_SCHEMA_DIR": str(at / "schema"),
@@ -79,7 +103,6 @@ def prepare(install: Path, place: Place) -> Command:
         # The script then becomes the Erlang machine and leaves no shell between it and our signals.
         "RUNNING_UNDER_SYSTEMD": "true",
     }
-    return Command([str(home / "sbin" / "rabbitmq-server")], env, str(at), grace=20)
 
 
 def _home(install: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import ssl
 import struct
 import urllib.error
 import urllib.request
@@ -135,7 +136,8 @@ def redis(host: str, port: int, url: str) -> str | None:
         if _redis_call(wire, "PING") != "PONG":
             raise NotReady("PING was not answered by PONG")
         info = dict(row.partition(":")[::2] for row in _redis_call(wire, "INFO", "server").splitlines())
-    return info.get("redis_version")
+    # Valkey names itself beside the version of Redis that it stands for.
+    return f"Valkey {valkey}" if (valkey := info.get("valkey_version")) else info.get("redis_version")
 
 
 def _redis_call(wire: Wire, *words: str) -> str:
@@ -181,6 +183,35 @@ def postgres(host: str, port: int, url: str) -> str | None:
                 return version
 
 
+def mysql(host: str, port: int, url: str) -> str | None:
+    """The greeting, which names the version, and an answer to a login: a refusal too shows that it serves, except where
+    it has as many connections as it takes."""
+    user = unquote(urlsplit(url).username or "root").encode()
+    with Wire(host, port) as wire:
+        greeting = _mysql_packet(wire)
+        if greeting[:1] != b"\x0a":
+            raise NotReady(_mysql_refusal(greeting) or "the server does not speak MySQL's protocol")
+        version = greeting[1:].partition(b"\0")[0].decode(errors="replace")
+        # Protocol 4.1, secure connection, plugin names; no password: whoever has one is asked to change the method.
+        body = struct.pack("<IIB23x", 0x0200 | 0x8000 | 0x80000, 1 << 24, 45) + user + b"\0\0mysql_native_password\0"
+        wire.send(len(body).to_bytes(3, "little") + b"\x01" + body)
+        refusal = _mysql_refusal(_mysql_packet(wire))
+        if refusal and not refusal.startswith("1045 "):
+            raise NotReady(refusal)
+    # MariaDB puts a version that old clients of MySQL understand before its own.
+    return version.removeprefix("5.5.5-")
+
+
+def _mysql_packet(wire: Wire) -> bytes:
+    return wire.exactly(int.from_bytes(wire.exactly(4)[:3], "little"))
+
+
+def _mysql_refusal(packet: bytes) -> str | None:
+    if packet[:1] != b"\xff":
+        return None
+    return f"{int.from_bytes(packet[1:3], 'little')} {packet[3:].decode(errors='replace')}"
+
+
 def http(
     url: str, *, data: bytes | None = None, headers: dict[str, str] | None = None, auth: tuple[str, str] | None = None
 ) -> bytes:
@@ -200,8 +231,14 @@ def http(
 
 
 def pubsub(host: str, port: int, url: str) -> str | None:
-    """gRPC: the HTTP/2 preface and SETTINGS, then `Publisher.ListTopics` of a project, answered by a status of 0."""
-    del url
+    """gRPC: the HTTP/2 preface and SETTINGS, then `Publisher.ListTopics` of a project, answered by a status of 0. Of the
+    service itself (a URL without port and path, or at googleapis.com) only that it speaks TLS: its calls need credentials."""
+    parts = urlsplit(url)
+    if host.endswith(".googleapis.com") or (parts.port is None and not parts.path.strip("/")):
+        service = host if host.endswith(".googleapis.com") else "pubsub.googleapis.com"
+        with socket.create_connection((service, 443), timeout=SECONDS) as plain:
+            ssl.create_default_context().wrap_socket(plain, server_hostname=service).close()
+        return None
     request = b"\x0a" + _short("projects/atleastonce-ready")  # ListTopicsRequest.project = 1
     path = "/google.pubsub.v1.Publisher/ListTopics"
     # HPACK: `:method: POST` and `:scheme: http` by index, the rest as literals that enter no table.

@@ -11,7 +11,7 @@ from typing import Any
 from . import containers, state
 from .addresses import endpoint, masked
 from .model import NotReady, Origin, Place, Recipe, StartFailed, Unavailable
-from .process import alive, end, family, kill, send, spawn
+from .process import alive, end, family, halt, kill, send, spawn
 from .progress import wait_until
 from .tools import interrupted
 
@@ -142,7 +142,7 @@ class Running:
         if self._record.container:
             containers.call(self._record.container, "pause")
         elif self._directory:
-            send(family(self._mark(), self._record.who), signal.SIGSTOP)
+            halt(family(self._mark(), self._record.who))
         else:
             self._foreign("paused")
 

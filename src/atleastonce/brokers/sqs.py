@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import ready
 from .model import HOST, Command, Image, NotReady, Place, Recipe
@@ -40,8 +41,25 @@ def prepare(install: Path, place: Place) -> Command:
 
 
 def probe(host: str, port: int, url: str) -> str | None:
-    """`ListQueues`, unsigned: an emulator's answer, or the refusal of something that speaks the protocol."""
-    del url
+    """`ListQueues`, unsigned: an emulator's answer. AWS itself, which is meant where no port is given, is not asked: what
+    uses it has credentials, and says what is wrong with them."""
+    if _is_aws(url):
+        return "Amazon SQS"
+    list_queues(host, port)
+    try:
+        version = json.loads(ready.http(f"http://{host}:{port}/_ministack/health")).get("version")
+    except (NotReady, ValueError):
+        return None  # another emulator
+    return str(version) if version else None
+
+
+def _is_aws(url: str) -> bool:
+    network = urlsplit(url).netloc.rpartition("@")[2]
+    return not network or (":" not in network and "." not in network and network != "localhost")
+
+
+def list_queues(host: str, port: int) -> None:
+    """Raises `NotReady` or `OSError` unless it is answered."""
     base = f"http://{host}:{port}"
     headers = {"X-Amz-Target": "AmazonSQS.ListQueues", "Content-Type": "application/x-amz-json-1.0"}
     # Emulators choose the service by the credential's scope; this one is no secret.
@@ -49,11 +67,6 @@ def probe(host: str, port: int, url: str) -> str | None:
     answer = ready.http(base, data=b"{}", headers={**headers, "Authorization": f"AWS4-HMAC-SHA256 {scope}"})
     if not isinstance(json.loads(answer or b"null"), dict):
         raise NotReady("ListQueues was not answered by an object")
-    try:
-        version = json.loads(ready.http(f"{base}/_ministack/health")).get("version")
-    except (NotReady, ValueError):
-        return None  # another emulator
-    return str(version) if version else None
 
 
 RECIPE = Recipe(

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 import atleastonce
-from atleastonce.cli import brokers, doctor, publish, tail
+from atleastonce.cli import brokers, check, doctor, explain, inbox, lag, outbox, publish, request, tail
 from atleastonce.cli import run as run_command
 from atleastonce.cli.demo import command as demo
+from atleastonce.cli.dlq import command as dlq
 from atleastonce.cli.errors import DONE, INTERRUPTED, ended_by
 
 app = typer.Typer(
@@ -23,11 +24,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run_command.run)
+app.command("check")(check.check)
+app.command("explain")(explain.explain)
+app.command("lag")(lag.lag)
 app.command("demo")(demo.demo)
 app.command("publish")(publish.publish)
+app.command("request")(request.request)
 app.command("tail")(tail.tail)
 app.command("doctor")(doctor.doctor)
 app.add_typer(brokers.app, name="brokers")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(outbox.app, name="outbox")
+app.add_typer(inbox.app, name="inbox")
 
 
 def _version(wanted: bool) -> None:

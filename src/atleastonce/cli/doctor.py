@@ -17,6 +17,7 @@ from rich.table import Table
 
 from atleastonce.broker import connect
 from atleastonce.brokers import NAMES
+from atleastonce.brokers.addresses import variable
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, describe, one_line
 from atleastonce.cli.output import console, print_json
 from atleastonce.urls import mask
@@ -34,6 +35,7 @@ _CLIENTS = {
     "pubsub": "google-cloud-pubsub",
     "redis": "redis",
     "postgres": "psycopg",
+    "mysql": "aiomysql",
     "pydantic": "pydantic",
     "uvloop": "uvloop",
 }
@@ -95,7 +97,7 @@ def doctor(
 
 def addresses(given: str | None) -> dict[str, str]:
     """The addresses to ask, by where they come from."""
-    variables = ["ALO_BROKER", *(f"ALO_{name.upper()}_URL" for name in NAMES)]
+    variables = ["ALO_BROKER", *(variable(name) for name in NAMES)]
     found = {name: value for name in variables if (value := os.environ.get(name, "").strip())}
     return {"--broker": given, **found} if given else found
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atleastonce.broker import connect, publish_error
 from atleastonce.channels import Channel
+from atleastonce.cli.bodies import JSON, SHOWN_PROBLEMS, TEXT, headers_of, lines, not_json, stdin
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
 from atleastonce.cli.output import console, note, print_json
 from atleastonce.cli.signals import in_background, interruptible
@@ -24,8 +24,6 @@ from atleastonce.wire import CONTENT_TYPE
 
 # Lines sent in one go: enough to fill a round trip, and what is in memory at once of an endless stdin.
 _CHUNK = 1000
-_SHOWN_PROBLEMS = 10
-_JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
 
 
 def publish(
@@ -54,19 +52,19 @@ def publish(
     url = broker_url(broker)
     target = channel_named(channel, queue=queue, topic=topic)
     many = payload == "-"
-    headers = _headers(header or [])
-    reason = "" if many else _not_json(payload.encode())
+    headers = headers_of(header or [])
+    reason = "" if many else not_json(payload.encode())
     if reason and not text and payload.lstrip()[:1] in ("{", "[", '"'):
         raise ConfigurationError(
             f"the payload looks like JSON and is none ({reason}); mend it, or add --text to send it as text"
         )
-    headers.setdefault(CONTENT_TYPE, _TEXT if reason else _JSON)
+    headers.setdefault(CONTENT_TYPE, TEXT if reason else JSON)
     if many and id is not None:
         raise ConfigurationError("--id is for one message, and stdin has many; give the payload as an argument")
     if many and sys.stdin.isatty():
         note("reading messages from the terminal, one JSON text per line; Ctrl-D ends")
     counts: Counter[str] = Counter()
-    bodies = _lines(_stdin(), counts) if many else iter([payload.encode()])
+    bodies = lines(stdin(), counts) if many else iter([payload.encode()])
     options = {"key": key, "id": id, "headers": headers, "delay": delay}
     try:
         last = interruptible(_publish(url, target, bodies, options, counts, no_wait=no_wait, bar=many))
@@ -121,42 +119,5 @@ def _count(item: Outgoing, outcome: Outcome, counts: Counter[str]) -> None:
         return
     name = "unknown" if outcome.status is Status.UNKNOWN else "rejected"
     counts[name] += 1
-    if counts[name] <= _SHOWN_PROBLEMS:
+    if counts[name] <= SHOWN_PROBLEMS:
         note(one_line(publish_error(item, outcome)))
-
-
-def _stdin() -> Iterable[bytes]:
-    """Lines of stdin. Not of sys.stdin, whose lock a pending read would hold when the interpreter ends."""
-    return open(sys.stdin.fileno(), "rb", closefd=False)
-
-
-def _lines(stdin: Iterable[bytes], counts: Counter[str]) -> Iterator[bytes]:
-    for number, line in enumerate(stdin, 1):
-        body = line.strip()
-        if not body:
-            continue
-        if reason := _not_json(body):
-            counts["bad"] += 1
-            if counts["bad"] <= _SHOWN_PROBLEMS:
-                note(f"stdin:{number}: {reason}")
-        else:
-            yield body
-
-
-def _not_json(body: bytes) -> str:
-    """Why ``body`` is no JSON; empty if it is."""
-    try:
-        msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return str(error)
-    return ""
-
-
-def _headers(fields: list[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for field in fields:
-        name, equals, value = field.partition("=")
-        if not equals:
-            raise ConfigurationError(f'--header "{field}": write NAME=VALUE')
-        headers[name] = value
-    return headers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -38,6 +39,43 @@ def interruptible(work: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError:
             if told:
                 raise Terminated from None
+            raise
+
+    return asyncio.run(until_told())
+
+
+def gracefully(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]], remark: str) -> tuple[T, BaseException | None]:
+    """Run ``work``, which ends in good order once its event is set: by the first Ctrl-C or SIGTERM, with ``remark`` on stderr.
+    A second one cancels it.
+
+    Returns:
+        Its result, and what is to be raised when that was reported: KeyboardInterrupt, `Terminated` or nothing.
+
+    Raises:
+        KeyboardInterrupt, Terminated: it was cancelled.
+    """
+
+    async def until_told() -> tuple[T, BaseException | None]:
+        loop, task, stopping = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+        assert task is not None  # noqa: S101 - inside a coroutine
+        told: list[BaseException] = []
+
+        def on_signal(reason: BaseException) -> None:
+            if told:
+                task.cancel()
+            else:
+                print(remark, file=sys.stderr, flush=True)
+            told.append(reason)
+            stopping.set()
+
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(signal.SIGINT, on_signal, KeyboardInterrupt())
+            loop.add_signal_handler(signal.SIGTERM, on_signal, Terminated())
+        try:
+            return await work(stopping), told[0] if told else None
+        except asyncio.CancelledError:
+            if told:
+                raise told[0] from None
             raise
 
     return asyncio.run(until_told())

@@ -10,12 +10,21 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from atleastonce.broker import Broker, connect
+from atleastonce.broker import Broker
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.cli.errors import Traceback
 from atleastonce.cli.output import note, print_json
 from atleastonce.cli.signals import interruptible
-from atleastonce.cli.target import Alone, BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.cli.target import (
+    Alone,
+    BrokerOption,
+    NoWait,
+    QueueOption,
+    TopicOption,
+    broker_url,
+    channel_named,
+    connect_to_look,
+)
 from atleastonce.contract import ACK, Browses, Deletes, Delivery, Topology, Window
 from atleastonce.errors import ConfigurationError, NotFound
 
@@ -46,8 +55,7 @@ def tail(
     target = channel_named(channel, queue=queue, topic=topic)
     if group is not None and isinstance(target, Queue):
         raise ConfigurationError(f"queue {channel} has no groups; leave --group away")
-    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
-    connection = connect(broker_url(broker), waiting=note, **settings)
+    connection = connect_to_look(broker_url(broker), no_wait=no_wait)
     if isinstance(target, Queue):
         interruptible(_peek(connection, target, max or _PEEK, as_json=as_json))
     elif isinstance(target, Topic):
@@ -113,9 +121,9 @@ def show(delivery: Delivery, *, as_json: bool) -> None:
         print_json(as_object(delivery))
         return
     when = "" if message.published_at is None else f"{datetime.fromtimestamp(message.published_at, UTC):%H:%M:%S}Z "
-    key = "" if message.key is None else f" key={_text(message.key)}"
+    key = "" if message.key is None else f" key={printable(message.key)}"
     fields = "".join(f" {name}={_field(value)}" for name, value in message.headers.items() if name != "alo-id")
-    print(f"{when}{message.id}{key}{fields}\n  {_text(message.body)}", flush=True)
+    print(f"{when}{message.id}{key}{fields}\n  {printable(message.body)}", flush=True)
 
 
 def as_object(delivery: Delivery) -> dict[str, Any]:
@@ -144,10 +152,10 @@ def as_object(delivery: Delivery) -> dict[str, Any]:
 
 
 def _field(value: str | bytes | None) -> str:
-    return "null" if value is None else _text(value.encode() if isinstance(value, str) else value)
+    return "null" if value is None else printable(value.encode() if isinstance(value, str) else value)
 
 
-def _text(raw: bytes) -> str:
+def printable(raw: bytes) -> str:
     """Bytes as one printable line: what would move the cursor or colour the terminal is escaped."""
     text = raw.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from atleastonce.broker import Broker, connect
 from atleastonce.channels import Channel, Queue, Topic
+from atleastonce.cli.output import note
 from atleastonce.errors import ConfigurationError
 
 BrokerOption = Annotated[
@@ -27,6 +29,14 @@ def broker_url(given: str | None) -> str:
     if not given:
         raise ConfigurationError("no broker: give --broker kafka://localhost:9092, or set ALO_BROKER")
     return given
+
+
+def connect_to_look(url: str, *, no_wait: bool = False) -> Broker:
+    """A connection for who looks at what is there: a mistyped file is not made."""
+    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
+    broker = connect(url, waiting=note, **settings)
+    broker.adapter.may_create = False
+    return broker
 
 
 def channel_named(name: str, *, queue: bool, topic: bool) -> Channel[Any]:

@@ -38,11 +38,13 @@ Rules that hold for every method
     **Retention.** A list that was passed in belongs to the caller after the call has returned.
 """
 
-from atleastonce.contract.abilities import Browses, Deletes, Purges
+from atleastonce.contract.abilities import Annotated, Browses, Deletes, Inspects, MovesAll, Purges, Scans, Transacts
 from atleastonce.contract.adapter import Adapter, Listener, Subscription
 from atleastonce.contract.capabilities import NONE, Ability, Capabilities, Counting, Leasing, Level, Ordering
-from atleastonce.contract.moves import Backlog, Delivery, Outgoing, Settlement, Window
+from atleastonce.contract.facts import Fact, Trait
+from atleastonce.contract.moves import Backlog, Delivery, HandOff, Outgoing, Settlement, Window
 from atleastonce.contract.outcomes import OK, STALE, Code, Fault, Outcome, Scope, Status, rejected, unknown
+from atleastonce.contract.replies import Arrived, KeepsInboxes, Replies, Reply, ReplyInbox, ReplyTo
 from atleastonce.contract.topology import DelayChannel, Drift, Topology
 from atleastonce.contract.verdicts import ACK, RELEASE, Ack, Reject, Release, Retry, Verdict
 
@@ -51,6 +53,8 @@ __all__ = [
     "Ability",
     "Ack",
     "Adapter",
+    "Annotated",
+    "Arrived",
     "Backlog",
     "Browses",
     "Capabilities",
@@ -60,7 +64,11 @@ __all__ = [
     "Deletes",
     "Delivery",
     "Drift",
+    "Fact",
     "Fault",
+    "HandOff",
+    "Inspects",
+    "KeepsInboxes",
     "Leasing",
     "Level",
     "Listener",
@@ -69,17 +77,25 @@ __all__ = [
     "Ordering",
     "Outcome",
     "Outgoing",
+    "MovesAll",
     "Purges",
     "RELEASE",
     "Reject",
     "Release",
+    "Replies",
+    "Reply",
+    "ReplyInbox",
+    "ReplyTo",
     "Retry",
     "STALE",
+    "Scans",
     "Scope",
     "Settlement",
     "Status",
     "Subscription",
     "Topology",
+    "Trait",
+    "Transacts",
     "Verdict",
     "Window",
     "rejected",

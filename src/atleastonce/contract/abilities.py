@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from atleastonce.channels import Channel, Queue
-from atleastonce.contract.moves import Delivery
+from atleastonce.channels import Channel, Queue, Source
+from atleastonce.contract.facts import Fact
+from atleastonce.contract.moves import Delivery, HandOff
+from atleastonce.contract.outcomes import Outcome
 from atleastonce.contract.topology import Topology
 
 
@@ -16,6 +18,24 @@ class Purges(Protocol):
 
     async def purge(self, channel: Queue[Any]) -> int:
         """Remove all that waits in ``channel``; return how many, -1 where the broker does not say."""
+
+
+@runtime_checkable
+class MovesAll(Protocol):
+    """Can have the broker itself move everything from one queue to another."""
+
+    def move_all(
+        self, queue: Queue[Any], to: Channel[Any] | Source, rate: float | None
+    ) -> AsyncGenerator[tuple[int, int | None]]:
+        """Move what is in dead-letter queue ``queue``, ``rate`` a second at most (None: as fast as the broker likes). Gives, now
+        and then and once at the end, how many were moved, of how many; None where nobody knows. Closed early, it stops
+        the broker; what was moved stays moved.
+
+        Raises:
+            ConfigurationError: the broker does not do that from this queue to that, or at this rate.
+            NotFound: no such queue.
+            BrokerUnavailable: it gave up, or does not answer.
+        """
 
 
 @runtime_checkable
@@ -32,3 +52,59 @@ class Browses(Protocol):
 
     async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
         """Up to ``limit`` waiting messages, oldest first. The deliveries cannot be settled."""
+
+
+@runtime_checkable
+class Scans(Protocol):
+    """Can read through a queue of any length and leave everything in it: for dead letters, which nobody consumes."""
+
+    def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
+        """All that waits now, in lists that fit into memory, each message once, up to the end as it is at the first step:
+        what arrives meanwhile does not prolong it. The deliveries cannot be settled.
+
+        Where the broker shows a message only by handing it out, everything is held until the iteration ends, is closed or
+        is abandoned, and then given back; nobody else gets it meanwhile.
+
+        Raises:
+            NotFound: no such queue.
+            BrokerUnavailable: it went away, or does not hand out the rest.
+        """
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """Can tell the settings on which promises rest, beyond how they differ from what `Adapter.declare` would make."""
+
+    async def inspect(self, topology: Topology) -> Sequence[Fact]:
+        """What is known of the channels and sources of ``topology`` that exist, and of the broker. Changes nothing. What may not
+        be asked, or is not to be found out, is left out.
+
+        Raises:
+            BrokerUnavailable: it does not answer.
+        """
+
+
+@runtime_checkable
+class Transacts(Protocol):
+    """What a subscription to a `Window.transactional` can, on brokers with `Capabilities.transactions`: publish and settle in one
+    step."""
+
+    async def hand_off(self, batch: Sequence[HandOff]) -> Sequence[Outcome]:
+        """Publish all copies of ``batch`` and `Ack` its deliveries, in one transaction. Whoever reads only what is committed sees
+        all of it or nothing; whoever gets the deliveries if this process dies, likewise.
+
+        For each item, in order: ``ok``: it is committed, now and for good. ``rejected``: nothing of it happened and would not if
+        repeated, since one of its copies is refused, or its lease is over (`Code.STALE`); the others went on without it.
+        ``unknown``: nothing of it happened, for a passing reason: repeat it. What may have been committed is never ``unknown``:
+        the subscription ends then, and the broker tells the next one how it was.
+        """
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """What `Delivery.raw` or `Message.native` may be: an object that knows what the broker itself wrote about a message,
+    beside what its producer did."""
+
+    def annotations(self) -> Mapping[str, Any]:
+        """The broker's own fields by their own names, as its client shows them: RabbitMQ's ``x-death``, SQS'
+        ``DeadLetterQueueSourceArn``. Never raises; empty where there are none."""

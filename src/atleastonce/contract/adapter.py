@@ -86,6 +86,9 @@ class Adapter(ABC):
     scheme: str
     """The URL scheme, which is also the broker's name in options and reports."""
     capabilities: Capabilities
+    may_create: bool = True
+    """Whether `open` may make the broker itself where there is none, as an embedded one makes its file. Set before it, by who only
+    looks."""
 
     @abstractmethod
     async def open(self) -> None:

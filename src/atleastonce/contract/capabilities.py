@@ -57,9 +57,9 @@ class Ordering(enum.Enum):
     """Across which instances of a service order holds."""
 
     STREAM = "stream"
-    """Per partition or queue, as long as one consumer has it."""
+    """Per queue, as long as one consumer has it."""
     KEY = "key"
-    """Per message key, across instances."""
+    """Per message key, across instances, in every channel: one instance has all of a key, until it is taken away."""
     GROUP = "group"
     """Per declared message group (FIFO)."""
     NONE = "none"
@@ -72,14 +72,21 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         delay: redelivery after a delay (`Retry`, or a `DelayChannel` that the broker empties).
         publish_delay: `Outgoing.delay`.
         delivery_count: `Delivery.count`.
+        counts_releases: whether a `Release` may raise that count.
         lease: what keeps a delivery.
         lease_seconds: the lease's first length; 0 for sessions.
         lease_limit: the longest that one delivery can be kept by extending, in seconds; None for no limit.
+        settled_within: seconds from a settlement's answer until a crash can no longer undo it; 0 where the answer says that.
         order: where order holds.
+        single_active: whether a channel can be declared with ``single_active``: one instance at a time has anything of it, and
+            what one leaves behind is handed out before all that comes after it.
+        single_file: whether of such a channel one message at a time is out, so that keys do not run in parallel.
         dead_letter: a net beneath ours that catches what crash-loops.
         dedupe: the broker drops a second publish of one id within ``limit`` seconds.
         addresses_groups: `Outgoing.destination` may be a `Source` of a topic.
-        transactions, replay, priority: optional abilities; see the Protocols below.
+        keeps_requests: whether what goes to a channel of requests is as safe there as in any; else an asker's time may run out.
+        transactions: what is published and what is settled can be one step; see `Transacts`.
+        replay, priority: optional abilities.
         max_message_bytes: body, key and headers together; None for no limit known.
         max_header_bytes: all header fields together.
         max_headers: how many fields; None for no limit.
@@ -92,13 +99,18 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     delay: Ability
     publish_delay: Ability = NONE
     delivery_count: Counting
+    counts_releases: bool = False
     lease: Leasing
     lease_seconds: float = 0.0
     lease_limit: float | None = None
+    settled_within: float = 0.0
     order: Ordering
+    single_active: bool = False
+    single_file: bool = False
     dead_letter: Level = Level.NONE
     dedupe: Ability = NONE
     addresses_groups: bool = False
+    keeps_requests: bool = True
     transactions: bool = False
     replay: bool = False
     priority: bool = False

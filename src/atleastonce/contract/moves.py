@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -13,6 +14,10 @@ from atleastonce.message import Message
 
 class Delivery:
     """One hand-out of a message. Created by the adapter, one per message and nothing else: it is the hot path.
+
+    An adapter whose client makes a message's parts expensive may derive a class that makes ``message`` when somebody first
+    looks at it; it then gives ``size`` and ``body`` without that, which is all that the engine and most handlers ask for, and
+    ``key`` where it can, which order asks for.
 
     Attributes:
         message: the message.
@@ -28,8 +33,9 @@ class Delivery:
         lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the
             session.
         lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
-        size, tries, settled: kept by the engine (bytes counted in the window, runs in place, verdict given); adapters
-            leave them alone.
+        size: the message's bytes, as the window counts them.
+        tries, settled: kept by the engine (runs in place, verdict given); adapters leave them alone.
+        past: what its reader has to remember of it between runs in place; not set until there is something.
         returned: whether the broker brought it back from a `DelayChannel` of this source: only then does a delivery from the
             source itself carry the header fields of a retry that anybody may believe.
         raw: the client library's own object, for users who need it; None where there is none.
@@ -41,6 +47,7 @@ class Delivery:
         "lease_until",
         "lost",
         "message",
+        "past",
         "position",
         "raw",
         "returned",
@@ -51,6 +58,8 @@ class Delivery:
         "token",
         "tries",
     )
+
+    past: Any
 
     def __init__(
         self,
@@ -75,9 +84,24 @@ class Delivery:
         self.lost = False
         self.raw = raw
         self.returned = False
-        self.size = 0
+        self.size = message.size
         self.tries = 0
         self.settled = False
+
+    @property
+    def body(self) -> bytes:
+        """The payload's bytes: ``message.body``."""
+        return self.message.body
+
+    @property
+    def key(self) -> bytes | None:
+        """The message's key: ``message.key``."""
+        return self.message.key
+
+    def shed(self) -> None:
+        """Let go of body and headers: for what is held for long and only settled. Adapters settle and extend without
+        ``message``; one that needs no ``raw`` for it lets go of that, too."""
+        self.message = Message(self.message.id, b"")
 
     def __repr__(self) -> str:
         return f"<Delivery {self.message.id} of {self.source.name} at {self.stream}:{self.position} count={self.count}>"
@@ -100,6 +124,10 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     delay: float = 0.0
 
 
+HandOff: TypeAlias = tuple[Delivery, Sequence[Outgoing]]
+"""A delivery that is done, and what is published with it."""
+
+
 class Window(msgspec.Struct, frozen=True):
     """How much may be unsettled at once in one subscription; adapters pass it to the broker (prefetch,
     max-ack-pending).
@@ -108,10 +136,19 @@ class Window(msgspec.Struct, frozen=True):
         messages: at least 1. Too small: the network's round trip shows between messages. Too large: unstarted messages
             age in memory while other workers idle, and more is repeated after a crash.
         bytes: bodies, keys and headers together. May be overshot by what one `receive` brings.
+        counted: with one message: that `Delivery.count` must be exact, whatever it costs, also where the broker does not count.
+            A hand-out that cannot be counted is none: `receive` raises `ConnectionLost`.
+        shared: where one subscription reads several streams: that none of them may take more than its share of ``messages``.
+            For what waits until it is due, or in its lane: one stream's would fill the window, and the others not be seen.
+        transactional: that the subscription `Transacts`, and what it reads is committed. Only where `Capabilities.transactions` is
+            set.
     """
 
     messages: int
     bytes: int
+    counted: bool = False
+    shared: bool = False
+    transactional: bool = False
 
 
 class Backlog(msgspec.Struct, frozen=True):

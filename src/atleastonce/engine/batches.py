@@ -24,7 +24,8 @@ class BatchPool:
 
     Args:
         process: one decision for each delivery, in order.
-        max_messages: a batch never has more.
+        max_messages: a batch never has more. Of lanes that keep an order it has one message of each key: what one decides about
+            a message must be known before the next of its key runs.
         max_wait: seconds from a batch's first message until it runs with what it has. Too small: small batches; too large: latency.
     """
 
@@ -52,6 +53,16 @@ class BatchPool:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._collecting: dict[int, list[Delivery]] = {}
         self._stopping = False
+
+    @property
+    def busy(self) -> bool:
+        """See `Pool.busy`. A batch that is being collected will run."""
+        return len(self._collecting) < len(self._tasks) or any(self._collecting.values())
+
+    @property
+    def vacant(self) -> bool:
+        """See `Pool.vacant`."""
+        return bool(self._idle or self._collecting)
 
     def start(self) -> None:
         """Begin, on the running loop."""
@@ -120,9 +131,13 @@ class BatchPool:
                     deadline = time.monotonic() + self._max_wait
                 continue
             left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            if left is not None and (left <= 0 or self._holds_up()):
                 return
             await self._more(left)
+
+    def _holds_up(self) -> bool:
+        """Whether what is queued waits for what was collected, as later messages of its keys do."""
+        return self._lanes.ordered and not self._lanes.closed and len(self._lanes) > 0
 
     async def _more(self, within: float | None) -> None:
         waiter = asyncio.get_running_loop().create_future()

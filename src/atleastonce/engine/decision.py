@@ -33,6 +33,13 @@ class Decision(msgspec.Struct, frozen=True):
 DONE = Decision()
 GIVE_BACK = Decision(RELEASE, name="released")
 
+
+def again(delivery: Delivery, wait: float, name: str) -> Decision:
+    """Run ``delivery`` in place after ``wait`` seconds, as if it had not run now: no try and no attempt is burnt."""
+    delivery.tries = max(0, delivery.tries - 1)
+    return Decision(again=wait, name=name)
+
+
 AsyncProcess: TypeAlias = Callable[[Delivery], Awaitable[Decision]]
 SyncProcess: TypeAlias = Callable[[Delivery], Decision]
 

@@ -6,14 +6,11 @@ parallel.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from atleastonce.contract import Delivery
-
-log = logging.getLogger("atleastonce.engine")
 
 
 class Lanes(Protocol):
@@ -21,6 +18,8 @@ class Lanes(Protocol):
 
     ordered: bool
     """Whether what may start depends on what has finished: only then `finish` has to be told."""
+    closed: bool
+    """While it is set nothing starts."""
 
     def offer(self, batch: Iterable[Delivery]) -> None:
         """Queue what was received, in order."""
@@ -38,8 +37,18 @@ class Lanes(Protocol):
         with it.
         """
 
-    def purge(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        """Remove and return what has not started and is ``unwanted``."""
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether it was taken, has not finished, and nothing of its key can start before that."""
+
+    def purge(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = False) -> list[Delivery]:
+        """Remove and return what has not started and is ``unwanted``, of each key in its order.
+
+        With ``in_order``, what is behind something that runs of its key is removed and not returned: `freed` gives it once that
+        has finished. Where a broker hands out again in the order of what was given back, it would overtake it.
+        """
+
+    def freed(self) -> list[Delivery]:
+        """What `purge` kept back and need keep no longer; each once."""
 
     @property
     def ready(self) -> bool:
@@ -52,17 +61,18 @@ class Lanes(Protocol):
 class FreeLanes:
     """No order: whatever is next."""
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_queue", "closed")
     ordered = False
 
     def __init__(self) -> None:
+        self.closed = False
         self._queue: deque[Delivery] = deque()
 
     def offer(self, batch: Iterable[Delivery]) -> None:
         self._queue.extend(batch)
 
     def take(self) -> Delivery | None:
-        if not self._queue:
+        if not self._queue or self.closed:
             return None
         delivery = self._queue.popleft()
         delivery.tries += 1
@@ -74,115 +84,168 @@ class FreeLanes:
     def finish(self, delivery: Delivery) -> None:
         pass
 
-    def purge(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+    def holds(self, delivery: Delivery) -> bool:
+        return False
+
+    def purge(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = False) -> list[Delivery]:
         removed = [delivery for delivery in self._queue if unwanted(delivery)]
         if removed:
             self._queue = deque(delivery for delivery in self._queue if not unwanted(delivery))
         return removed
 
+    def freed(self) -> list[Delivery]:
+        return []
+
     @property
     def ready(self) -> bool:
-        return bool(self._queue)
+        return bool(self._queue) and not self.closed
 
     def __len__(self) -> int:
         return len(self._queue)
+
+
+class Rules(Protocol):
+    """What `KeyedLanes` asks of the consumer."""
+
+    def key_of(self, delivery: Delivery) -> Hashable | None:
+        """By what it is kept in line; None for in line with no other. May raise: see `unkeyed`."""
+
+    def unkeyed(self, delivery: Delivery, error: Exception) -> None:
+        """Its key could not be had. It was not queued, and is for whoever is told to end."""
+
+    def parked(self, key: Hashable, delivery: Delivery) -> bool:
+        """Whether it may not start, because something of its key before it was given up. Then it is for whoever is asked to end,
+        and keeps its key until it has."""
 
 
 class KeyedLanes:
     """One lane for each key. A lane exists only while it holds or runs something, so memory follows the window, not
     the keys. Keys with something to do take turns.
 
-    Messages without a key share no order with anything and run freely, each in its turn. So do those whose key cannot
-    be had (``key`` raised, or gave what cannot be hashed): an error that is their own.
+    Messages without a key share no order with anything and run freely, each in its turn. One whose key cannot be had (`Rules`
+    raised, or gave what cannot be hashed) is never queued: an error that is its own.
 
     Args:
-        key: asked once for each delivery, when it is offered.
+        rules: asked for the key of each delivery once, when it is offered, and before each first start whether it may.
     """
 
-    __slots__ = ("_again", "_key", "_lanes", "_queued", "_ready", "_running")
+    __slots__ = ("_again", "_behind", "_lanes", "_queued", "_ready", "_rules", "_running", "closed")
     ordered = True
 
-    def __init__(self, key: Callable[[Delivery], Hashable | None]) -> None:
-        self._key = key
+    def __init__(self, rules: Rules) -> None:
+        self.closed = False
+        self._rules = rules
         self._lanes: dict[Hashable, deque[Delivery]] = {}  # what is queued, for each key that is queued or running
         self._running: dict[Delivery, Hashable] = {}  # started and not finished
         self._ready: deque[Hashable] = deque()  # keys that may start, and in between deliveries without a key
         self._again: deque[Delivery] = deque()
+        self._behind: dict[Hashable, list[Delivery]] = {}  # purged, and not let go before what runs of their key
         self._queued = 0
 
     def offer(self, batch: Iterable[Delivery]) -> None:
+        lanes, ready, key_of = self._lanes, self._ready, self._rules.key_of
+        count = 0
         for delivery in batch:
-            self._queued += 1
-            key = self._key_of(delivery)
+            try:
+                key = key_of(delivery)
+                lane = lanes.get(key)
+            except Exception as error:  # noqa: BLE001 - a key function may be the user's; one bad message harms no other
+                self._rules.unkeyed(delivery, error)
+                continue
+            count += 1
             if key is None:
-                self._ready.append(delivery)
-            elif (lane := self._lanes.get(key)) is not None:
+                ready.append(delivery)
+            elif lane is not None:
                 lane.append(delivery)
             else:
-                self._lanes[key] = deque((delivery,))
-                self._ready.append(key)
-
-    def _key_of(self, delivery: Delivery) -> Hashable | None:
-        try:
-            key = self._key(delivery)
-            hash(key)
-        except Exception as error:  # noqa: BLE001 - a key function may be the user's; one bad message harms no other
-            log.warning("%s has no usable key (%r); it runs without order", delivery.message.id, error)
-            return None
-        return key
+                lanes[key] = deque((delivery,))
+                ready.append(key)
+        self._queued += count
 
     def take(self) -> Delivery | None:
+        if self.closed:
+            return None
         if self._again:
             delivery = self._again.popleft()
-        elif self._ready:
+            delivery.tries += 1
+            return delivery
+        while self._ready:
             key = self._ready.popleft()
-            if isinstance(key, Delivery):
-                delivery = key
-            else:
-                delivery = self._lanes[key].popleft()
-                self._running[delivery] = key
             self._queued -= 1
-        else:
-            return None
-        delivery.tries += 1
-        return delivery
+            if isinstance(key, Delivery):
+                key.tries += 1
+                return key
+            delivery = self._lanes[key].popleft()
+            self._running[delivery] = key
+            if not self._rules.parked(key, delivery):
+                delivery.tries += 1
+                return delivery
+        return None
 
     def again(self, batch: Iterable[Delivery]) -> None:
         # Their keys are still theirs, so nothing of the same key can start before them or beside them.
         self._again.extendleft(reversed(list(batch)))
 
     def finish(self, delivery: Delivery) -> None:
-        if delivery not in self._running:
+        key = self._running.pop(delivery, None)
+        if key is None:
             return
-        key = self._running.pop(delivery)
         if self._lanes[key]:
             self._ready.append(key)
         else:
             del self._lanes[key]
 
-    def purge(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+    def key(self, delivery: Delivery) -> Hashable | None:
+        """Of a delivery that has started and not finished; None for one without a key."""
+        return self._running.get(delivery)
+
+    def holds(self, delivery: Delivery) -> bool:
+        return delivery in self._running
+
+    def purge(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = False) -> list[Delivery]:
         again = [delivery for delivery in self._again if unwanted(delivery)]
-        gone = {delivery: None for lane in self._lanes.values() for delivery in lane if unwanted(delivery)}
-        gone.update((item, None) for item in self._ready if isinstance(item, Delivery) and unwanted(item))
+        gone = {delivery: key for key, lane in self._lanes.items() for delivery in lane if unwanted(delivery)}
+        free = {item for item in self._ready if isinstance(item, Delivery) and unwanted(item)}
+        running = set(self._running.values()) if gone or self._behind else ()
         if again:
             self._again = deque(delivery for delivery in self._again if not unwanted(delivery))
-        if gone:
-            running = set(self._running.values())
-            for key, lane in list(self._lanes.items()):
-                self._lanes[key] = kept = deque(delivery for delivery in lane if delivery not in gone)
-                if not kept and key not in running:
+        if gone or free:
+            for key in dict.fromkeys(gone.values()):
+                kept = deque(delivery for delivery in self._lanes[key] if delivery not in gone)
+                if kept or key in running:
+                    self._lanes[key] = kept
+                else:
                     del self._lanes[key]
             self._ready = deque(
                 item
                 for item in self._ready
-                if (item not in gone if isinstance(item, Delivery) else item in self._lanes)
+                if (item not in free if isinstance(item, Delivery) else item in self._lanes)
             )
-            self._queued -= len(gone)
-        return [*gone, *again]
+            self._queued -= len(gone) + len(free)
+        if in_order:
+            for delivery, key in list(gone.items()):
+                if key in running:
+                    self._behind.setdefault(key, []).append(delivery)
+                    del gone[delivery]
+        elif self._behind:  # what is unwanted for another reason by now, too
+            for key, waiting in list(self._behind.items()):
+                gone.update((delivery, key) for delivery in waiting if unwanted(delivery))
+                if kept_back := [delivery for delivery in waiting if delivery not in gone]:
+                    self._behind[key] = kept_back
+                else:
+                    del self._behind[key]
+        return [*again, *self.freed(), *gone, *free]
+
+    def freed(self) -> list[Delivery]:
+        if not self._behind:
+            return []
+        running = set(self._running.values())
+        keys = [key for key in self._behind if key not in running]
+        return [delivery for key in keys for delivery in self._behind.pop(key)]
 
     @property
     def ready(self) -> bool:
-        return bool(self._again or self._ready)
+        return bool(self._again or self._ready) and not self.closed
 
     def __len__(self) -> int:
         return self._queued + len(self._again)

@@ -8,27 +8,29 @@ and not loss.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from atleastonce.contract import RELEASE, Delivery, Fault, Outcome, Outgoing, Status, Verdict
+from atleastonce.contract import RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
 from atleastonce.engine.answers import ask
-from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.wake import Bell
 
-log = logging.getLogger("atleastonce.engine")
-
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
-# Short at first, because most failures are hiccups; ten seconds at most, because a person may be watching the recovery.
-_BACKOFF = Backoff("100ms", factor=2, maximum="10s")
+
+_Move = tuple[Delivery, Decision]
+_Way = tuple[str, ...]  # the names of the channels that a decision's copies go to
 
 
 class Mover:
-    """One task that publishes the copies of one worker's decisions.
+    """Publishes the copies of one worker's decisions.
+
+    One list at a time for each destination, and destinations beside each other: what goes to one that hangs waits for it, and
+    keeps nothing else waiting.
 
     Args:
         send: publishes.
@@ -47,42 +49,54 @@ class Mover:
     ) -> None:
         self._send = send
         self._settle = settle
-        self._wait = wait
-        self._refused = refused
-        self._pending: list[tuple[Delivery, Decision]] = []
-        self._failures: dict[Delivery, int] = {}
+        self._pending: dict[_Way, list[_Move]] = {}
+        self._moving: dict[_Way, asyncio.Task[None]] = {}
+        self._failed_copies = FailedCopies(wait, refused)
         self._bell = Bell()
-        self.busy = False
         self.last_fault: Fault | None = None
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
         """Publish the decision's copies soon, then settle."""
-        self._pending.append((delivery, decision))
+        # Answers have as many destinations as there are askers, and hang together if they hang.
+        way = tuple(
+            ["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in decision.copies]
+        )
+        self._pending.setdefault(way, []).append((delivery, decision))
         self._bell.ring()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be published or being published."""
-        return not self.busy and not self._pending
+        return not self._moving and not self._pending
 
     @property
     def failing(self) -> int:
         """How many deliveries have a copy whose publishing failed and is to be repeated."""
-        return len(self._failures)
+        return len(self._failed_copies)
 
     async def run(self) -> None:
         """Publish until cancelled."""
-        while True:
-            await self._bell.heard()
-            while self._pending:
-                batch, self._pending = self._pending, []
-                self.busy = True
-                try:
-                    await self._move(batch)
-                finally:
-                    self.busy = False
+        try:
+            while True:
+                await self._bell.heard()
+                for way in self._pending:
+                    if way not in self._moving:
+                        self._moving[way] = asyncio.create_task(self._move_all(way))
+        finally:
+            moving = list(self._moving.values())
+            for task in moving:
+                task.cancel()
+            await asyncio.gather(*moving, return_exceptions=True)
 
-    async def _move(self, batch: list[tuple[Delivery, Decision]]) -> None:
+    async def _move_all(self, way: _Way) -> None:
+        """Until nothing is left that goes this way."""
+        try:
+            while batch := self._pending.pop(way, None):
+                await self._move(batch)
+        finally:
+            del self._moving[way]
+
+    async def _move(self, batch: list[_Move]) -> None:
         live = []
         for delivery, decision in batch:
             if delivery.lost:  # it comes again, and would be copied twice
@@ -106,23 +120,10 @@ class Mover:
         rest = msgspec.structs.replace(decision, copies=tuple(copy for copy, _ in missing))
         _, worst = min(missing, key=lambda item: item[1].status is not Status.REJECTED)
         self.last_fault = worst.fault
-        if worst.status is Status.REJECTED and worst.fault is not None and self._replaced(delivery, rest, worst.fault):
-            self.forget(delivery)
-            return
-        destinations = ", ".join(sorted({copy.destination.name for copy in rest.copies}))
-        log.warning("%s could not be moved to %s (%s); trying again", delivery.message.id, destinations, worst.fault)
-        failures = self._failures[delivery] = self._failures.get(delivery, 0) + 1
-        pause = _BACKOFF.wait(failures)
-        assert pause is not None  # noqa: S101 - the back-off has no last attempt
-        self._wait(pause, delivery, rest)
-
-    def _replaced(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
-        try:
-            return self._refused(delivery, decision, fault)
-        except Exception:  # the policy's own failure must not cost the message, nor the moves of others
-            log.exception("deciding about the refused copy of %s failed", delivery.message.id)
-            return False
+        refused = worst.fault if worst.status is Status.REJECTED else None
+        if refused is None or not self._failed_copies.replaced(delivery, rest, refused):
+            self._failed_copies.again(delivery, rest, worst.fault)
 
     def forget(self, delivery: Delivery) -> None:
         """The delivery has ended: stop counting its failures."""
-        self._failures.pop(delivery, None)
+        self._failed_copies.forget(delivery)

@@ -51,6 +51,14 @@ class Pool(Protocol):
     ticks: bool
     """Whether `cancel_late` is to be called about 20 times a second while anything is out."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a handler runs, or may start although the lanes are closed."""
+
+    @property
+    def vacant(self) -> bool:
+        """Whether another handler could start."""
+
     def start(self) -> None:
         """Begin, on the running loop."""
 
@@ -95,6 +103,17 @@ class AsyncPool:
         self._started = [0.0] * concurrency  # when the lane's current run began; 0.0 while it has none
         self._late = [False] * concurrency
         self._stopping = False
+
+    @property
+    def busy(self) -> bool:
+        """See `Pool.busy`."""
+        waiting = sum(not waiter.done() for waiter in self._idle) + (self._woken is not None)
+        return waiting < sum(not task.done() for task in self._tasks)
+
+    @property
+    def vacant(self) -> bool:
+        """See `Pool.vacant`."""
+        return bool(self._idle)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._lane(slot)) for slot in range(self._concurrency)]
@@ -252,6 +271,16 @@ class ThreadPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
 
+    @property
+    def busy(self) -> bool:
+        """See `Pool.busy`."""
+        return self._free < self._concurrency
+
+    @property
+    def vacant(self) -> bool:
+        """See `Pool.vacant`."""
+        return self._free > 0
+
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         for n in range(self._concurrency):
@@ -260,7 +289,7 @@ class ThreadPool:
             self._threads.append(thread)
 
     def wake(self) -> None:
-        while self._free and not self._stopping:
+        while self._free and not self._stopping and not self._lanes.closed:
             # What is queued, spread over the idle threads.
             share = -(-(len(self._lanes) + len(self._taken_back)) // self._free)
             most = min(share, int(_CHUNK_SECONDS / max(self._mean, _LEAST_SECONDS)), _CHUNK_MAX)

@@ -10,6 +10,7 @@ from itertools import islice
 
 from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
 from atleastonce.engine.answers import ask
+from atleastonce.engine.rate import TokenBucket
 from atleastonce.engine.wake import Bell
 from atleastonce.errors import Closed, Overloaded
 
@@ -29,12 +30,14 @@ class Publisher:
         window: the bound on what is pending. Too small limits throughput to window / round trip; too large only hides
             overload. What is larger than the whole of it goes alone.
         max_batch: the most that leaves in one call.
+        rate: how fast messages may leave; None for no limit.
     """
 
-    def __init__(self, send: Send, window: Window, *, max_batch: int) -> None:
+    def __init__(self, send: Send, window: Window, *, max_batch: int, rate: TokenBucket | None = None) -> None:
         self._send = send
         self._window = window
         self._max_batch = max_batch
+        self._rate = rate
         self._pending: dict[asyncio.Future[Outcome], Outgoing] = {}
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
@@ -53,16 +56,38 @@ class Publisher:
         """
         size = item.message.size
         await self._enter(1, size, within)
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending[future] = item
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="atleastonce-publisher")
-        self._bell.ring()
+        future = self._begin(item)
         try:
             return await future
         finally:
             self._pending.pop(future, None)
             self._leave(1, size)
+
+    async def post(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None:
+        """Hand one message over, as `publish`, and return without waiting for its outcome, which ``told`` is called with.
+
+        Raises:
+            Overloaded, Closed: as `publish`.
+        """
+        size = item.message.size
+        await self._enter(1, size, within)
+
+        def ended(future: asyncio.Future[Outcome]) -> None:
+            self._leave(1, size)
+            if future.cancelled() or future.exception() is not None:
+                told(unknown(Code.CLOSED, "the broker was closed"))
+            else:
+                told(future.result())
+
+        self._begin(item).add_done_callback(ended)
+
+    def _begin(self, item: Outgoing) -> asyncio.Future[Outcome]:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._pending[future] = item
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="atleastonce-publisher")
+        self._bell.ring()
+        return future
 
     async def publish_many(self, items: Sequence[Outgoing], *, within: float) -> list[Outcome]:
         """Send a list in order, in batches that fit the window; one outcome each.
@@ -213,6 +238,8 @@ class Publisher:
         Raises:
             Closed: the adapter is not open; nothing was attempted.
         """
+        if self._rate is not None and (wait := self._rate.spend(len(batch))) > 0:
+            await asyncio.sleep(wait)
         closed: Closed | None = None
 
         async def send(items: Sequence[Outgoing]) -> Sequence[Outcome]:

@@ -47,8 +47,9 @@ class Settler:
         if delivery.settled:
             return
         delivery.settled = True
-        self._pending.append((delivery, verdict))
-        self._bell.ring()
+        if not (pending := self._pending):  # else it was rung for the first of them
+            self._bell.ring()
+        pending.append((delivery, verdict))
 
     @property
     def idle(self) -> bool:

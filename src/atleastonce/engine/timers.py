@@ -67,6 +67,11 @@ class Timers:
         gone = self._in_place.purge(unwanted) + self._held.purge(unwanted)
         return gone + [delivery for delivery, _ in self._copies.purge(lambda entry: unwanted(entry[0]))]
 
+    def hasten(self, wanted: Callable[[Delivery], bool]) -> None:
+        """Run what waits in place and is ``wanted`` now."""
+        if ready := self._in_place.purge(wanted):
+            self._run_again(ready)
+
     @property
     def holding(self) -> int:
         """How many deliveries wait here."""

@@ -13,9 +13,12 @@ class WindowMeter:
     Bytes are known only after a receive, so they may be overshot by one batch. To keep that small, the batch asked
     for shrinks with the
     average size seen and the bytes left.
+
+    Attributes:
+        share: of the limit that may be used now, above 0 and up to 1; at least one message always may.
     """
 
-    __slots__ = ("_average", "bytes", "limit", "messages", "peak_bytes", "peak_messages")
+    __slots__ = ("_average", "bytes", "limit", "messages", "peak_bytes", "peak_messages", "share")
 
     def __init__(self, limit: Window) -> None:
         self.limit = limit
@@ -24,15 +27,23 @@ class WindowMeter:
         self.peak_messages = 0
         self.peak_bytes = 0
         self._average = 0.0
+        self.share = 1.0
 
     def room(self) -> int:
         """How many messages may be received now; 0 when the window is full in either measure."""
-        free = self.limit.messages - self.messages
-        if free <= 0 or self.bytes >= self.limit.bytes:
+        most, room = self._most()
+        free, left = most - self.messages, room - self.bytes
+        if free <= 0 or left <= 0:
             return 0
         if self._average > 0:
-            free = min(free, max(1, int((self.limit.bytes - self.bytes) / self._average)))
+            free = min(free, max(1, int(left / self._average)))
         return free
+
+    def _most(self) -> tuple[int, int]:
+        limit, share = self.limit, self.share
+        if share == 1.0:
+            return limit.messages, limit.bytes
+        return max(1, int(limit.messages * share)), max(1, int(limit.bytes * share))
 
     def take(self, messages: int, size: int) -> None:
         """Account for a received batch of ``messages`` with ``size`` bytes together."""
@@ -54,4 +65,5 @@ class WindowMeter:
     @property
     def low(self) -> bool:
         """Whether enough has been given back to make a new receive worth its round trip."""
-        return self.messages <= self.limit.messages * 3 // 4 and self.bytes <= self.limit.bytes * 3 // 4
+        messages, size = self._most()
+        return self.messages <= messages * 3 // 4 and self.bytes <= size * 3 // 4

@@ -7,6 +7,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+from typing import NamedTuple
 
 from atleastonce.channels import Source
 from atleastonce.contract import (
@@ -20,17 +22,23 @@ from atleastonce.contract import (
     Outcome,
     Settlement,
     Subscription,
+    Transacts,
     Window,
 )
 from atleastonce.engine.decision import DONE, Decision, Rejection
+from atleastonce.engine.gate import Gate
+from atleastonce.engine.handoff import Handoff
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.mover import Mover
+from atleastonce.engine.mover import Mover, Send
 from atleastonce.engine.pools import Pool
+from atleastonce.engine.rate import TokenBucket
 from atleastonce.engine.renewer import Renewer
 from atleastonce.engine.settler import Settler
+from atleastonce.engine.tally import Tally
 from atleastonce.engine.timers import Timers
 from atleastonce.engine.wake import Bell, Signal
 from atleastonce.engine.window import WindowMeter
+from atleastonce.errors import ConfigurationError
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -39,10 +47,33 @@ log = logging.getLogger("atleastonce.engine")
 _RECEIVE_WAIT = 5.0
 # How long a stop waits for the last settlements once handlers are cancelled; then they are left to be delivered again.
 _FLUSH_SECONDS = 5.0
+# How many messages a warning names: enough to look for, few enough to read.
+_NAMED = 5
+# How late a message begins before its worker is behind, and for how long it stays so after the last one.
+_LATE_SECONDS, _BEHIND_SECONDS = 0.05, 0.1
+# The longest that a worker whose `elders` are behind receives nothing. Too short: fresh messages take the machine from those that
+# are due. Too long: a backlog of due ones keeps fresh ones waiting.
+_GIVE_WAY_SECONDS = 1.0
+_LOOK_SECONDS = 0.002
 # What an adapter reports, in the words of a status: whatever lets it read is "running".
 _RUNNING = dict.fromkeys(("connected", "assigned", "unblocked"), "running")
 
+# What is asked of every delivery of a list is asked without a step of Python's for each.
+_SIZE, _COUNT = attrgetter("size"), attrgetter("count")
+
 Due = Callable[[Delivery], "float | Decision"]
+
+
+class Suspicion(NamedTuple):
+    """Which deliveries do not start here, because they may be what ended a process.
+
+    Attributes:
+        hand_outs: from how many on one is suspected; `Delivery.count`.
+        move: what becomes of it instead.
+    """
+
+    hand_outs: int
+    move: Callable[[Delivery], Decision]
 
 
 class Worker:
@@ -57,6 +88,16 @@ class Worker:
         rejection: asked when a copy is refused for good.
         due: when a delivery may run, in seconds since the epoch (0.0: now), or what becomes of it without a run; None
             where nothing is held.
+        suspicion: which deliveries may not start here; None where all may.
+        give_back: what becomes of a delivery that is given back; None for a `Release`.
+        gate: asked before a delivery may run, and told before it is settled; None where nobody is.
+        judged: told how a run ended, by the name of its decision, while it still has its lane; None where nobody is.
+        rate: how fast messages may be received, with whoever shares it; None for no limit.
+        send: publishes copies; None for the adapter's own.
+
+    Attributes:
+        elders: workers whose messages have waited for their turn already: while one of them has places and not the time to fill
+            them, this one receives next to nothing.
     """
 
     def __init__(
@@ -69,15 +110,26 @@ class Worker:
         make_pool: Callable[[Worker], Pool],
         rejection: Rejection,
         due: Due | None = None,
+        suspicion: Suspicion | None = None,
+        give_back: Callable[[Delivery], Decision] | None = None,
+        gate: Gate | None = None,
+        judged: Callable[[Delivery, str], None] | None = None,
+        rate: TokenBucket | None = None,
+        send: Send | None = None,
     ) -> None:
         self.source = source
         self.window = window
         self.meter = WindowMeter(window)
         self.lanes = lanes
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
         self.state = ("starting", "")
+        self.elders: list[Worker] = []
+        self._late_at = 0.0
         self._capabilities = adapter.capabilities
         self._due = due
+        self._suspicion = suspicion
+        self._give_back = give_back
+        self._judged = judged
         self._rejection = rejection
         self._out: set[Delivery] = set()  # received and not settled, whatever they wait for
         self._stopping = False
@@ -92,10 +144,25 @@ class Worker:
         self.settler = Settler(self._settled)
         self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0, self._forget_lost)
         self.timers = Timers(
-            run_again=self._start, publish_again=self._publish_again, tick=self._tick, ticking=self._ticking
+            run_again=self._woken, publish_again=self._publish_again, tick=self._tick, ticking=self._ticking
         )
-        self.mover = Mover(adapter.send, self.settler.add, self.timers.publish_later, self._refused)
+        self._gate = gate
+        self._rate = rate
+        self._settle = self.settler.add
+        if gate is not None:
+            gate.attach(self, self.settler.add)
+            self._settle = gate.settle
+        self._handoff: Handoff | None = None
+        self.mover = self._make_mover(send or adapter.send)
         self.pool = make_pool(self)
+
+    def _make_mover(self, send: Send) -> Mover | Handoff:
+        waits = (self.timers.publish_later, self._refused)
+        if not self.window.transactional:
+            return Mover(send, self._settle, *waits)
+        self._handoff = Handoff(max(1, self.window.messages // 2), self._settle, self._settled, *waits)
+        self._settle = self._handoff.settle
+        return self._handoff
 
     # ----------------------------------------------------------------------------------------------- life
 
@@ -104,16 +171,40 @@ class Worker:
         self.pool.start()
         parts = (self.settler, self.mover, self.timers, self.renewer)
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
+        if self._gate is not None:
+            self._tasks.append(asyncio.create_task(self._gate.run()))
 
     async def read(self, subscription: Subscription) -> None:
         """Receive from ``subscription`` until it dies (raises) or the worker stops (returns)."""
-        self._subscription = subscription
-        self.settler.target = subscription.settle
-        self.renewer.target = subscription.extend
+        self._attach(subscription)
         try:
             if self._paused:
                 await self._tell()
             await self._receive(subscription)
+        finally:
+            self._subscription = None
+
+    def _attach(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self.settler.target = subscription.settle
+        self.renewer.target = subscription.extend
+        if self._handoff is not None:
+            if not isinstance(subscription, Transacts):
+                raise ConfigurationError(f"{self.source}: this broker has no transactions")
+            self._handoff.target = subscription.hand_off
+
+    async def read_one(self, subscription: Subscription, max_wait: float) -> bool:
+        """Receive one message from ``subscription``, whose window is one, and return when it has ended; False if none came.
+        No other is handed out meanwhile, nor before the next call."""
+        self._attach(subscription)
+        try:
+            await subscription.resume()
+            batch = await subscription.receive(1, max_wait)
+            await subscription.pause()
+            self._received(batch)
+            while self._out:
+                await self._ended.wait(1.0)
+            return bool(batch)
         finally:
             self._subscription = None
 
@@ -124,9 +215,33 @@ class Worker:
             if self._paused or not room:
                 await self._room.heard()
                 continue
-            self._received(await subscription.receive(min(room, most), _RECEIVE_WAIT))
+            if self.elders:
+                await self._give_way()
+            room = min(room, most)
+            if self._rate is None:
+                self._received(await subscription.receive(room, _RECEIVE_WAIT))
+            elif granted := self._rate.take(room):
+                batch: Sequence[Delivery] = ()
+                try:
+                    batch = await subscription.receive(granted, _RECEIVE_WAIT)
+                finally:
+                    self._rate.give_back(granted - len(batch))
+                self._received(batch)
+            else:
+                await self._room.heard(self._rate.wait)
             # A receive served from a buffer does not suspend: lanes and settler need the loop too.
             await asyncio.sleep(0)
+
+    async def _give_way(self) -> None:
+        deadline = time.monotonic() + _GIVE_WAY_SECONDS
+        # Polled: what ends it is the passing of time, or the emptiness of other workers.
+        while not self._stopping and any(elder.behind for elder in self.elders) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages wait here although there is a place to run them: what it lacks is the machine's time."""
+        return self.pool.vacant and (self.lanes.ready or time.monotonic() - self._late_at < _BEHIND_SECONDS)
 
     async def drain_all(self, grace: float) -> bool:
         """Receive nothing more and end everything; whether all of it ended within ``grace`` seconds."""
@@ -143,7 +258,7 @@ class Worker:
         await self.pool.stop()
         self._release(self._unstarted(lambda _: True))
         deadline = time.monotonic() + _FLUSH_SECONDS
-        while self._tasks and not (self.settler.idle and self.mover.idle) and time.monotonic() < deadline:
+        while self._tasks and not self._idle() and time.monotonic() < deadline:
             await self._ended.wait(0.05)
             self._release(self.timers.purge(lambda _: True))  # a copy that failed again
         self._stopped = True
@@ -151,8 +266,21 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._out:
+            names = [delivery.message.id for delivery in self._out]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            log.warning(
+                "%s: %d ended unsettled and will be delivered again: %s%s",
+                self.source,
+                len(names),
+                ", ".join(names[:_NAMED]),
+                more,
+            )
         self.counts["unsettled"] += len(self._out)
         self._leave(list(self._out))
+
+    def _idle(self) -> bool:
+        return self.settler.idle and self.mover.idle and (self._gate is None or self._gate.idle)
 
     async def pause(self, reason: str) -> None:
         """Stop receiving for ``reason``, until `resume` with the same one. What is in flight goes on."""
@@ -168,6 +296,15 @@ class Worker:
             await self._tell()
         self._room.ring()
 
+    @property
+    def paused(self) -> str:
+        """Why nothing is received: the reasons of `pause`; "" if it is not paused."""
+        return ", ".join(sorted(self._paused))
+
+    def hasten(self, wanted: Callable[[Delivery], bool]) -> None:
+        """Run now what waits to run again in place and is ``wanted``."""
+        self.timers.hasten(wanted)
+
     async def _tell(self) -> None:
         """Tell the subscription whether it is paused. One call at a time, and the last one tells how it is then."""
         async with self._pausing:
@@ -178,6 +315,23 @@ class Worker:
     def in_flight(self) -> int:
         """How many deliveries are received and not settled."""
         return len(self._out)
+
+    # ------------------------------------------------------------------------------- engine.turnstile
+
+    def halt(self) -> None:
+        """Start nothing more until `let_go`. What is in flight stays so."""
+        self.lanes.closed = True
+        self.pool.reclaim(lambda _: False)  # what threads were handed and have not begun waits here, too
+
+    def let_go(self) -> None:
+        """Start again."""
+        self.lanes.closed = False
+        self.pool.wake()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it receives nothing more."""
+        return self._stopping
 
     # ---------------------------------------------------------------------------- contract.Listener
 
@@ -199,7 +353,7 @@ class Worker:
 
     def _forget_lost(self) -> None:
         # Answered as stale without being sent; they only leave the window.
-        self._release(self._unstarted(lambda delivery: delivery.lost))
+        self._release(self._unstarted(lambda delivery: delivery.lost, in_order=False))
 
     def condition(self, state: str, detail: str) -> None:
         """See `Listener.condition`."""
@@ -211,11 +365,7 @@ class Worker:
     def _received(self, batch: Sequence[Delivery]) -> None:
         if not batch:
             return
-        size = 0
-        for delivery in batch:
-            delivery.size = length = delivery.message.size
-            size += length
-        self.meter.take(len(batch), size)
+        self.meter.take(len(batch), sum(map(_SIZE, batch)))
         self._out.update(batch)
         self.counts["received"] += len(batch)
         if self._capabilities.lease is Leasing.EXTENDABLE:
@@ -233,6 +383,7 @@ class Worker:
     def _hold(self, batch: Sequence[Delivery], due: Due) -> list[Delivery]:
         """Put aside what is not due yet; return the rest."""
         now = time.time()
+        latest = 0.0
         ready: list[Delivery] = []
         for delivery in batch:
             when: float | Decision
@@ -246,17 +397,55 @@ class Worker:
             elif when > now:
                 self.timers.hold(delivery, when)
             else:
+                latest = max(latest, now - when if when else 0.0)
                 ready.append(delivery)
+        if latest > _LATE_SECONDS:
+            self._late_at = time.monotonic()
         return ready
 
+    def _woken(self, batch: Sequence[Delivery]) -> None:
+        """A wait is over; whether it was the last one is asked anew."""
+        ready = batch if self._due is None else self._hold(batch, self._due)
+        # What still has its lane goes on in it, whatever it counts as.
+        begun = [delivery for delivery in ready if delivery.tries or self.lanes.holds(delivery)]
+        if begun:
+            self.lanes.again(begun)
+            self._look()  # itself: a gate that nothing else enters may never admit anything
+            ready = [delivery for delivery in ready if delivery not in begun]
+        self._start(ready)
+
     def _start(self, batch: Sequence[Delivery]) -> None:
-        if any(delivery.tries for delivery in batch):
-            self.lanes.again([delivery for delivery in batch if delivery.tries])
-            batch = [delivery for delivery in batch if not delivery.tries]
+        if self._suspicion is not None:
+            batch = self._unsuspected(batch, self._suspicion)
+        if self._gate is not None:
+            self._gate.enter(batch)
+        else:
+            self._offer(batch)
+
+    def admit(self, batch: Sequence[Delivery]) -> None:
+        """What has entered the gate may run; if it still may."""
+        out = [d for d in batch if self._stopping or d.lost or d.stream in self._draining]
+        self._release(out)
+        self._offer([delivery for delivery in batch if delivery not in out] if out else batch)
+
+    def _offer(self, batch: Sequence[Delivery]) -> None:
         self.lanes.offer(batch)
+        self._look()
+
+    def _look(self) -> None:
+        """There is something in the lanes that may run."""
         self.pool.wake()
         if self.pool.ticks:
             self.timers.poke()
+
+    def _unsuspected(self, batch: Sequence[Delivery], suspicion: Suspicion) -> Sequence[Delivery]:
+        """Move what may have ended a process; return the rest."""
+        if not batch or max(map(_COUNT, batch)) < suspicion.hand_outs:
+            return batch
+        suspects = [delivery for delivery in batch if delivery.count >= suspicion.hand_outs]
+        for delivery in suspects:
+            self.ended(delivery, suspicion.move(delivery))
+        return [delivery for delivery in batch if delivery.count < suspicion.hand_outs]
 
     def ended(self, delivery: Delivery, decision: Decision) -> None:
         """A run is over (told by the pool, on the loop): settle, move, or run again."""
@@ -265,21 +454,27 @@ class Worker:
         if decision is DONE:
             self.counts["done"] += 1
             if self.lanes.ordered:
+                if self._judged is not None:
+                    self._judged(delivery, "done")
                 self.lanes.finish(delivery)
-            self.settler.add(delivery, ACK)
+            self._settle(delivery, ACK)
             return
         self.counts[decision.name] += 1
+        if self._judged is not None:
+            self._judged(delivery, decision.name)
         if delivery.lost:
-            self.settler.add(delivery, RELEASE)
+            self._settle(delivery, RELEASE)
         elif decision.again is not None:
             if self._stopping or delivery.stream in self._draining:
-                self.settler.add(delivery, RELEASE)
+                self._release([delivery])
             else:
                 self.timers.again(delivery, decision.again)
         elif decision.copies:
             self.mover.add(delivery, decision)
+        elif decision.verdict is RELEASE:
+            self._release([delivery])
         else:
-            self.settler.add(delivery, decision.verdict)
+            self._settle(delivery, decision.verdict)
 
     def _refused(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
         other = self._rejection(delivery, decision, fault)
@@ -291,7 +486,7 @@ class Worker:
 
     def _publish_again(self, delivery: Delivery, decision: Decision) -> None:
         if delivery.lost:
-            self.settler.add(delivery, RELEASE)
+            self._settle(delivery, RELEASE)
         else:
             self.mover.add(delivery, decision)
 
@@ -303,17 +498,17 @@ class Worker:
 
     def _leave(self, batch: Sequence[Delivery]) -> None:
         """These have ended, one way or another: take them off every account."""
-        size = 0
-        for delivery in batch:
-            size += delivery.size
         if self.lanes.ordered:
             for delivery in batch:
                 self.lanes.finish(delivery)
+            self._release(self.lanes.freed())
         if self.mover.failing:
             for delivery in batch:
                 self.mover.forget(delivery)
+        if self._gate is not None:
+            self._gate.forget(batch)
         self._out.difference_update(batch)
-        self.meter.give(len(batch), size)
+        self.meter.give(len(batch), sum(map(_SIZE, batch)))
         # A receive is worth its round trip once there is some room, or as soon as there is nothing left to start: what is
         # out may stay so for long (slow handlers, holds, a destination that is away) and must not keep the rest waiting.
         if self.meter.low or not self.lanes.ready:
@@ -330,10 +525,16 @@ class Worker:
 
     def _release(self, batch: Sequence[Delivery]) -> None:
         for delivery in batch:
-            self.settler.add(delivery, RELEASE)
+            if self._give_back is None or delivery.lost:
+                self._settle(delivery, RELEASE)
+            else:
+                self.mover.add(delivery, self._give_back(delivery))
 
-    def _unstarted(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        return self.lanes.purge(unwanted) + self.pool.reclaim(unwanted) + self.timers.purge(unwanted)
+    def _unstarted(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = True) -> list[Delivery]:
+        """Of each key in its order: what waits to run again, or was handed to a pool, was received before what is queued."""
+        begun = self.timers.purge(unwanted) + self.pool.reclaim(unwanted)
+        queued = self.lanes.purge(unwanted, in_order=in_order)
+        return begun + queued + (self._gate.purge(unwanted) if self._gate is not None else [])
 
     async def _until_ended(self, concerned: Callable[[Delivery], bool], grace: float) -> bool:
         deadline = time.monotonic() + grace

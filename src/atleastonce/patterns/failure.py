@@ -16,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
 
-from atleastonce.durations import Duration, format_duration, seconds
+from atleastonce.durations import Duration, format_duration, seconds, whole
 from atleastonce.engine.backoff import Backoff
 from atleastonce.errors import ConfigurationError, DeadLetter, DecodeError, Discard, RetryLater
+from atleastonce.patterns.flood import DeadLetterPolicy
 
 # Kept small because the lease is held and the lane is busy meanwhile; long waits belong in the chain.
 IN_PLACE = Backoff("50ms", factor=3, max_attempts=3)
@@ -39,29 +40,47 @@ def _whole_millis(value: float) -> float:
     return seconds(format_duration(value))
 
 
+def _delays(given: Iterable[Duration]) -> tuple[float, ...]:
+    return tuple(_whole_millis(seconds(delay, name="retry delay", minimum=0.001)) for delay in given)
+
+
 @dataclass(frozen=True, init=False)
 class RetryChain:
     """Delays between attempts, each longer than a worker should wait: ``RetryChain("5s", "30s", "5m")``.
 
     One message takes the delays in order, one for each failed attempt; after the last it is dead. Where the broker
-    delays by itself
-    nothing is created; elsewhere each delay is a channel named after its source.
+    delays by itself nothing is created; elsewhere each delay is a channel named after its source.
+
+    Args:
+        delays: in order.
+        drain_only: delays that an earlier version of the chain had. Nothing is sent there any more, but what still waits in
+            their channels is handled when it is due. Leave them here until those channels are empty.
 
     Raises:
-        ConfigurationError: no delay, too many, a delay below a millisecond, or delays that shrink.
+        ConfigurationError: no delay, too many, a delay below a millisecond, delays that shrink, or one that is both in use
+            and removed.
     """
 
     delays: tuple[float, ...]
+    drain_only: tuple[float, ...]
 
-    def __init__(self, *delays: Duration) -> None:
-        values = tuple(_whole_millis(seconds(delay, name="retry delay", minimum=0.001)) for delay in delays)
-        if not values:
+    def __init__(self, *delays: Duration, drain_only: Iterable[Duration] = ()) -> None:
+        if isinstance(drain_only, str) or not isinstance(_given(drain_only), Iterable):
+            raise ConfigurationError(f'RetryChain drain_only={drain_only!r}: give a list of delays, like ("30s",)')
+        values = _delays(delays)
+        removed = tuple(dict.fromkeys(_delays(drain_only)))
+        if both := set(values) & set(removed):
+            raise ConfigurationError(
+                f"RetryChain drain_only: {format_duration(min(both))} is a delay of the chain as well; leave it out of one"
+            )
+        if not values and not removed:
             raise ConfigurationError('RetryChain needs at least one delay, like RetryChain("5s", "30s", "5m")')
-        if len(values) > _MAX_DELAYS:
-            raise ConfigurationError(f"RetryChain has {len(values)} delays; {_MAX_DELAYS} are the most")
+        if len(values) + len(removed) > _MAX_DELAYS:
+            raise ConfigurationError(f"RetryChain has {len(values) + len(removed)} delays; {_MAX_DELAYS} are the most")
         if list(values) != sorted(values):
             raise ConfigurationError(f"RetryChain{delays}: a delay is shorter than the one before it")
         object.__setattr__(self, "delays", values)
+        object.__setattr__(self, "drain_only", removed)
 
     @classmethod
     def exponential(cls, first: Duration, *, factor: float = 2.0, hops: int, maximum: Duration = "1d") -> RetryChain:
@@ -81,10 +100,11 @@ class RetryChain:
         """The delay after ``attempt`` (from 1) failed; None when that was the last one."""
         return self.delays[attempt - 1] if attempt <= len(self.delays) else None
 
-    def tier(self, delay: float) -> float:
-        """The delay of the chain in which to wait ``delay`` seconds, and wait again for what is left: the longest that
-        is not too long, else the shortest."""
-        return next((tier for tier in reversed(self.delays) if tier <= delay), self.delays[0])
+
+def room(rooms: Sequence[float], delay: float) -> float:
+    """Of the delays that have a channel, shortest first, the one in which to wait ``delay`` seconds, and wait again for what is
+    left: the longest that is not too long, else the shortest."""
+    return next((room for room in reversed(rooms) if room <= delay), rooms[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +120,13 @@ class FailurePolicy:
             work that would
             have ended and repeats it; None lets a stuck handler occupy its place for good.
         give_up_after: how long after its first failure a message may live; decided *before* a wait that could not end
-            in time.
+            in time. Where the broker delays and counts by itself it keeps no time of the first failure: there the waits so
+            far are reckoned, and the time that handlers took is not.
+        dead_letter: limits of what is given up at once; None keeps no dead letters at all: what is given up is dropped,
+            logged and counted.
+        crash_limit: how often a message may end its process while it runs alone, before it is a dead letter of stage
+            ``crash-loop``. Too small (1): a message that was running when the machine went down, or was killed for another's
+            memory, is given up. Too large: as many more processes die of it. See `patterns.crash_loops`.
     """
 
     in_place: Backoff | None = IN_PLACE
@@ -108,6 +134,8 @@ class FailurePolicy:
     give_up_on: tuple[type[BaseException], ...] = ()
     timeout: Duration | None = None
     give_up_after: Duration | None = None
+    dead_letter: DeadLetterPolicy | None = DeadLetterPolicy()  # noqa: RUF009 - frozen
+    crash_limit: int = 3
 
     def __post_init__(self) -> None:
         in_place, chain, give_up_on = _given(self.in_place), _given(self.chain), _given(self.give_up_on)
@@ -121,10 +149,15 @@ class FailurePolicy:
             isinstance(kind, type) and issubclass(kind, BaseException) for kind in give_up_on
         ):
             raise ConfigurationError(f"FailurePolicy give_up_on={self.give_up_on!r}: give a tuple of exception classes")
+        if not isinstance(_given(self.dead_letter), DeadLetterPolicy | None):
+            raise ConfigurationError(
+                f"FailurePolicy dead_letter={self.dead_letter!r}: give DeadLetterPolicy(max_consecutive=100) or None"
+            )
         if self.in_place is not None and self.in_place.max_attempts is None:
             raise ConfigurationError(
                 "FailurePolicy in_place needs max_attempts: a message cannot fail in place for ever"
             )
+        whole(self.crash_limit, name="FailurePolicy crash_limit", high=1000)
         for name in ("timeout", "give_up_after"):
             if getattr(self, name) is not None:
                 seconds(getattr(self, name), name=name, minimum=0.001)
@@ -133,6 +166,11 @@ class FailurePolicy:
     def delays(self) -> tuple[float, ...]:
         """The chain's delays in seconds; empty without a chain."""
         return self.chain.delays if self.chain is not None else ()
+
+    @property
+    def drained(self) -> tuple[float, ...]:
+        """The delays that the chain no longer has, and whose channels are still emptied."""
+        return self.chain.drain_only if self.chain is not None else ()
 
 
 def _given(value: object) -> object:
@@ -169,8 +207,12 @@ class Drop(msgspec.Struct, frozen=True):
 Step: TypeAlias = Again | Hop | Dead | Drop
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """``error``, what it was raised from, and the members of groups, each once."""
+def causes(error: BaseException, *, handled: bool = True) -> Iterator[BaseException]:
+    """``error``, what it was raised from, and the members of groups, each once.
+
+    Args:
+        handled: whether also what was being handled when it was raised, without a ``from``.
+    """
     seen: set[int] = set()
     stack = [error]
     while stack:
@@ -181,9 +223,21 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         yield current
         if isinstance(current, BaseExceptionGroup):
             stack.extend(reversed(current.exceptions))
-        cause = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        cause = current.__cause__
+        if cause is None and handled and not current.__suppress_context__:
+            cause = current.__context__
         if cause is not None:
             stack.append(cause)
+
+
+def _is_alone(error: BaseException) -> bool:
+    """Whether ``error`` is all that `causes` would find, as nearly always."""
+    return error.__cause__ is None and error.__context__ is None and not isinstance(error, BaseExceptionGroup)
+
+
+def _may_discard(chain: Sequence[BaseException]) -> bool:
+    """In a group, what one task discarded is not done while another one failed."""
+    return all(group.split(Discard)[1] is None for group in chain if isinstance(group, BaseExceptionGroup))
 
 
 def ensure_failure(error: BaseException, *, awaited: bool) -> None:
@@ -227,11 +281,10 @@ def decide(
         first_failed: when the message failed first; ``now`` if this was the first time.
         rand: uniform in [0, 1), for jitter.
     """
-    chain = list(causes(error))
-    # In a group, what one task discarded is not done while another one failed.
-    discardable = all(group.split(Discard)[1] is None for group in chain if isinstance(group, BaseExceptionGroup))
+    alone = _is_alone(error)
+    chain = (error,) if alone else tuple(causes(error))
     for cause in chain:
-        if isinstance(cause, Discard) and discardable:
+        if isinstance(cause, Discard) and _may_discard(chain):
             return Drop(cause.reason)
         if isinstance(cause, DeadLetter):
             return Dead("handler", cause)
@@ -239,11 +292,15 @@ def decide(
             try:
                 return _later(policy, cause, attempt, now, first_failed)
             except ConfigurationError as wrong:  # a delay that is none: a failure like others, with a text that says so
-                error, chain = wrong, [wrong]
+                error, alone = wrong, False
                 break
-    if any(isinstance(cause, DecodeError) for cause in chain):
-        return Dead("decode", error)
-    if any(isinstance(cause, policy.give_up_on) for cause in chain):
+    # What the handler has caught, and mended or not before this one, says nothing about this one.
+    given_up = False
+    for cause in chain if alone else causes(error, handled=False):
+        if isinstance(cause, DecodeError):
+            return Dead("decode", error)
+        given_up = given_up or isinstance(cause, policy.give_up_on)
+    if given_up:
         return Dead("handler", error)
     wait = policy.in_place.wait(tries, rand) if policy.in_place is not None else None
     if wait is not None:
@@ -255,15 +312,16 @@ def decide(
 
 
 def _later(policy: FailurePolicy, later: RetryLater, attempt: int, now: float, first_failed: float) -> Step:
+    chain = policy.chain if policy.delays else None  # one that is only drained is none
     if later.delay is not None:
         delay: float | None = seconds(later.delay, name="RetryLater delay")
-    elif policy.chain is not None:
-        delay = policy.chain.after(attempt)
+    elif chain is not None:
+        delay = chain.after(attempt)
     else:
         delay = 1.0  # asked to wait, with nothing that says how long: not at once, and not for long
     if delay is None:
         return Dead("handler", later)
-    if later.count and policy.chain is not None and policy.chain.after(attempt) is None:
+    if later.count and chain is not None and chain.after(attempt) is None:
         return Dead("handler", later)
     if not _in_time(policy, now + delay, first_failed):
         return Dead("expired", later)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from atleastonce import wire
@@ -23,6 +25,29 @@ class History(msgspec.Struct, frozen=True):
     first_failed: float | None
     redrives: int
     ours: bool
+
+
+class Past(NamedTuple):
+    """Of a delivery with failed attempts behind it in this process: `Delivery.past`.
+
+    Attributes:
+        history: as of its next attempt.
+        tries: runs before that.
+    """
+
+    history: History
+    tries: int
+
+
+def past_of(delivery: Delivery) -> Past | None:
+    """What this process remembers of ``delivery``; None before its first attempt has failed here."""
+    return getattr(delivery, "past", None)
+
+
+def tries_of(delivery: Delivery) -> int:
+    """Which run within its attempt this is, from 1."""
+    past = past_of(delivery)
+    return delivery.tries if past is None else delivery.tries - past.tries
 
 
 def origin(delivery: Delivery) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import re
 import socket
 import traceback
+from functools import lru_cache
 
 from atleastonce import wire
 from atleastonce.channels import Source
@@ -32,7 +33,10 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {ord("\t"): 
 
 def one_line(value: str, limit: int = _MAX_ERROR_MESSAGE) -> str:
     """``value`` as it may stand in a header or a log: one line of printable ASCII, secrets masked, cut to ``limit``."""
-    line = " | ".join(part.strip() for part in mask(_beginning(value)).splitlines() if part.strip())
+    masked = mask(_beginning(value))
+    if masked.isascii() and masked.isprintable():  # nothing to escape, as a rule
+        return masked.strip()[:limit]
+    line = " | ".join(part.strip() for part in masked.splitlines() if part.strip())
     return line.translate(_ESCAPES).encode("ascii", "backslashreplace").decode()[:limit]
 
 
@@ -75,20 +79,26 @@ def _trace(error: BaseException) -> str:
 def _rehead(message: Message, fields: dict[str, HeaderValue], *, ours: bool) -> Message:
     """A copy whose failure is told by ``fields`` alone; what other consumers, or forgers, wrote of theirs goes."""
     gone = _FAILURE_FIELDS if ours else _FAILURE_FIELDS | _PAST_FIELDS
-    kept = [item for item in message.headers.items() if item[0] not in gone and item[0] not in fields]
+    kept = [item for item in message.headers.fields() if item[0] not in gone and item[0] not in fields]
     return Message(message.id, message.body, message.key, Headers([*kept, *fields.items()]), None, message.native)
+
+
+@lru_cache(256)
+def _type_of(name: str) -> str:
+    return one_line(name, _MAX_ERROR_TYPE)
 
 
 def _common(
     delivery: Delivery, home: Source, history: History, error: BaseException, now: float
 ) -> dict[str, HeaderValue]:
+    at, first = wire.millis(now), history.first_failed
     fields: dict[str, HeaderValue] = {
         wire.ID: delivery.message.id,
         wire.GROUP: home.group_name,
-        wire.FIRST_FAILED: wire.millis(history.first_failed or now),
-        wire.ERROR_TYPE: one_line(type(error).__name__, _MAX_ERROR_TYPE),
+        wire.FIRST_FAILED: at if not first or first == now else wire.millis(first),
+        wire.ERROR_TYPE: _type_of(type(error).__name__),
         wire.ERROR_MESSAGE: one_line(words(error)),
-        wire.ERROR_AT: wire.millis(now),
+        wire.ERROR_AT: at,
     }
     if not history.ours:
         fields[wire.ORIGIN] = origin(delivery)

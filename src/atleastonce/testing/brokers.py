@@ -21,7 +21,19 @@ _HOME = pytest.StashKey[Path]()
 _OWNED = pytest.StashKey[ExitStack]()
 _INPUT = "atleastonce_brokers"
 
-FIXTURES = {"kafka_broker": "kafka", "rabbitmq_broker": "rabbitmq"}
+FIXTURES = {
+    "kafka_broker": "kafka",
+    "rabbitmq_broker": "rabbitmq",
+    "toxiproxy_broker": "toxiproxy",
+    "redis_broker": "redis",
+    "postgres_broker": "postgres",
+    "mysql_broker": "mysql",
+    "nats_broker": "nats",
+    "sqs_broker": "sqs",
+    "elasticmq_broker": "elasticmq",
+    "pubsub_broker": "pubsub",
+    "google_pubsub_broker": "pubsub-google",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,6 +106,96 @@ def rabbitmq_broker(request: pytest.FixtureRequest) -> Running:
 def rabbitmq_url(rabbitmq_broker: Running) -> str:
     """``rabbitmq://...`` of the shared broker."""
     return rabbitmq_broker.url
+
+
+@pytest.fixture(scope="session")
+def toxiproxy_broker(request: pytest.FixtureRequest) -> Running:
+    """toxiproxy, shared: every test makes proxies of its own."""
+    return _obtain(request.config, "toxiproxy")
+
+
+@pytest.fixture(scope="session")
+def redis_broker(request: pytest.FixtureRequest) -> Running:
+    """Redis, or what ``ALO_REDIS_FLAVOUR`` names; shared: never stop it."""
+    return _obtain(request.config, "redis")
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_broker: Running) -> str:
+    """``redis://...`` of the shared broker."""
+    return redis_broker.url
+
+
+@pytest.fixture(scope="session")
+def postgres_broker(request: pytest.FixtureRequest) -> Running:
+    """PostgreSQL, shared: never stop it."""
+    return _obtain(request.config, "postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_broker: Running) -> str:
+    """``postgresql://...`` of the shared server."""
+    return postgres_broker.url
+
+
+@pytest.fixture(scope="session")
+def mysql_broker(request: pytest.FixtureRequest) -> Running:
+    """MariaDB, shared: never stop it."""
+    return _obtain(request.config, "mysql")
+
+
+@pytest.fixture(scope="session")
+def mysql_url(mysql_broker: Running) -> str:
+    """``mysql://...`` of the shared server."""
+    return mysql_broker.url
+
+
+@pytest.fixture(scope="session")
+def nats_broker(request: pytest.FixtureRequest) -> Running:
+    """NATS with JetStream, shared: never stop it."""
+    return _obtain(request.config, "nats")
+
+
+@pytest.fixture(scope="session")
+def nats_url(nats_broker: Running) -> str:
+    """``nats://...`` of the shared broker."""
+    return nats_broker.url
+
+
+@pytest.fixture(scope="session")
+def pubsub_broker(request: pytest.FixtureRequest) -> Running:
+    """Google Pub/Sub's fake, or what ``ALO_PUBSUB_URL`` names; shared: never stop it."""
+    return _obtain(request.config, "pubsub")
+
+
+@pytest.fixture(scope="session")
+def pubsub_url(pubsub_broker: Running) -> str:
+    """``pubsub://...`` of the shared broker."""
+    return pubsub_broker.url
+
+
+@pytest.fixture(scope="session")
+def sqs_broker(request: pytest.FixtureRequest) -> Running:
+    """SQS and SNS, or an emulator of them, shared: never stop it."""
+    return _obtain(request.config, "sqs")
+
+
+@pytest.fixture(scope="session")
+def sqs_url(sqs_broker: Running) -> str:
+    """``sqs://...`` of the shared broker."""
+    return sqs_broker.url
+
+
+@pytest.fixture(scope="session")
+def elasticmq_broker(request: pytest.FixtureRequest) -> Running:
+    """ElasticMQ, a second emulator of SQS, shared: never stop it."""
+    return _obtain(request.config, "elasticmq")
+
+
+@pytest.fixture(scope="session")
+def google_pubsub_broker(request: pytest.FixtureRequest) -> Running:
+    """Google's emulator of Pub/Sub, a second one beside ``pubsub``, shared: never stop it."""
+    return _obtain(request.config, "pubsub-google")
 
 
 PrivateBroker = Callable[[str], AbstractContextManager[Running]]

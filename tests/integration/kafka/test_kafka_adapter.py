@@ -420,9 +420,10 @@ async def test_after_a_pause_the_first_message_comes_at_once(kafka_url: str, ada
     assert max(waits) < 0.2, waits
 
 
-async def test_a_reader_is_told_when_its_topic_is_deleted(kafka_url: str, adapter: KafkaAdapter) -> None:
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+async def test_a_reader_is_told_when_its_topic_is_deleted(kafka_url: str, adapter: KafkaAdapter, protocol: str) -> None:
     source = await declared(adapter)
-    async with member(kafka_url, source) as reader:
+    async with member(kafka_url, source, **{"group.protocol": protocol}) as reader:
         await reader.owns(1)
         await adapter.delete(Topology(sources=(source,)))
         with pytest.raises(NotFound):
@@ -521,3 +522,21 @@ async def test_purge_browse_and_delete(kafka_url: str, adapter: KafkaAdapter) ->
     await adapter.delete(Topology(sources=(source,)))
     await adapter.delete(Topology(sources=(source,)))
     assert (await adapter.backlog(source)).waiting is None
+
+
+async def test_deleting_a_topics_group_leaves_what_the_group_has_done_elsewhere(
+    kafka_url: str, adapter: KafkaAdapter
+) -> None:
+    group = fresh().name
+    kept, removed = Source(Topic(fresh().name, partitions=1), group), Source(Topic(fresh().name, partitions=1), group)
+    await adapter.declare(Topology(sources=(kept, removed)))
+    for source in (kept, removed):
+        await asyncio.to_thread(produce, kafka_url, source.channel.name, *[(0, b"%d" % n) for n in range(5)])
+        async with member(kafka_url, source, **QUICK) as reader:
+            await reader.ack(await reader.take(5))
+    await adapter.delete(Topology(sources=(removed,)))
+    assert (await adapter.backlog(kept)).waiting == 0
+    await adapter.delete(Topology(channels=(removed.channel,), sources=(removed,)))
+    assert (await adapter.backlog(kept)).waiting == 0
+    await adapter.delete(Topology(sources=(kept,)))
+    assert (await adapter.backlog(kept)).waiting == 5

@@ -399,3 +399,25 @@ async def test_a_subscription_of_a_closed_adapter_is_over(rabbitmq_url: str, sou
         with pytest.raises(Closed):
             await adapter.subscribe(queue, Window(1, 1), Listening())
     assert asyncio.all_tasks() == before
+
+
+async def test_what_the_active_one_leaves_behind_comes_in_its_order_before_all_else(
+    rabbitmq_url: str, source: Sources
+) -> None:
+    """Regression: the consumer was cancelled first, and the next one began with what came after the prefetch; what was given back
+    one by one came behind it."""
+    async with opened(rabbitmq_url) as adapter:
+        queue = source(single_active=True)
+        await prepared(adapter, queue)
+        first, second = await reading(adapter, queue), await reading(adapter, queue)
+        sent = outgoing(queue, 310)  # more than the prefetch
+        await adapter.send(sent)
+        got = await take(first, 50)
+        await first.settle([(delivery, RELEASE) for delivery in got[20:30]])
+        await first.settle([(delivery, ACK) for delivery in got[:10]])
+        await first.settle([(delivery, ACK) for delivery in got[20:30]])  # released: the first verdict holds
+        assert await second.receive(1, 0.2) == []
+        await first.close()
+        came = [delivery.message.id for _ in range(6) for delivery in await take(second, 50, ack=True)]
+        places = {item.message.id: place for place, item in enumerate(sent)}
+        assert [places[each] for each in came] == list(range(10, 310))

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 from atleastonce.channels import Queue, Source
@@ -41,6 +41,26 @@ from atleastonce.engine.supervisor import Supervisor
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import ConnectionLost
 from atleastonce.message import Headers, Message
+
+
+class ByKey:
+    """The rules of `KeyedLanes` in a test: by the message's key, or as ``key`` says."""
+
+    def __init__(self, key: Callable[[Delivery], Hashable | None] = lambda item: item.message.key) -> None:
+        self.key_of = key
+        self.poison: list[Delivery] = []
+        self.following: list[Delivery] = []
+        self.heads: set[Hashable] = set()
+        """Keys that are parked."""
+
+    def unkeyed(self, delivery: Delivery, error: Exception) -> None:
+        self.poison.append(delivery)
+
+    def parked(self, key: Hashable, delivery: Delivery) -> bool:
+        if key in self.heads:
+            self.following.append(delivery)
+        return key in self.heads
+
 
 SOURCE = Source(Queue("orders"))
 SESSION = Capabilities(delay=NONE, delivery_count=Counting.NONE, lease=Leasing.SESSION, order=Ordering.STREAM)

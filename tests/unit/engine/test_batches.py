@@ -9,19 +9,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from engine_kit import deliveries, ids, until
+from engine_kit import ByKey, deliveries, delivery, ids, until
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.batches import BatchPool
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
-from atleastonce.engine.lanes import FreeLanes
+from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
 
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Decision]]]
 
 
 class Bench:
-    def __init__(self, process: BatchHandler, concurrency: int, max_messages: int, max_wait: float) -> None:
-        self.lanes = FreeLanes()
+    def __init__(
+        self, process: BatchHandler, concurrency: int, max_messages: int, max_wait: float, lanes: Lanes | None = None
+    ) -> None:
+        self.lanes = FreeLanes() if lanes is None else lanes
         self.results: list[tuple[str, Decision]] = []
         self.fatal: list[BaseException] = []
         self.batches: list[list[str]] = []
@@ -36,9 +38,13 @@ class Bench:
             concurrency,
             max_messages=max_messages,
             max_wait=max_wait,
-            ended=lambda item, decision: self.results.append((item.message.id, decision)),
+            ended=self.ended,
             fatal=self.fatal.append,
         )
+
+    def ended(self, item: Delivery, decision: Decision) -> None:
+        self.results.append((item.message.id, decision))
+        self.lanes.finish(item)
 
     def feed(self, batch: list[Delivery]) -> None:
         self.lanes.offer(batch)
@@ -51,10 +57,15 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def batching(
-    process: BatchHandler, concurrency: int = 1, *, max_messages: int = 10, max_wait: float = 0.005
+    process: BatchHandler,
+    concurrency: int = 1,
+    *,
+    max_messages: int = 10,
+    max_wait: float = 0.005,
+    lanes: Lanes | None = None,
 ) -> AsyncIterator[Bench]:
     before = asyncio.all_tasks()
-    bench = Bench(process, concurrency, max_messages, max_wait)
+    bench = Bench(process, concurrency, max_messages, max_wait, lanes)
     bench.pool.start()
     try:
         yield bench
@@ -73,6 +84,14 @@ async def test_a_batch_is_closed_by_its_size_or_by_time() -> None:
         await bench.all(23)
         assert [len(batch) for batch in bench.batches] == [10, 10, 3]
         assert [decision for _, decision in bench.results] == [DONE] * 23
+
+
+async def test_a_batch_has_one_message_of_each_key_and_waits_for_no_message_that_waits_for_it() -> None:
+    async with batching(done, 2, max_wait=60, lanes=KeyedLanes(ByKey())) as bench:
+        bench.feed([delivery(f"{key}{n}", key=key.encode()) for n in range(3) for key in "ab"])
+        await bench.all(4)
+        assert bench.batches == [["a0", "b0"], ["a1", "b1"]]
+        assert bench.lanes.take() is None, "the last two are being collected, and wait for others"
 
 
 async def test_what_one_batch_leaves_is_begun_by_the_other_lanes() -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Hashable
 
 import pytest
-from engine_kit import deliveries, delivery, ids
+from engine_kit import ByKey, deliveries, delivery, ids
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -20,7 +20,7 @@ def by_key(item: Delivery) -> bytes | None:
 
 
 def both() -> list[Lanes]:
-    return [FreeLanes(), KeyedLanes(by_key)]
+    return [FreeLanes(), KeyedLanes(ByKey())]
 
 
 def drained(lanes: Lanes) -> list[Delivery]:
@@ -88,7 +88,7 @@ def test_finish_ignores_what_was_not_started_and_what_is_finished(lanes: Lanes) 
 
 
 def test_a_key_runs_one_at_a_time_while_others_go_on() -> None:
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     a1, a2, b1 = delivery("a1", key=b"a"), delivery("a2", key=b"a"), delivery("b1", key=b"b")
     lanes.offer([a1, a2, b1])
     assert lanes.take() is a1
@@ -102,7 +102,7 @@ def test_a_key_runs_one_at_a_time_while_others_go_on() -> None:
 
 
 def test_a_key_waits_for_a_delivery_that_is_to_run_again() -> None:
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     a1, a2 = delivery("a1", key=b"a"), delivery("a2", key=b"a")
     lanes.offer([a1, a2])
     assert lanes.take() is a1  # fails, and waits for its time in place: nothing is told to the lanes
@@ -116,7 +116,7 @@ def test_a_key_waits_for_a_delivery_that_is_to_run_again() -> None:
 
 def test_purging_a_delivery_that_was_to_run_again_keeps_its_key_until_it_is_finished() -> None:
     """It is being released: until the broker knows, its successor must not overtake it."""
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     a1, a2 = delivery("a1", key=b"a"), delivery("a2", key=b"a")
     lanes.offer([a1, a2])
     assert lanes.take() is a1
@@ -128,7 +128,7 @@ def test_purging_a_delivery_that_was_to_run_again_keeps_its_key_until_it_is_fini
 
 
 def test_purging_queued_deliveries_never_releases_a_running_key() -> None:
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     a1, a2, a3 = (delivery(f"a{n}", key=b"a") for n in (1, 2, 3))
     lanes.offer([a1, a2])
     assert lanes.take() is a1
@@ -141,7 +141,7 @@ def test_purging_queued_deliveries_never_releases_a_running_key() -> None:
 
 
 def test_keyless_messages_are_not_starved_by_keys_that_are_always_ready() -> None:
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     free = delivery("free")
     lanes.offer([delivery("k0", key=b"0"), free])
     started: list[Delivery | None] = []
@@ -152,7 +152,7 @@ def test_keyless_messages_are_not_starved_by_keys_that_are_always_ready() -> Non
 
 
 def test_a_hot_key_does_not_starve_the_others() -> None:
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     lanes.offer([delivery(f"hot{n}", key=b"hot") for n in range(50)] + [delivery(f"k{n}", key=b"k") for n in range(3)])
     assert ids(drained(lanes))[:6] == ["hot0", "k0", "hot1", "k1", "hot2", "k2"]
 
@@ -165,7 +165,7 @@ def test_a_key_is_asked_for_once() -> None:
         asked.append(item.message.id)
         return len(asked)
 
-    lanes = KeyedLanes(key)
+    lanes = KeyedLanes(ByKey(key))
     a, b = delivery("a"), delivery("b")
     lanes.offer([a, b])
     assert drained(lanes) == [a, b]
@@ -173,25 +173,69 @@ def test_a_key_is_asked_for_once() -> None:
 
 
 @pytest.mark.parametrize("key", [lambda item: item.message.nothing, lambda _: ["unhashable"]])
-def test_a_key_that_cannot_be_had_costs_its_own_message_the_order_and_nobody_anything_else(
-    key: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    lanes = KeyedLanes(lambda item: key(item) if item.message.id == "bad" else b"k")  # type: ignore[operator]
+def test_a_key_that_cannot_be_had_costs_its_own_message_and_nobody_else(key: object) -> None:
+    rules = ByKey(lambda item: key(item) if item.message.id == "bad" else b"k")  # type: ignore[operator]
+    lanes = KeyedLanes(rules)
     a, bad, b = delivery("a"), delivery("bad"), delivery("b")
     lanes.offer([a, bad, b])
-    assert len(lanes) == 3
+    assert rules.poison == [bad]
+    assert len(lanes) == 2
     assert lanes.take() is a
-    assert lanes.take() is bad
     assert lanes.take() is None
-    lanes.finish(bad)
     lanes.finish(a)
     assert lanes.take() is b
-    assert [record.getMessage() for record in caplog.records if "bad" in record.getMessage()]
+
+
+def test_a_parked_key_starts_nothing_and_keeps_its_lane_until_what_followed_has_ended() -> None:
+    rules = ByKey()
+    lanes = KeyedLanes(rules)
+    a1, a2, b1, a3 = (delivery(name, key=name[:1].encode()) for name in ("a1", "a2", "b1", "a3"))
+    lanes.offer([a1, a2, b1])
+    assert lanes.take() is a1
+    rules.heads.add(b"a")
+    lanes.finish(a1)
+    assert lanes.take() is b1
+    assert lanes.take() is None
+    assert rules.following == [a2]
+    lanes.offer([a3])
+    assert lanes.take() is None, "a3 went by while a2 was on its way"
+    rules.heads.clear()
+    lanes.finish(a2)
+    assert lanes.take() is a3
+    assert a2.tries == 0
+
+
+def test_what_is_behind_something_that_runs_is_let_go_only_after_it() -> None:
+    """A queue that hands out again in the order of what was given back would put it first."""
+    lanes = KeyedLanes(ByKey())
+    a1, a2, a3, b1 = (delivery(name, key=name[:1].encode()) for name in ("a1", "a2", "a3", "b1"))
+    lanes.offer([a1, a2, a3, b1])
+    assert lanes.take() is a1
+    assert lanes.purge(lambda _: True, in_order=True) == [b1]
+    assert len(lanes) == 0
+    assert lanes.freed() == []
+    lanes.finish(a1)
+    assert lanes.take() is None
+    assert lanes.freed() == [a2, a3]
+    assert lanes.freed() == []
+    assert_empty(lanes)
+
+
+def test_what_was_kept_behind_is_let_go_at_once_when_it_is_unwanted_for_itself() -> None:
+    lanes = KeyedLanes(ByKey())
+    a1, a2, a3 = (delivery(f"a{n}", key=b"a") for n in (1, 2, 3))
+    lanes.offer([a1, a2, a3])
+    assert lanes.take() is a1
+    assert lanes.purge(lambda _: True, in_order=True) == []
+    assert lanes.purge(lambda item: item is a2) == [a2]  # it is lost
+    lanes.finish(a1)
+    assert lanes.freed() == [a3]
+    assert_empty(lanes)
 
 
 def test_purging_many_keys_takes_no_longer_than_a_look_at_each() -> None:
     """A purge runs on the loop, again and again during a drain."""
-    lanes = KeyedLanes(by_key)
+    lanes = KeyedLanes(ByKey())
     count = 20_000
     lanes.offer(delivery(f"m{n}", key=b"%d" % n) for n in range(count))
     begin = time.perf_counter()
@@ -219,11 +263,12 @@ class LanesAgainstAModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lanes: Lanes = KeyedLanes(by_key) if self.keyed else FreeLanes()
+        self.lanes: Lanes = KeyedLanes(ByKey()) if self.keyed else FreeLanes()
         self.queues: dict[bytes | None, deque[Delivery]] = {}
         self.again: deque[Delivery] = deque()  # taken before, queued once more
         self.running: list[Delivery] = []  # started now
         self.waiting: list[Delivery] = []  # started before, waiting in place, or being settled
+        self.behind: dict[bytes | None, list[Delivery]] = {}  # purged in order, kept until their key is free
         self.count = 0
 
     def lane(self, item: Delivery) -> bytes | None:
@@ -282,12 +327,48 @@ class LanesAgainstAModel(RuleBasedStateMachine):
             self.lanes.finish(item)
 
     @rule(modulus=st.integers(1, 4), rest=st.integers(0, 3))
+    def purge_in_order(self, modulus: int, rest: int) -> None:
+        """What is behind what runs comes out when that has finished, in its order, and nothing of it ever starts."""
+
+        def unwanted(item: Delivery) -> bool:
+            return int(item.message.id[1:]) % modulus == rest % modulus
+
+        held, now = self.held(), []
+        for key, queue in self.queues.items():
+            gone = [item for item in queue if unwanted(item)]
+            if key in held:
+                self.behind.setdefault(key, []).extend(gone)
+            else:
+                now += gone
+            kept = [item for item in queue if item not in gone]
+            queue.clear()
+            queue.extend(kept)
+        again = [item for item in self.again if unwanted(item)]
+        self.waiting += again
+        self.again = deque(item for item in self.again if item not in again)
+        removed = self.lanes.purge(unwanted, in_order=True)
+        assert sorted(ids(removed)) == sorted(ids([*now, *again, *self.free()]))
+
+    def free(self) -> list[Delivery]:
+        """What is no longer behind anything; forgotten with this."""
+        keys = [key for key in self.behind if key not in self.held()]
+        return [item for key in keys for item in self.behind.pop(key)]
+
+    @rule()
+    def freed(self) -> None:
+        assert ids(self.lanes.freed()) == ids(self.free())
+
+    @rule(modulus=st.integers(1, 4), rest=st.integers(0, 3))
     def purge(self, modulus: int, rest: int) -> None:
         def unwanted(item: Delivery) -> bool:
             return int(item.message.id[1:]) % modulus == rest % modulus
 
         expected = [item for queue in self.queues.values() for item in queue if unwanted(item)]
         expected += [item for item in self.again if unwanted(item)]
+        expected += self.free()
+        for key, waiting in self.behind.items():
+            expected += [item for item in waiting if unwanted(item)]
+            self.behind[key] = [item for item in waiting if not unwanted(item)]
         removed = self.lanes.purge(unwanted)
         assert sorted(ids(removed)) == sorted(ids(expected))
         for queue in self.queues.values():
@@ -316,6 +397,7 @@ class LanesAgainstAModel(RuleBasedStateMachine):
             self.lanes.finish(item)
         left = len(self.lanes)
         assert len(drained(self.lanes)) == left
+        self.lanes.freed()  # what was behind those
         assert_empty(self.lanes)
 
 

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from engine_kit import Answer, ScriptedAdapter, copy, deliveries, delivery, until
 
-from atleastonce.contract import ACK, OK, Code, Delivery, Fault, Outgoing, Retry, Verdict, rejected, unknown
+from atleastonce.channels import Queue
+from atleastonce.contract import ACK, OK, Code, Delivery, Fault, Outcome, Outgoing, Retry, Verdict, rejected, unknown
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.mover import Mover
 
@@ -121,6 +122,43 @@ async def test_a_failing_publish_is_repeated_with_growing_waits_until_it_succeed
         assert len(moves.waits) == 5
         assert all(later > earlier for earlier, later in zip(moves.waits, moves.waits[1:], strict=False))
         assert moves.mover.failing == 0
+
+
+async def test_a_destination_that_hangs_keeps_nothing_else_waiting() -> None:
+    moves = Moves()
+    hangs, there = Queue("hangs"), Queue("there")
+    answered = asyncio.Event()
+
+    async def send(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        if hangs in {item.destination for item in batch}:
+            await answered.wait()
+        return [OK] * len(batch)
+
+    moves.mover = Mover(send, moves._settle, moves._wait, moves._refused)
+    async with moving(moves):
+        one, *others = deliveries(20)
+        moves.mover.add(one, Decision(ACK, (Outgoing(hangs, one.message),)))
+        await asyncio.sleep(0)
+        for item in others:
+            moves.mover.add(item, Decision(ACK, (Outgoing(there, item.message),)))
+        await until(lambda: len(moves.settled) == 19)
+        assert moves.settled == [item.message.id for item in others]
+        assert not moves.mover.idle
+        answered.set()
+    assert moves.settled[-1] == one.message.id
+
+
+async def test_a_mover_that_is_cancelled_sends_nothing_more() -> None:
+    moves = Moves()
+    moves.adapter.sending.clear()
+    task = asyncio.create_task(moves.mover.run())
+    moves.mover.add(delivery("m"), move("c"))
+    await until(lambda: moves.adapter.sends)
+    task.cancel()
+    await asyncio.wait([task])
+    moves.adapter.sending.set()
+    assert moves.settled == []
+    assert moves.mover.idle
 
 
 async def test_with_several_copies_only_what_is_unconfirmed_is_published_again() -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from engine_kit import deliveries, delivery, ids, until
+from engine_kit import ByKey, deliveries, delivery, ids, until
 
 from atleastonce.contract import Delivery, Retry
 from atleastonce.engine import pools
@@ -472,7 +472,7 @@ async def test_lanes_create_nothing_for_a_message_that_waits_for_its_key(monkeyp
     async def process(item: Delivery) -> Decision:
         return DONE
 
-    async with lanes_of(process, 10, lanes=KeyedLanes(lambda item: item.message.key)) as bench:
+    async with lanes_of(process, 10, lanes=KeyedLanes(ByKey())) as bench:
         await asyncio.sleep(0)
         count = Creations(monkeypatch)
         for n in range(20):

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from engine_kit import LEASED, Rig, ScriptedAdapter, copy, deliveries, delivery, running, until
+from engine_kit import LEASED, ByKey, Rig, ScriptedAdapter, copy, deliveries, delivery, running, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,13 +34,14 @@ from atleastonce.contract import (
     rejected,
     unknown,
 )
-from atleastonce.engine import mover as mover_module
+from atleastonce.engine import copies as copies_module
 from atleastonce.engine import pools as pools_module
 from atleastonce.engine import settler as settler_module
 from atleastonce.engine import worker as worker_module
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.lanes import KeyedLanes
+from atleastonce.engine.worker import Worker
 from atleastonce.errors import ConnectionLost
 from atleastonce.message import Message
 
@@ -51,7 +52,7 @@ DEAD = Decision(copies=(copy("dead"),), name="dead")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settler_module, "_REPEATS", (0.002, 0.004, 0.006))
-    monkeypatch.setattr(mover_module, "_BACKOFF", Backoff("1ms", maximum="5ms"))
+    monkeypatch.setattr(copies_module, "_BACKOFF", Backoff("1ms", maximum="5ms"))
     monkeypatch.setattr(pools_module, "SELF_CANCELLED", Decision(again=0.002, name="released"))
 
 
@@ -227,7 +228,7 @@ async def test_a_handler_that_cancels_itself_runs_again_with_its_key_held() -> N
             await asyncio.sleep(5)
         return DONE
 
-    rig = Rig(process, lanes=KeyedLanes(lambda item: item.message.key), concurrency=2)
+    rig = Rig(process, lanes=KeyedLanes(ByKey()), concurrency=2)
     async with running(rig):
         rig.feed([delivery("bad", key=b"k"), delivery("next", key=b"k"), delivery("other", key=b"o")])
         await rig.ended()
@@ -258,13 +259,63 @@ async def test_in_place_runs_hold_their_key_and_let_others_go_on() -> None:
             return Decision(again=0.01, name="retried_in_place")
         return DONE
 
-    rig = Rig(process, lanes=KeyedLanes(lambda item: item.message.key))
+    rig = Rig(process, lanes=KeyedLanes(ByKey()))
     async with running(rig):
         rig.feed([delivery("a1", key=b"a"), delivery("a2", key=b"a"), delivery("b1", key=b"b")])
         await rig.ended()
         assert [name for name, _ in order] == ["a1", "b1", "a1", "a1", "a2"]
         assert [tries for name, tries in order if name == "a1"] == [1, 2, 3]
         assert rig.counts == {"received": 3, "done": 3, "retried_in_place": 2}
+
+
+async def test_what_a_stop_gives_back_keeps_the_order_of_its_key() -> None:
+    """Regression: a queue with one active consumer hands out again in the order of what was given back, so what waited behind a
+    running message came before it."""
+    started: list[str] = []
+
+    async def process(item: Delivery) -> Decision:
+        started.append(item.message.id)
+        await asyncio.sleep(60)
+        return DONE
+
+    rig = Rig(process, lanes=KeyedLanes(ByKey()), concurrency=2)
+    async with running(rig, grace=0.05):
+        rig.feed([delivery(name, key=name[:1].encode()) for name in ("a1", "a2", "b1", "a3", "b2", "c1")])
+        await until(lambda: started == ["a1", "b1"])
+    back = [name for name, verdict in rig.subscription.settled if verdict is RELEASE]
+    assert sorted(back) == ["a1", "a2", "a3", "b1", "b2", "c1"]
+    for key in "ab":
+        assert [name for name in back if name.startswith(key)] == sorted(name for name in back if name.startswith(key))
+
+
+async def test_what_waits_in_place_is_given_back_before_what_waits_behind_it() -> None:
+    async def process(item: Delivery) -> Decision:
+        return Decision(again=60.0, name="retried")
+
+    rig = Rig(process, lanes=KeyedLanes(ByKey()), concurrency=2)
+    async with running(rig):
+        rig.feed([delivery(name, key=b"a") for name in ("a1", "a2", "a3")])
+        await until(lambda: rig.worker.counts["retried"] == 1)
+    back = [name for name, verdict in rig.subscription.settled if verdict is RELEASE]
+    assert back == ["a1", "a2", "a3"]
+
+
+async def test_a_held_delivery_whose_run_does_not_count_goes_on_in_its_lane() -> None:
+    """Regression: it was queued behind itself."""
+    order: list[str] = []
+
+    async def process(item: Delivery) -> Decision:
+        order.append(item.message.id)
+        if len(order) == 1:
+            item.tries = 0
+            return Decision(again=0.001, name="held")
+        return DONE
+
+    rig = Rig(process, lanes=KeyedLanes(ByKey()))
+    async with running(rig):
+        rig.feed([delivery(name, key=b"a") for name in ("a1", "a2")])
+        await rig.ended()
+    assert order == ["a1", "a1", "a2"]
 
 
 async def test_a_slow_def_handler_holds_up_nobody_while_others_idle() -> None:
@@ -813,7 +864,7 @@ async def test_the_hot_path_creates_no_task_future_or_job_for_a_message(
 ) -> None:
     total = 5000
     adapter = await memory()
-    lanes = KeyedLanes(lambda item: item.message.id[-1]) if keyed else None
+    lanes = KeyedLanes(ByKey(lambda item: item.message.id[-1])) if keyed else None
     loop = asyncio.get_running_loop()
     created: Counter[str] = Counter()
     create_future, call_soon_threadsafe, run_in_executor = (
@@ -882,8 +933,23 @@ class Chaos:
         self.process, self.settle, self.send = iter(process), iter(settle), iter(send)
         self.runs: Counter[int] = Counter()
         self.verdicts: dict[int, list[str]] = {}
+        self.running: list[bytes | None] = []
+        self.overlaps: list[bytes | None] = []
+        self.begun: defaultdict[bytes | None, list[int]] = defaultdict(list)
 
     async def run(self, item: Delivery) -> Decision:
+        key = item.message.key
+        if key in self.running:
+            self.overlaps.append(key)
+        if not self.runs[id(item)]:
+            self.begun[key].append(int(item.message.id[1:]))
+        self.running.append(key)
+        try:
+            return await self._run(item)
+        finally:
+            self.running.remove(key)
+
+    async def _run(self, item: Delivery) -> Decision:
         self.runs[id(item)] += 1
         match next(self.process, "done"):
             case "back":
@@ -970,7 +1036,7 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
             chaos.run,
             concurrency=concurrency,
             window=Window(window, 2**20),
-            lanes=KeyedLanes(lambda item: item.message.key) if keyed else None,
+            lanes=KeyedLanes(ByKey()) if keyed else None,
             rejection=lambda *_: Decision(name="discarded"),
         )
         rig.scripted.answers = Always(chaos.answer_send)  # type: ignore[assignment]
@@ -990,6 +1056,9 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
             rig.subscription.answers = Always(chaos.answer_settle)  # type: ignore[assignment]
             await rig.ended()
             assert rig.worker.counts["received"] <= len(everything)
+        if keyed:
+            assert not chaos.overlaps, "two of a key ran at the same time"
+            assert all(begun == sorted(begun) for begun in chaos.begun.values()), "a key was overtaken"
 
     async def disturb(rig: Rig, event: str) -> None:
         match event:
@@ -1019,3 +1088,52 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
         assert len(verdicts) <= 4, "a settlement was repeated too often"
         assert verdicts or item.lost, "a delivery was neither settled nor lost"
         assert item.settled
+
+
+# ------------------------------------------------------------------------------------------------ elders
+
+
+async def test_fresh_messages_wait_while_due_ones_lack_the_machines_time() -> None:
+    elder = Rig(done, due=lambda _: time.time() - 1.0)  # a second late
+    young = Rig(done)
+    young.worker.elders.append(elder.worker)
+    async with running(elder), running(young):
+        young.feed(deliveries(1, prefix="first"))
+        await young.ended()
+        assert not elder.worker.behind
+        elder.feed(deliveries(1))
+        await elder.ended()
+        assert elder.worker.behind
+        # A receive was under way already; the one after it gives way.
+        young.feed(deliveries(1, prefix="second"), deliveries(1, prefix="third"))
+        await until(lambda: "second0" in young.subscription.verdicts())
+        while elder.worker.behind:
+            assert "third0" not in young.subscription.verdicts()
+            await asyncio.sleep(0)
+        await young.ended()
+
+
+async def test_what_gives_way_is_not_kept_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "behind", True)
+    elder, young = Rig(done), Rig(done)
+    young.worker.elders.append(elder.worker)
+    async with running(elder), running(young):
+        began = time.monotonic()
+        young.feed(deliveries(1), deliveries(1, prefix="next"))
+        await young.ended()
+        assert 0.5 < time.monotonic() - began < 4.0
+
+
+async def test_slow_handlers_of_due_messages_hold_up_no_fresh_ones() -> None:
+    gate = Gate()
+    elder, young = Rig(gate, concurrency=2, due=lambda _: time.time() - 1.0), Rig(done)
+    young.worker.elders.append(elder.worker)
+    async with running(elder), running(young):
+        elder.feed(deliveries(10, prefix="slow"))
+        await until(lambda: len(gate.started) == 2)
+        assert elder.worker.lanes.ready
+        assert not elder.worker.behind  # what it lacks is places
+        young.feed(deliveries(100, prefix="fresh"))
+        await young.ended()
+        gate.event.set()
+        await elder.ended()

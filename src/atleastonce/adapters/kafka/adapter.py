@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from atleastonce.adapters.kafka import browse, lag, topology
+from atleastonce.adapters.kafka import browse, inspecting, lag, topology
 from atleastonce.adapters.kafka.admin import Admin
+from atleastonce.adapters.kafka.browse import Span
 from atleastonce.adapters.kafka.config import Settings, settings
 from atleastonce.adapters.kafka.faults import classify
 from atleastonce.adapters.kafka.publisher import Publisher
+from atleastonce.adapters.kafka.replies import PartitionInbox, place_of
 from atleastonce.adapters.kafka.subscription import KafkaSubscription
 from atleastonce.channels import Channel, Queue, Source, Topic
 from atleastonce.contract import (
     NONE,
     Adapter,
+    Arrived,
     Backlog,
     Capabilities,
     Counting,
     Delivery,
     Drift,
+    Fact,
     Fault,
     Leasing,
     Listener,
@@ -32,7 +37,7 @@ from atleastonce.contract import (
     Topology,
     Window,
 )
-from atleastonce.errors import BrokerUnavailable, Closed, NotFound, PermissionDenied
+from atleastonce.errors import BrokerUnavailable, Closed, ConfigurationError, NotFound, PermissionDenied
 from atleastonce.offsets import decode
 from atleastonce.urls import BrokerUrl
 
@@ -40,7 +45,7 @@ from atleastonce.urls import BrokerUrl
 class KafkaAdapter(Adapter):
     """Kafka. A queue is a topic read by the group of its own name; retries and delays are topics that the engine reads.
 
-    Also `Purges`, `Deletes` and `Browses`.
+    Also `Purges`, `Deletes`, `Browses` and `Scans`.
     """
 
     scheme = "kafka"
@@ -52,10 +57,12 @@ class KafkaAdapter(Adapter):
             delay=NONE,
             delivery_count=Counting.NONE,
             lease=Leasing.SESSION,
-            order=Ordering.STREAM,
+            settled_within=settings.commit_interval,
+            order=Ordering.KEY,
             max_message_bytes=settings.max_message_bytes,
             binary_headers=True,
             null_body=True,
+            transactions=True,
         )
         self._admin: Admin | None = None
         self._publisher: Publisher | None = None
@@ -105,17 +112,45 @@ class KafkaAdapter(Adapter):
             self._publisher.roomy.update(queue.name for queue in topology_.dead_letters)
         return drifts
 
+    async def inspect(self, topology_: Topology) -> Sequence[Fact]:
+        """See `Inspects`."""
+        return await inspecting.inspect(self._open_admin(), topology_, self.settings.servers)
+
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         """See `Adapter.send`."""
         if self._publisher is None:
             raise Closed("the Kafka adapter is not open")
         return await self._publisher.send(batch)
 
+    async def open_inbox(self, arrived: Arrived) -> PartitionInbox:
+        """See `Replies`: a partition of one topic for all who ask."""
+        inbox = PartitionInbox(self._open_admin(), self.settings, arrived)
+        await inbox.open()
+        return inbox
+
+    def is_address(self, address: str) -> bool:
+        """See `Replies.is_address`."""
+        return place_of(address) is not None
+
+    def asked_by(self, delivery: Delivery) -> tuple[str, str]:
+        """Kafka has no fields of its own for it."""
+        return "", ""
+
+    async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        """See `Replies.reply`. Nobody can tell whether an asker is still there."""
+        return await self.send(batch)
+
     async def subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
         """See `Adapter.subscribe`."""
+        if self._publisher is None:
+            raise Closed("the Kafka adapter is not open")
+        if window.transactional and self.settings.reads_uncommitted:
+            raise ConfigurationError(
+                f"{source}: transactions begin with what is committed; leave isolation.level=read_uncommitted away"
+            )
         if not await self._exists(source.channel.name):
             raise NotFound(f"Kafka: topic {source.channel.name} does not exist; declare it first")
-        subscription = KafkaSubscription(source, window, listener, self.settings, self._exists)
+        subscription = KafkaSubscription(source, window, listener, self.settings, self._exists, self._publisher)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -142,26 +177,42 @@ class KafkaAdapter(Adapter):
         """See `Deletes.delete`."""
         channels: list[Channel[Any]] = [*topology.channels, *topology.dead_letters]
         channels += [delay.channel for delay in topology.delays]
-        channels += [source.channel for source in topology.sources]
+        # A topic is not its group's to delete: others read it too.
+        channels += [source.channel for source in topology.sources if isinstance(source.channel, Queue)]
         groups = {source.group_name for source in topology.sources}
         groups |= {channel.name for channel in channels if isinstance(channel, Queue)}
-        await self._open_admin().delete(list({channel.name for channel in channels}), list(groups))
+        admin, topics = self._open_admin(), {channel.name for channel in channels}
+        await admin.delete_topics(list(topics))
+        for group in groups:
+            # A group is one for all topics that it reads: to delete it here would send it back to the start of the others.
+            if await admin.topics_of(group) <= topics | {each.channel.name for each in topology.sources}:
+                await admin.delete_group(group)
 
     async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
         """See `Browses.browse`. Of a queue, what its group has not completed; of a topic, all that it keeps."""
+        source = Source(channel, "browse" if isinstance(channel, Topic) else None)
+        return await asyncio.to_thread(browse.browse, self.settings, source, await self._spans(channel), limit)
+
+    async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
+        """See `Scans.scan`. What its group has not completed."""
+        async with contextlib.aclosing(browse.scan(self.settings, Source(queue), await self._spans(queue))) as lists:
+            async for found in lists:
+                yield found
+
+    # ------------------------------------------------------------------------------------- inside
+
+    async def _spans(self, channel: Channel[Any]) -> dict[int, Span]:
+        """What there is to look at: of a queue, what its group has not completed; of a topic, all that it keeps."""
         admin = self._open_admin()
         partitions = await self._partitions(channel)
         bounds = await admin.bounds(channel.name, partitions)
-        spans: dict[int, browse.Span] = {number: (start, end, ()) for number, (start, end) in bounds.items()}
+        spans: dict[int, Span] = {number: (start, end, ()) for number, (start, end) in bounds.items()}
         if isinstance(channel, Queue):
             for number, stored in (await admin.committed(channel.name, channel.name, partitions)).items():
                 start, end = bounds[number]
                 if stored.offset >= start:
                     spans[number] = (stored.offset, end, decode(stored.metadata, stored.offset) or ())
-        source = Source(channel, "browse" if isinstance(channel, Topic) else None)
-        return await asyncio.to_thread(browse.browse, self.settings, source, spans, limit)
-
-    # ------------------------------------------------------------------------------------- inside
+        return spans
 
     def _open_admin(self) -> Admin:
         if self._admin is None:

@@ -31,7 +31,7 @@ _Future: TypeAlias = "concurrent.futures.Future[Any]"
 
 _EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-_MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
 
 class Admin:
@@ -73,6 +73,10 @@ class Admin:
         try:
             asking.result()
         except KafkaException as error:
+            # The call itself only tells that its time was over. What the connections met with says more.
+            for met in reversed(self._errors):
+                if met.code() in (KafkaError._SSL, KafkaError._TRANSPORT, KafkaError._RESOLVE):
+                    raise BrokerUnavailable(f"Kafka: {met.str()}") from None
             raise as_exception(error, "connecting") from None
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int | None]:
@@ -88,7 +92,7 @@ class Admin:
         answers = await self._ask(
             f"looking at {', '.join(names[:3])}",
             lambda: self._client.describe_topics(collection, request_timeout=self._seconds),
-            absent=_MISSING,
+            absent=MISSING,
         )
         return {name: None if found is None else _partitions(found) for name, found in answers.items()}
 
@@ -130,9 +134,10 @@ class Admin:
 
     async def committed(self, group: str, topic: str, partitions: int) -> dict[int, TopicPartition]:
         """What ``group`` has committed, by partition; negative offsets where it has nothing."""
-        return await asyncio.to_thread(self._committed, group, [TopicPartition(topic, n) for n in range(partitions)])
+        wanted = [TopicPartition(topic, number) for number in range(partitions)]
+        return {each.partition: each for each in await asyncio.to_thread(self._committed, group, wanted)}
 
-    def _committed(self, group: str, wanted: list[TopicPartition]) -> dict[int, TopicPartition]:
+    def _committed(self, group: str, wanted: list[TopicPartition]) -> list[TopicPartition]:
         # Through a consumer that joins nothing: the admin handle's own question kills the process where the coordinator
         # has moved or is not there yet (librdkafka issue 5040).
         config = self._settings.consumer(group, Window(1, 1))
@@ -145,7 +150,7 @@ class Admin:
                     found = consumer.committed(wanted, timeout=max(0.1, deadline - time.monotonic()))
                     if failed := [each.error for each in found if each.error is not None]:
                         raise KafkaException(failed[0])
-                    return {each.partition: each for each in found}
+                    return found
                 except KafkaException as error:
                     if not classify(error).retryable or time.monotonic() > deadline:
                         raise as_exception(error, f"offsets of group {group}") from None
@@ -166,25 +171,45 @@ class Admin:
         wanted = [TopicPartition(topic, number, end) for number, end in ends.items()]
         await self._ask(f"emptying {topic}", lambda: self._client.delete_records(wanted, request_timeout=self._seconds))
 
-    async def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
-        """Delete topics, and the offsets of groups; what is not there, or still in use, stays as it is."""
-        gone = (*_MISSING, KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP)
+    async def delete_topics(self, topics: Sequence[str]) -> None:
+        """Delete topics with all that groups have committed for them; what is not there is fine."""
         if topics:
             await self._ask(
                 "deleting topics",
                 lambda: self._client.delete_topics(list(topics), request_timeout=self._seconds),
-                absent=gone,
+                absent=MISSING,
             )
-        if groups:
-            await self._ask(
-                "deleting groups",
-                lambda: self._client.delete_consumer_groups(list(groups), request_timeout=self._seconds),
-                absent=gone,
-            )
+
+    async def delete_group(self, group: str) -> None:
+        """Delete all that ``group`` has committed for any topic; what is not there, or is in use, stays as it is."""
+        await self._ask(
+            "deleting groups",
+            lambda: self._client.delete_consumer_groups([group], request_timeout=self._seconds),
+            absent=(KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP),
+        )
+
+    async def topics_of(self, group: str) -> set[str]:
+        """The topics of which ``group`` has committed something. Asks for every partition of the cluster: for tools."""
+        metadata = await asyncio.to_thread(self._client.list_topics, timeout=self._seconds)
+        wanted = [
+            TopicPartition(name, number) for name, topic in metadata.topics.items() for number in topic.partitions
+        ]
+        found = await asyncio.to_thread(self._committed, group, wanted) if wanted else []
+        return {each.topic for each in found if each.offset >= 0}
 
     def _offsets(self, topic: str, partitions: int, spec: Any) -> Mapping[TopicPartition, _Future]:
         wanted = {TopicPartition(topic, number): spec for number in range(partitions)}
         return self._client.list_offsets(wanted, request_timeout=self._seconds)
+
+    async def ask(
+        self,
+        doing: str,
+        call: Callable[[Any, float], Mapping[Any, _Future]],
+        *,
+        absent: Collection[int] = (),
+    ) -> dict[Any, Any]:
+        """The answers to ``call``, which is given the client and the seconds that an answer may take; as `_ask`."""
+        return await self._ask(doing, lambda: call(self._client, self._seconds), absent=absent)
 
     async def _ask(
         self, doing: str, call: Callable[[], Mapping[Any, _Future]], *, absent: Collection[int] = ()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
@@ -14,10 +16,90 @@ from atleastonce.adapters.kafka.partition import Assignment
 from atleastonce.adapters.kafka.records import deliveries
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery, Window
+from atleastonce.errors import BrokerUnavailable
 from atleastonce.offsets import Range
 
 Span = tuple[int, int, tuple[Range, ...]]
 """First offset, end, and ranges between them that are done."""
+
+# Records of one list. Fewer: each costs a change of threads; more: they lie in memory.
+_SCAN = 1000
+
+
+class Look:
+    """Reads what is within ``spans``, partition by partition in order, each record once. Its methods block, and are called
+    on one thread at a time.
+
+    Args:
+        settings: of the adapter.
+        source: whose deliveries they are called.
+        spans: by partition.
+        portion: how many records are wanted at a time; the client fetches no more than twice as many ahead.
+    """
+
+    def __init__(self, settings: Settings, source: Source, spans: Mapping[int, Span], portion: int) -> None:
+        self._topic = source.channel.name
+        self._source = source
+        self._left = {number: span[1] for number, span in spans.items() if span[0] < span[1]}
+        self._patience = settings.request_timeout
+        self._portion = portion
+        self._assignment = Assignment(self._topic)
+        for number in self._left:
+            self._assignment.begin(number, spans[number][0], spans[number][2]).live = False  # nothing is settled here
+        config = settings.consumer("atleastonce-browse", Window(max(portion, 100), 1 << 24))
+        self._consumer = Consumer(config, logger=CLIENT_LOG)
+        self._consumer.assign([TopicPartition(self._topic, number, spans[number][0]) for number in self._left])
+
+    def read(self) -> list[Delivery]:
+        """The next records, at most a portion; none when all were read.
+
+        Raises:
+            BrokerUnavailable: the broker does not hand out the rest.
+        """
+        deadline = time.monotonic() + self._patience
+        while self._left:
+            try:
+                first = self._consumer.poll(0.1)
+                batch = [] if first is None else [first, *self._consumer.consume(max(self._portion - 1, 1), 0)]
+                found = self._within(batch)
+                self.leave([number for number in self._left if self._reached(number)])
+                self.leave([record.partition() for record in batch if _is_end(record)])  # type: ignore[misc]
+            except KafkaException as error:
+                raise as_exception(error, f"reading {self._topic}") from None
+            if found:
+                return found
+            if batch:
+                deadline = time.monotonic() + self._patience
+            elif time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"Kafka hands out no more of {self._topic}, though not all was read; {len(self._left)} partitions are left"
+                )
+        return []
+
+    def leave(self, numbers: Sequence[int]) -> None:
+        """Read no more of these partitions."""
+        for number in numbers:
+            if self._left.pop(number, None) is not None:
+                self._consumer.incremental_unassign([TopicPartition(self._topic, number)])
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _within(self, batch: list[Record]) -> list[Delivery]:
+        ready, _, _ = deliveries(batch, self._source, self._assignment, lambda partition: partition)
+        found = [each for each in ready if each.position < self._left.get(each.token.number, 0)]  # type: ignore[operator]
+        for partition in self._assignment.live.values():
+            partition.tracker.open.clear()  # it keeps what it hands out until that is settled, and this never is
+        return found
+
+    def _reached(self, number: int) -> bool:
+        position = self._consumer.position([TopicPartition(self._topic, number)])[0].offset
+        return bool(position >= self._left[number])
+
+
+def _is_end(record: Record) -> bool:
+    error = record.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF
 
 
 def browse(settings: Settings, source: Source, spans: Mapping[int, Span], limit: int) -> list[Delivery]:
@@ -26,43 +108,25 @@ def browse(settings: Settings, source: Source, spans: Mapping[int, Span], limit:
     Raises:
         BrokerUnavailable: the broker did not hand them out in time.
     """
-    topic = source.channel.name
-    left = {number: span[1] for number, span in spans.items() if span[0] < span[1]}
-    assignment = Assignment(topic)
-    for number in left:
-        assignment.begin(number, spans[number][0], spans[number][2])
-    config = settings.consumer("atleastonce-browse", Window(max(limit, 100), 1 << 24))
-    consumer = Consumer(config, logger=CLIENT_LOG)
+    look = Look(settings, source, spans, limit)
     found: list[Delivery] = []
-    counts = dict.fromkeys(left, 0)
+    counts: Counter[int] = Counter()
     try:
-        consumer.assign([TopicPartition(topic, number, spans[number][0]) for number in left])
-        deadline = time.monotonic() + settings.request_timeout
-        while left:
-            first = consumer.poll(0.1)
-            batch: list[Record] = [] if first is None else [first, *consumer.consume(max(limit - 1, 1), 0)]
-            ready, _, _ = deliveries(batch, source, assignment, lambda partition: partition)
-            for delivery in ready:
-                number = delivery.token.number
-                if number in left and delivery.position < left[number]:  # type: ignore[operator]
-                    found.append(delivery)
-                    counts[number] += 1
-            for number in [n for n in left if counts[n] >= limit or _reached(consumer, topic, n, left[n])]:
-                del left[number]
-                consumer.incremental_unassign([TopicPartition(topic, number)])
-            if batch:
-                deadline = time.monotonic() + settings.request_timeout
-            elif time.monotonic() > deadline:
-                break
-    except KafkaException as error:
-        raise as_exception(error, f"browsing {topic}") from None
+        while batch := look.read():
+            found += batch
+            counts.update(int(delivery.stream.rpartition("/")[2]) for delivery in batch)
+            look.leave([number for number, count in counts.items() if count >= limit])
     finally:
-        consumer.close()
+        look.close()
     found.sort(key=lambda delivery: delivery.message.published_at or 0.0)
-    for delivery in found:
-        delivery.token.live = False  # they cannot be settled
     return found[:limit]
 
 
-def _reached(consumer: Consumer, topic: str, number: int, end: int) -> bool:
-    return consumer.position([TopicPartition(topic, number)])[0].offset >= end
+async def scan(settings: Settings, source: Source, spans: Mapping[int, Span]) -> AsyncGenerator[list[Delivery]]:
+    """All within ``spans``. See `Scans.scan`."""
+    look = await asyncio.to_thread(Look, settings, source, spans, _SCAN)
+    try:
+        while batch := await asyncio.to_thread(look.read):
+            yield batch
+    finally:
+        await asyncio.shield(asyncio.to_thread(look.close))

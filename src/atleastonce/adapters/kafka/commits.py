@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from atleastonce.adapters.kafka.config import Settings
 from atleastonce.adapters.kafka.faults import kafka_error
 from atleastonce.adapters.kafka.partition import Assignment, Partition
-from atleastonce.offsets import METADATA_LIMIT, Point, encode
+from atleastonce.offsets import METADATA_LIMIT, Mark, Point, encode
 
 log = logging.getLogger("atleastonce.kafka")
 
@@ -27,7 +27,8 @@ RECOMMIT_SECONDS = 6 * 3600.0
 # lost answer, which would end all commits.
 _ANSWER_SECONDS = 120.0
 
-_Stored = tuple[int, str]
+Stored = tuple[int, str]
+"""Offset and metadata, as the broker keeps them."""
 
 
 class Committer:
@@ -40,6 +41,8 @@ class Committer:
     """
 
     def __init__(self, consumer: Consumer, assignment: Assignment, settings: Settings) -> None:
+        self.leaving = False
+        """Whether what is committed now is the last of every partition: nothing of it runs any more."""
         self.failed = 0
         """Commit requests of a partition that were not confirmed."""
         self.last_error: KafkaError | None = None
@@ -48,9 +51,10 @@ class Committer:
         self._interval = settings.commit_interval
         self._every = settings.commit_every
         self._metadata_limit = METADATA_LIMIT
-        self._pending: dict[int, tuple[Partition, _Stored]] = {}
+        self._pending: dict[int, tuple[Partition, Stored]] = {}
         self._sent_at = 0.0
         self._completed = 0
+        self._stopped = False
 
     @property
     def pending(self) -> bool:
@@ -64,29 +68,39 @@ class Committer:
             if since < _ANSWER_SECONDS:
                 return
             self._pending = {}
-        completed = self._assignment.completed
-        if since >= self._interval or completed - self._completed >= self._every:
-            self._completed = completed
-            self._sent_at = now
+        if self.due(now):
             self.send(now)
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for a commit; the next one is due an interval later."""
+        completed = self._assignment.completed
+        if now - self._sent_at < self._interval and completed - self._completed < self._every:
+            return False
+        self._completed = completed
+        self._sent_at = now
+        return True
+
+    def dirty(self, now: float) -> dict[int, tuple[Partition, Stored]]:
+        """Every watermark that the broker does not have yet, by partition."""
+        found: dict[int, tuple[Partition, Stored]] = {}
+        for partition, point in self._assignment.points():
+            stored = self._dirty(partition, point, now, clean=self.leaving)
+            if stored is not None:
+                found[partition.number] = (partition, stored)
+        return found
 
     def send(self, now: float) -> bool:
         """Ask the broker, without waiting, to store every watermark that it does not have yet; False if there is none."""
-        offsets: list[TopicPartition] = []
-        pending: dict[int, tuple[Partition, _Stored]] = {}
-        for partition, point in self._assignment.points():
-            stored = self._dirty(partition, point, now)
-            if stored is not None:
-                offsets.append(self._offset(partition, stored))
-                pending[partition.number] = (partition, stored)
-        if not offsets:
+        pending = self.dirty(now)
+        if not pending:
             return False
+        offsets = [self.offset(*each) for each in pending.values()]
         self._pending = pending
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._pending = {}
-            self._note(kafka_error(error), len(offsets))
+            self.note(kafka_error(error), len(offsets))
         return True
 
     def answered(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
@@ -99,48 +113,88 @@ class Committer:
             partition, stored = found
             failure = error or each.error
             if failure is None and each.offset == stored[0]:
-                self._confirm(partition, stored)
+                self.confirm(partition, stored)
             elif failure is not None:
-                self._note(failure, 1)
+                self.note(failure, 1)
 
     def finish(self, ended: Sequence[tuple[Partition, Point | None]]) -> None:
         """The last commit of partitions that are taken away; waits for the broker, at most ``session.timeout.ms``."""
         self._pending = {key: found for key, found in self._pending.items() if found[0].live}
         now = time.monotonic()
-        dirty: dict[int, tuple[Partition, _Stored]] = {}
+        dirty: dict[int, tuple[Partition, Stored]] = {}
         for partition, point in ended:
-            stored = None if point is None else self._dirty(partition, point, now)
+            stored = None if point is None else self._dirty(partition, point, now, clean=True)
             if stored is not None:
                 dirty[partition.number] = (partition, stored)
+        self._commit(dirty)
+
+    def reserve(self, partitions: Sequence[Partition]) -> bool:
+        """Store that what was received of ``partitions`` is about to be handed out; waits for the broker. Whether it was stored
+        for all of them."""
+        now = time.monotonic()
+        dirty: dict[int, tuple[Partition, Stored]] = {}
+        upto: dict[int, int] = {}
+        with self._assignment.lock:
+            for partition in partitions:
+                point, position = partition.tracker.point(), partition.tracker.position
+                if point is not None and position is not None:
+                    mark, upto[partition.number] = partition.vigil.reserve(point.offset, position - 1, now)
+                    dirty[partition.number] = (partition, self._encoded(point, mark))
+        confirmed = self._commit(dirty)
+        for number in confirmed:
+            dirty[number][0].vigil.reserved = upto[number]
+        return len(confirmed) == len(dirty)
+
+    def _commit(self, dirty: Mapping[int, tuple[Partition, Stored]]) -> set[int]:
+        """Commit synchronously; the partitions for which the broker has confirmed it."""
+        confirmed: set[int] = set()
         if not dirty:
-            return
+            return confirmed
         try:
-            offsets = [self._offset(partition, stored) for partition, stored in dirty.values()]
+            offsets = [self.offset(partition, stored) for partition, stored in dirty.values()]
             answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
         except KafkaException as error:  # when all partitions failed, it raises
-            self._note(kafka_error(error), len(dirty))
-            return
+            self.note(kafka_error(error), len(dirty))
+            return confirmed
         for each in answers:
             if each.error is not None:
-                self._note(each.error, 1)
+                self.note(each.error, 1)
             elif each.partition in dirty:
-                self._confirm(*dirty[each.partition])
+                self.confirm(*dirty[each.partition])
+                confirmed.add(each.partition)
+        return confirmed
 
-    def _dirty(self, partition: Partition, point: Point, now: float) -> _Stored | None:
-        stored = (point.offset, encode(point, self._metadata_limit))
+    def _encoded(self, point: Point, mark: Mark | None) -> Stored:
+        return (point.offset, encode(point, self._metadata_limit, mark))
+
+    def stored(self, partition: Partition, point: Point, now: float, *, clean: bool = False) -> Stored:
+        """What a commit of ``point`` is to store; ``clean`` if the reader leaves in good order."""
+        return self._encoded(point, partition.vigil.mark(point.offset, now, clean=clean))
+
+    def stop(self) -> None:
+        """Commit nothing any more: what is stored is not known, and may be later than what we have."""
+        self._stopped = True
+
+    def _dirty(self, partition: Partition, point: Point, now: float, *, clean: bool) -> Stored | None:
+        stored = self.stored(partition, point, now, clean=clean)
+        if self._stopped:
+            return None
         if stored == partition.committed and now - partition.committed_at < RECOMMIT_SECONDS:
             return None
         return stored
 
-    def _offset(self, partition: Partition, stored: _Stored) -> TopicPartition:
+    def offset(self, partition: Partition, stored: Stored) -> TopicPartition:
+        """``stored`` as the client takes it."""
         return TopicPartition(self._assignment.topic, partition.number, stored[0], metadata=stored[1])
 
-    def _confirm(self, partition: Partition, stored: _Stored) -> None:
+    def confirm(self, partition: Partition, stored: Stored) -> None:
+        """The broker has it."""
         partition.committed = stored
         partition.committed_at = time.monotonic()
         self.last_error = None
 
-    def _note(self, error: KafkaError | None, count: int) -> None:
+    def note(self, error: KafkaError | None, count: int) -> None:
+        """``count`` partitions' commits were not confirmed."""
         self.failed += count
         self.last_error = error
         if error is not None and error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:

@@ -29,6 +29,15 @@ TOPIC_MAX_BYTES = 1_048_588
 COPY_ROOM = 65_536
 """What a copy of the largest message may be larger by: our headers are below 8 KiB, framing and client overhead a little."""
 
+# Of one partition at a time, where partitions share a window (1 MiB by default). Fewer: more requests. More: longer runs of one
+# partition before another one's records come, and more that a pause throws away.
+_SHARED_FETCH_BYTES = 128 * 1024
+_SHARED_FETCH_WAIT_MS = 20
+
+# 60 s by default. Longer: after a crash in the middle of one, readers of its topics and the next owner of its partitions wait as
+# long. Shorter: a broker that restarts takes longer than that, and what was handled runs again.
+_TRANSACTION_MS = 10_000
+
 # They run programs, load code or send secrets to an address: never taken from a URL, which may come from anywhere.
 _DANGEROUS = frozenset(
     {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "sasl.oauthbearer.token.endpoint.url"}
@@ -39,7 +48,7 @@ _OURS: Mapping[str, str] = {
     "acks": "every publish waits for all in-sync replicas",
     "request.required.acks": "every publish waits for all in-sync replicas",
     "enable.idempotence": "without it the client's own retries duplicate and reorder",
-    "transactional.id": "transactions are not offered",
+    "transactional.id": "it follows from the source, and from group.instance.id",
     "delivery.report.only.error": "every publish is confirmed",
     "enable.auto.commit": "offsets are committed when the work is done",
     "enable.auto.offset.store": "offsets are committed when the work is done",
@@ -159,6 +168,31 @@ class Settings:
             "acks": "all",
         }
 
+    @property
+    def transaction_timeout(self) -> float:
+        """Seconds after which the broker aborts a transaction whose producer has fallen silent."""
+        return int(self.client.get("transaction.timeout.ms", _TRANSACTION_MS)) / 1000
+
+    def transactional(self, identity: str) -> dict[str, Any]:
+        """For the handle of one subscription's transactions."""
+        config, limit = self.producer(), int(self.transaction_timeout * 1000)
+        # The client takes no record that might outlive its transaction. That a record was sent, the commit says. And it keeps the
+        # brokers that it knows: when it forgets all (its way of finding new ones), it still waits for the old handle of the group's
+        # coordinator. A producer that finds none of them is replaced here.
+        return {
+            "metadata.recovery.strategy": "none",
+            **config,
+            "delivery.timeout.ms": min(int(config["delivery.timeout.ms"]), limit),
+            "delivery.report.only.error": True,
+            "transactional.id": identity,
+            "transaction.timeout.ms": limit,
+        }
+
+    @property
+    def reads_uncommitted(self) -> bool:
+        """Whether records of open and aborted transactions are read, too."""
+        return str(self.client.get("isolation.level", "")) == "read_uncommitted"
+
     def consumer(self, group: str, window: Window) -> dict[str, Any]:
         """For one subscription's handle. The client's own prefetch is kept small: it is memory beyond the window, and
         what a pause throws away and fetches again."""
@@ -178,9 +212,15 @@ class Settings:
             "auto.offset.reset": "earliest",  # `reset` is applied by the adapter; out of range must not skip anything
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "enable.partition.eof": False,
+            # A transaction ends with a mark that has an offset and is no record: only the end of the partition tells of it.
+            "enable.partition.eof": True,
             "allow.auto.create.topics": False,
         }
+        if window.shared:
+            # Its partitions are paused alone, again and again, which throws away what was fetched; and the fetch of one that
+            # goes on waits for the one that waits at the others' ends.
+            config = {"fetch.message.max.bytes": _SHARED_FETCH_BYTES, **config}
+            config["fetch.wait.max.ms"] = self.client.get("fetch.wait.max.ms", _SHARED_FETCH_WAIT_MS)
         if self.protocol == "classic":
             config["partition.assignment.strategy"] = self.strategy
         return config
@@ -255,6 +295,7 @@ def _check(made: Settings) -> None:
     """Let librdkafka read every setting, on handles that know no server and therefore connect to none."""
     for kind, config in (
         (Producer, made.producer()),
+        (Producer, made.transactional("check")),
         (Consumer, made.consumer("check", Window(100, 1 << 20))),
     ):
         del config["bootstrap.servers"]

@@ -22,6 +22,7 @@ _TABLE: dict[int, tuple[Code, bool]] = {
     _E.INVALID_MSG: (Code.INVALID, True),  # a checksum that did not match on arrival
     _E.INVALID_RECORD: (Code.INVALID, False),
     _E.INVALID_TIMESTAMP: (Code.INVALID, False),
+    _E.INVALID_TRANSACTION_TIMEOUT: (Code.INVALID, False),
     _E.INVALID_CONFIG: (Code.INVALID, False),
     _E.INVALID_PARTITIONS: (Code.INVALID, False),
     _E.INVALID_REPLICATION_FACTOR: (Code.INVALID, False),
@@ -80,6 +81,8 @@ _UNAVAILABLE = (
     _E.PREFERRED_LEADER_NOT_AVAILABLE,
     _E.ELIGIBLE_LEADERS_NOT_AVAILABLE,
     _E.UNSTABLE_OFFSET_COMMIT,
+    _E.UNKNOWN_LEADER_EPOCH,  # a restarted broker that has not heard of the latest election
+    _E.FENCED_LEADER_EPOCH,
 )
 _TABLE |= dict.fromkeys(_UNAVAILABLE, (Code.UNAVAILABLE, True))
 

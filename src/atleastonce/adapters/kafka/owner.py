@@ -15,9 +15,10 @@ from atleastonce.adapters.kafka.commits import Committer
 from atleastonce.adapters.kafka.faults import as_exception, fault
 from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
-from atleastonce.adapters.kafka.partition import Assignment
+from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.adapters.kafka.rebalance import Rebalancer
 from atleastonce.adapters.kafka.records import deliveries
+from atleastonce.adapters.kafka.transactor import Transactor
 from atleastonce.channels import Source
 from atleastonce.contract import Code
 from atleastonce.errors import AtLeastOnceError, ConnectionLost
@@ -27,8 +28,16 @@ log = logging.getLogger("atleastonce.kafka")
 # How long one poll waits: the latency of pausing, closing and committing while nothing arrives. Shorter costs idle CPU.
 SLICE_SECONDS = 0.05
 
+# The same while something is out that is to be settled in a transaction, which is this thread's work. Shorter costs processor time;
+# longer delays every transaction.
+TRANSACTION_SLICE_SECONDS = 0.005
+
 # While all brokers are gone: how often one is looked for.
 PROBE_SECONDS = 1.0
+
+# Without a partition: how often it is asked whether the topic is still there. In a group of the new protocol (KIP-848) the
+# client is told of a deleted topic by nothing but the loss of its partitions, as if others had taken them.
+VERIFY_SECONDS = 3.0
 
 # How long a close waits for the confirmation of its last commit. A broker that is gone must not hold up a shutdown.
 CLOSE_SECONDS = 5.0
@@ -41,6 +50,8 @@ class Owner(threading.Thread):
         consumer: the handle, not subscribed yet; closed by this thread.
         source: what is read.
         assignment, committer, flow, handover, rebalancer: the subscription's parts.
+        counting: whether no record may be handed out before that is noted in the commit.
+        transactor: does what is published and settled in one step; None where everything is only settled.
         condition: the listener's method, to be called on the loop.
         missing: told (on this thread) that the broker does not know the topic.
         ended: told (on this thread, last) that the consumer is closed.
@@ -56,6 +67,8 @@ class Owner(threading.Thread):
         handover: Handover,
         rebalancer: Rebalancer,
         *,
+        counting: bool,
+        transactor: Transactor | None,
         condition: Callable[[str, str], None],
         missing: Callable[[], None],
         ended: Callable[[], None],
@@ -70,6 +83,11 @@ class Owner(threading.Thread):
         self._flow = flow
         self._handover = handover
         self._rebalancer = rebalancer
+        # A commit that is only perhaps stored must not be followed by a transaction, for it might arrive after that.
+        self._counting = counting or transactor is not None
+        self._transactor = transactor
+        if transactor is not None:
+            rebalancer.serve = transactor.serve
         self._condition = condition
         self._missing = missing
         self._ended = ended
@@ -78,6 +96,7 @@ class Owner(threading.Thread):
         self._busy = False
         self._connected = True
         self._probe_at = 0.0
+        self._verify_at = time.monotonic() + VERIFY_SECONDS
         self._failure: AtLeastOnceError | None = None
 
     # ---------------------------------------------------------------------------- from the loop
@@ -97,6 +116,8 @@ class Owner(threading.Thread):
         """See `Thread.run`."""
         rebalancer = self._rebalancer
         try:
+            if self._transactor is not None:
+                self._transactor.open()
             self._consumer.subscribe(
                 [self._assignment.topic],
                 on_assign=rebalancer.assigned,
@@ -121,7 +142,14 @@ class Owner(threading.Thread):
         if not self._connected and now >= self._probe_at:
             self._probe_at = now + PROBE_SECONDS
             self._probe(0.1)
-        self._committer.tick(now)
+        if not self._assignment.live and now >= self._verify_at:
+            self._verify_at = now + VERIFY_SECONDS
+            self._missing()
+        if self._transactor is None:
+            self._committer.tick(now)
+        else:
+            self._transactor.serve()
+            self._transactor.tick(now)
         flow = self._flow
         room = flow.room()
         if room:
@@ -151,7 +179,7 @@ class Owner(threading.Thread):
                 return
         self._busy = False
         # consume() waits its whole timeout unless it gets all; poll() returns with the first.
-        first = self._consumer.poll(SLICE_SECONDS)
+        first = self._consumer.poll(self._slice())
         if first is None:
             return
         if room == 1:
@@ -161,6 +189,9 @@ class Owner(threading.Thread):
         self._busy = len(rest) > room // 2
         self._offer([first, *rest])
 
+    def _slice(self) -> float:
+        return TRANSACTION_SLICE_SECONDS if self._transactor and self._assignment.held() else SLICE_SECONDS
+
     def _take(self, record: Record | None) -> None:
         if record is not None:  # fetched before the pause took hold: it is ours
             self._offer([record])
@@ -168,12 +199,24 @@ class Owner(threading.Thread):
     def _offer(self, batch: list[Record]) -> None:
         ready, size, errors = deliveries(batch, self._source, self._assignment, self._rebalancer.rewound)
         if ready:
+            if unreserved := self._assignment.unreserved():
+                self._reserve(unreserved)
             self._flow.seen(len(ready), size)
             self._handover.put(ready)
             if not self._connected:
                 self._connect()
         for error in errors:
             self.error(error)
+
+    def _reserve(self, partitions: list[Partition]) -> None:
+        """Note that these are handed out, before they are. Where every hand-out counts, none goes without."""
+        if self._committer.reserve(partitions):
+            return
+        if self._counting:
+            raise ConnectionLost(
+                f"Kafka: a hand-out of {self._source} could not be noted: {self._committer.last_error}"
+            )
+        log.debug("%s: not noted as handed out: %s", self._source, self._committer.last_error)
 
     def error(self, error: KafkaError) -> None:
         """An error event: from the client (``error_cb``) or in the place of a record."""
@@ -216,10 +259,13 @@ class Owner(threading.Thread):
 
     def _leave(self) -> None:
         """The last commit, bounded; then leave the group. What is open stays uncommitted."""
+        if self._transactor is not None:
+            self._transactor.close()
         try:
             if not self._connected:
                 self._probe(0.5)
             if self._connected:
+                self._committer.leaving = True
                 self._flush()
         except KafkaException as error:
             log.debug("%s: last commit: %s", self._source, error)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 
-from atleastonce.contract import Delivery
-from atleastonce.offsets import OffsetTracker, Point, Range
+from atleastonce.adapters.kafka.vigil import Vigil
+from atleastonce.contract import Delivery, Window
+from atleastonce.offsets import Mark, OffsetTracker, Point, Range
+
+_NO_WINDOW = Window(1, 1)
+"""Of one that nobody settles."""
 
 
 class Partition:
@@ -27,15 +32,19 @@ class Partition:
         "number",
         "stream",
         "tracker",
+        "vigil",
     )
 
-    def __init__(self, topic: str, number: int, epoch: int, start: int | None, ahead: tuple[Range, ...] = ()) -> None:
+    def __init__(
+        self, topic: str, number: int, epoch: int, start: int | None, ahead: tuple[Range, ...], vigil: Vigil
+    ) -> None:
         self.number = number
         self.stream = f"{topic}/{number}"
         self.epoch = epoch
         self.live = True
         self.draining = False
         self.tracker: OffsetTracker[Delivery] = OffsetTracker(start, ahead)
+        self.vigil = vigil
         # Two counters and no subtraction in place: each is written by one thread only.
         self.bytes_in = 0
         self.bytes_out = 0
@@ -54,17 +63,21 @@ class Assignment:
     the last commit of a partition, or finds it gone.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, window: Window = _NO_WINDOW) -> None:
         self.topic = topic
+        self._window = window
         self.lock = threading.Lock()
         self.live: dict[int, Partition] = {}
         self.completed = 0
         """Settled so far, over all partitions; written by the loop only."""
         self._epochs: dict[int, int] = {}
 
-    def begin(self, number: int, start: int | None, ahead: tuple[Range, ...] = ()) -> Partition:
-        """A new assignment of partition ``number``."""
-        partition = Partition(self.topic, number, self._next_epoch(number), start, ahead)
+    def begin(
+        self, number: int, start: int | None, ahead: tuple[Range, ...] = (), mark: Mark | None = None
+    ) -> Partition:
+        """A new assignment of partition ``number``, where ``mark`` was found."""
+        vigil = Vigil(start, mark, self._window, time.monotonic())
+        partition = Partition(self.topic, number, self._next_epoch(number), start, ahead, vigil)
         self.live = {**self.live, number: partition}  # replaced, not changed: the loop reads it without the lock
         return partition
 
@@ -83,6 +96,14 @@ class Assignment:
                 ended.append((partition, partition.tracker.point(), open_))
             self.live = {number: partition for number, partition in self.live.items() if partition.live}
         return ended
+
+    def unreserved(self) -> list[Partition]:
+        """Those of which something was received that may not be handed out yet."""
+        return [
+            partition
+            for partition in self.live.values()
+            if (position := partition.tracker.position) is not None and partition.vigil.unreserved(position - 1)
+        ]
 
     def points(self) -> list[tuple[Partition, Point]]:
         """What may be committed now."""

@@ -37,6 +37,8 @@ class Publish(NamedTuple):
     value: bytes | None
     key: bytes | None
     headers: list[tuple[str, Any]]
+    partition: int = -1
+    """-1: as the key says."""
 
 
 class Tally:
@@ -98,12 +100,12 @@ class Pump:
         expected = 0
         deadline = time.monotonic() + self._timeout
         for record in records:
-            index, topic, value, key, headers = record
+            index, topic, value, key, headers, partition = record
             report = partial(tally.report, index)
             while True:
                 outcomes[index] = _UNREPORTED
                 try:
-                    produce(topic, value, key, headers=headers, on_delivery=report)
+                    produce(topic, value, key, partition, headers=headers, on_delivery=report)
                 except BufferError:
                     if self._stopping or not await self._wait_for_room(deadline):
                         outcomes[index] = unknown(

@@ -11,8 +11,9 @@ from confluent_kafka import KafkaError
 from atleastonce.adapters.kafka.config import RECORD_OVERHEAD, Settings
 from atleastonce.adapters.kafka.producer import CLOSE_SECONDS, Publish, Pump
 from atleastonce.adapters.kafka.records import TOMBSTONE
+from atleastonce.adapters.kafka.replies import TOPIC, place_of
 from atleastonce.channels import Source
-from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, Status, rejected, unknown
+from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, ReplyTo, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
 from atleastonce.message import HeaderValue
 
@@ -54,9 +55,16 @@ class Publisher:
                 self._idle.set()
 
     async def _send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
+        records, outcomes = await self.records(batch)
+        if records:
+            await self._publish(records, outcomes)
+        return outcomes
+
+    async def records(self, batch: Sequence[Outgoing]) -> tuple[list[Publish], list[Outcome]]:
+        """What of ``batch`` may be sent, and why the rest may not: one outcome for each, `OK` for what may."""
         outcomes = [OK] * len(batch)
         refused = await self._refused(
-            {each.destination.name for each in batch if not isinstance(each.destination, Source)}
+            {each.destination.name for each in batch if not isinstance(each.destination, Source | ReplyTo)}
         )
         most, most_copied = self._settings.max_message_bytes, self._settings.max_sent_bytes
         records: list[Publish] = []
@@ -73,15 +81,25 @@ class Publisher:
                 )
             elif refused and (outcome := refused.get(destination.name)) is not None:
                 outcomes[index] = outcome
+            elif isinstance(destination, ReplyTo):
+                place = place_of(destination.name)
+                if place is None:
+                    outcomes[index] = rejected(Code.INVALID, f"{destination.name[:80]!r} is no inbox of Kafka's")
+                else:
+                    number, key = place
+                    headers = message.headers
+                    records.append(Publish(index, TOPIC, message.body, key, _fields(headers.items()), number))
             else:
                 value = None if message.native is TOMBSTONE and not message.body else message.body
                 headers = message.headers
                 records.append(
                     Publish(index, destination.name, value, message.key, _fields(headers.items()) if headers else [])
                 )
-        if records:
-            await self._publish(records, outcomes)
-        return outcomes
+        return records, outcomes
+
+    def missing(self, topics: Iterable[str]) -> None:
+        """These may be gone: the broker is asked before the next one is sent there."""
+        self._known.difference_update(topics)
 
     async def close(self) -> None:
         """Let what is being sent end, within `CLOSE_SECONDS`, then end the producers."""
@@ -112,7 +130,7 @@ class Publisher:
             if fault.code is Code.TOO_LARGE and len(records) > 1:
                 alone.append(record)
             elif fault.code in (Code.NOT_FOUND, Code.TIMEOUT):
-                self._known.discard(record.topic)  # deleted since: ask again before the next one
+                self.missing([record.topic])  # deleted since
         if alone:
             # The topic's limit is lower than the client's, and the broker measures whole batches: the neighbours of a
             # large record were refused with it. Each is tried in a batch of its own.
@@ -149,6 +167,7 @@ class Publisher:
 
 def _fields(items: Sequence[tuple[str, HeaderValue]]) -> list[tuple[str, HeaderValue]]:
     """Header fields as the client takes them. It cuts text at a NUL, which foreign ones may hold; bytes it leaves alone."""
-    if any(value.__class__ is str and "\x00" in value for _, value in items):
-        return [(name, value.encode() if isinstance(value, str) else value) for name, value in items]
+    for _, value in items:
+        if value.__class__ is str and "\x00" in value:
+            return [(name, value.encode() if isinstance(value, str) else value) for name, value in items]
     return list(items)

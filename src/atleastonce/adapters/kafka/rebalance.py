@@ -20,13 +20,16 @@ from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable
-from atleastonce.offsets import decode
+from atleastonce.offsets import decode, read_mark
 
 log = logging.getLogger("atleastonce.kafka")
 
 # The committed offsets must be known before anything is read. Longer than one election of a coordinator; well below
 # max.poll.interval.ms, since nothing polls meanwhile.
 COMMITTED_SECONDS = 30.0
+
+# How often what a drain waits for is looked at. Shorter costs processor time, longer makes the group wait.
+_SERVE_SECONDS = 0.002
 
 Drain = Callable[[Sequence[Partition], float], "concurrent.futures.Future[None]"]
 
@@ -55,6 +58,8 @@ class Rebalancer:
         condition: Callable[[str, str], None],
     ) -> None:
         self.closing = False
+        self.serve: Callable[[], None] | None = None
+        """Does on this thread what the loop waits for, while this one waits for the loop."""
         self.failure: AtLeastOnceError | None = None
         self.foreign = 0
         """Commit metadata that was not believed."""
@@ -128,13 +133,21 @@ class Rebalancer:
 
     def _drained(self, partitions: Sequence[Partition]) -> None:
         grace = min(self._settings.drain, self._settings.max_poll_interval / 2)
+        deadline = time.monotonic() + grace + 1.0
         try:
-            self._drain(partitions, grace).result(grace + 1.0)
+            draining = self._drain(partitions, grace)
+            while self.serve is not None and not draining.done() and time.monotonic() < deadline:
+                self.serve()
+                time.sleep(_SERVE_SECONDS)
+            draining.result(max(0.0, deadline - time.monotonic()))
+        except AtLeastOnceError as error:
+            self.failure = error
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, RuntimeError) as error:
             log.warning("%s: drain of %d partitions: %r", self._assignment.topic, len(partitions), error)
 
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        deadline = time.monotonic() + COMMITTED_SECONDS
+        # Offsets of an open transaction are not told: its end is waited for, or its producer's timeout.
+        deadline = time.monotonic() + COMMITTED_SECONDS + self._settings.transaction_timeout
         while True:
             try:
                 found = consumer.committed(partitions, timeout=5.0)
@@ -155,7 +168,9 @@ class Rebalancer:
             if ahead is None:
                 self.foreign += 1
                 log.warning("%s/%d: commit metadata is not ours or damaged; ignored", topic, number)
-            partition = self._assignment.begin(number, found.offset, ahead or ())
+            partition = self._assignment.begin(
+                number, found.offset, ahead or (), read_mark(found.metadata, found.offset)
+            )
             partition.committed = (found.offset, found.metadata or "")
             partition.committed_at = time.monotonic()
             return TopicPartition(topic, number, found.offset)

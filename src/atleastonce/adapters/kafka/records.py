@@ -29,30 +29,31 @@ TOMBSTONE: Final = _Tombstone()
 
 
 class RecordHeaders(Headers):
-    """A record's header fields, made text where they are UTF-8 when somebody looks at them: most handlers never do.
+    """A record's header fields, made text where they are UTF-8 when somebody looks at all of them: a look at one is
+    cheaper.
 
     Args:
         fields: as the client gives them.
-        size: their bytes; -1 to count when asked.
     """
 
     __slots__ = ("_fields",)
 
-    def __init__(
-        self, fields: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = (), size: int = -1
-    ) -> None:
+    def __init__(self, fields: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = ()) -> None:
         # The client's list is its own and stays as it is; anything else is looked through once, here.
         self._fields = fields if fields.__class__ is list else Headers(fields).items()
-        self._size = size
+        self._last = None
+        self._size = -1
 
-    def get(self, name: str, default: str | None = None) -> str | None:
-        found: HeaderValue = None
-        for key, value in self._fields:
-            if key == name:
-                found = value
-        if found is None:
-            return default
-        return found if isinstance(found, str) else found.decode("utf-8", "replace")
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self._fields
+
+    @property
+    def size(self) -> int:
+        """See `Headers.size`."""
+        if self._size < 0:
+            self._size = header_bytes(self._fields)
+        return self._size
 
     def __getattr__(self, name: str) -> Any:
         if name != "_items":  # the one that is not set from the start
@@ -70,17 +71,85 @@ def _text(value: HeaderValue) -> HeaderValue:
     return value
 
 
+def header_bytes(fields: Any) -> int:
+    """The bytes of header fields, names and values."""
+    return sum(len(name) + (0 if value is None else len(value)) for name, value in fields or ())
+
+
 def read_headers(fields: Any) -> tuple[Headers, str | None]:
     """The header fields as they came, and the message id among them if there is one."""
-    size = 0
     identity: HeaderValue = None
     for name, value in fields:
-        size += len(name)
-        if value is not None:
-            size += len(value)
         if name == ID:
             identity = _text(value)
-    return RecordHeaders(fields, size), read_id(identity)
+    return RecordHeaders(fields), read_id(identity)
+
+
+def read_message(record: Record) -> Message:
+    """The message in ``record``."""
+    body, fields = record.value(), record.headers()
+    kind, millis = record.timestamp()
+    headers, identity = read_headers(fields) if fields else (NO_HEADERS, None)
+    return Message(
+        identity or f"{record.topic()}-{record.partition()}-{record.offset()}",
+        body or b"",
+        record.key(),
+        headers,
+        millis / 1000 if kind else None,
+        TOMBSTONE if body is None else None,
+    )
+
+
+class RecordDelivery(Delivery):
+    """A hand-out of a record. Its message is made when somebody looks at it: reading a record's headers costs more than
+    everything else on the way to a handler, and most handlers take the payload and nothing else."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, source: Source, stream: str, position: int, epoch: int, token: Partition, size: int, record: Record
+    ) -> None:
+        self.source = source
+        self.stream = stream
+        self.position = position
+        self.epoch = epoch
+        self.token = token
+        self.count = 0
+        self.lease_until = 0.0
+        self.lost = False
+        self.raw = record
+        self.returned = False
+        self.size = size
+        self.tries = 0
+        self.settled = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "message":  # the one that is not set from the start
+            raise AttributeError(name)
+        self.message = read_message(self.raw)
+        return self.message
+
+    @property
+    def body(self) -> bytes:
+        """See `Delivery.body`."""
+        return self.raw.value() or b""
+
+    @property
+    def key(self) -> bytes | None:
+        """See `Delivery.key`."""
+        return self.raw.key() if self.raw is not None else self.message.key
+
+    def shed(self) -> None:
+        """See `Delivery.shed`. It cannot be handed out again: it is for what stays unsettled."""
+        super().shed()
+        self.raw = None
+
+    def again(self) -> RecordDelivery:
+        """A new hand-out of the same record; this one is settled and stays so."""
+        offset: int = self.position  # type: ignore[assignment]
+        new = RecordDelivery(self.source, self.stream, offset, self.epoch, self.token, self.size, self.raw)
+        new.count = self.count
+        return new
 
 
 def deliveries(
@@ -91,18 +160,25 @@ def deliveries(
 ) -> tuple[list[Delivery], int, list[KafkaError]]:
     """The deliveries of one fetch, noted in their partitions' trackers, with their bytes and the errors among them.
 
-    The hot path of reading: everything that is the same for a run of records of one partition is done once per run.
+    The hot path of reading: everything that is the same for a run of records of one partition is done once per run. That
+    goes for the bytes of header fields, too: each record is taken to have as many as the first of its run.
+
+    The end of a partition, told as an error, moves the tracker past what lies there and is no record.
     """
     ready: list[Delivery] = []
     errors: list[KafkaError] = []
+    ends: list[Record] = []
     total = 0
     number = last = -1
     partition: Partition | None = None
-    begin = size = epoch = 0
-    stream = prefix = ""
+    begin = size = epoch = fields = 0
+    stream = ""
     for record in batch:
         if (error := record.error()) is not None:
-            errors.append(error)
+            if error.code() == KafkaError._PARTITION_EOF:
+                ends.append(record)
+            else:
+                errors.append(error)
             continue
         offset: int = record.offset()  # type: ignore[assignment]
         if record.partition() != number or offset <= last:
@@ -114,28 +190,22 @@ def deliveries(
             begin, size = len(ready), 0
             if partition is not None:
                 epoch, stream = partition.epoch, partition.stream
-                prefix = f"{source.channel.name}-{number}-"
+                fields = header_bytes(record.headers())
         last = offset
         if partition is None:  # taken away while it was fetched
             continue
         if partition.tracker.restored and partition.tracker.skip(offset):
             continue
-        body, key, fields = record.value(), record.key(), record.headers()
-        kind, millis = record.timestamp()
-        headers, identity = read_headers(fields) if fields else (NO_HEADERS, None)
-        message = Message(
-            identity or prefix + str(offset),
-            body or b"",
-            key,
-            headers,
-            millis / 1000 if kind else None,
-            TOMBSTONE if body is None else None,
-        )
-        bytes_ = message.size
+        key = record.key()
+        bytes_ = len(record) + fields if key is None else len(record) + fields + len(key)
         size += bytes_
         total += bytes_
-        ready.append(Delivery(message, source, stream, offset, epoch, partition, 0, 0.0, record))
+        ready.append(RecordDelivery(source, stream, offset, epoch, partition, bytes_, record))
     _close_run(partition, ready, begin, size)
+    for end in ends:
+        ended = assignment.live.get(end.partition())  # type: ignore[arg-type]
+        if ended is not None:
+            ended.tracker.reached(end.offset())  # type: ignore[arg-type]
     return ready, total, errors
 
 
@@ -144,3 +214,6 @@ def _close_run(partition: Partition | None, ready: list[Delivery], begin: int, s
         run = ready[begin:]
         partition.tracker.receive([each.position for each in run], run)  # type: ignore[misc]
         partition.bytes_in += size
+        if run[0].position < partition.vigil.suspects_below:  # type: ignore[operator]
+            for delivery in run:
+                delivery.count = partition.vigil.count(delivery.position)  # type: ignore[arg-type]

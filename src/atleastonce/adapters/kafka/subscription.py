@@ -17,7 +17,10 @@ from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.owner import Owner
 from atleastonce.adapters.kafka.partition import Assignment, Partition
+from atleastonce.adapters.kafka.publisher import Publisher
 from atleastonce.adapters.kafka.rebalance import Rebalancer
+from atleastonce.adapters.kafka.transactions import Transactions
+from atleastonce.adapters.kafka.transactor import Transactor
 from atleastonce.channels import Source
 from atleastonce.contract import (
     OK,
@@ -25,6 +28,7 @@ from atleastonce.contract import (
     Ack,
     Code,
     Delivery,
+    HandOff,
     Listener,
     Outcome,
     Release,
@@ -33,7 +37,8 @@ from atleastonce.contract import (
     Window,
     rejected,
 )
-from atleastonce.errors import AtLeastOnceError, Closed, NotFound
+from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError, NotFound
+from atleastonce.message import new_id
 
 log = logging.getLogger("atleastonce.kafka")
 
@@ -49,6 +54,8 @@ class KafkaSubscription(Subscription):
 
     `settle` answers an `Ack` as soon as it is marked: the commit follows within ``commit.interval``, and at the latest
     before the partition is given up. What is not committed when the process dies comes again.
+
+    With a transactional window, also `Transacts`.
     """
 
     def __init__(
@@ -58,14 +65,16 @@ class KafkaSubscription(Subscription):
         listener: Listener,
         settings: Settings,
         exists: Callable[[str], Awaitable[bool]],
+        publisher: Publisher,
     ) -> None:
         self.source = source
         self.stale = 0
         """Settlements that came too late and were dropped."""
         self._listener = listener
         self._exists = exists
+        self._publisher = publisher
         self._loop = loop = asyncio.get_running_loop()
-        self._assignment = assignment = Assignment(source.channel.name)
+        self._assignment = assignment = Assignment(source.channel.name, window)
         self._handover = handover = Handover(loop)
         self._closed = False
         self._left = asyncio.Event()
@@ -81,6 +90,7 @@ class KafkaSubscription(Subscription):
         )
         self._committer = Committer(self._consumer, assignment, settings)
         self._flow = Flow(window, assignment, handover)
+        self._transactor = self._make_transactor(settings) if window.transactional else None
         self._rebalancer = Rebalancer(
             settings,
             assignment,
@@ -99,6 +109,8 @@ class KafkaSubscription(Subscription):
             self._flow,
             handover,
             self._rebalancer,
+            counting=window.counted,
+            transactor=self._transactor,
             condition=self._condition,
             missing=lambda: self._tell(self._verify),
             ended=lambda: self._tell(self._left.set),
@@ -135,18 +147,21 @@ class KafkaSubscription(Subscription):
                 partition: Partition | None = delivery.token
                 if partition is None:
                     continue  # settled before: the first verdict has won
-                if not partition.live or partition.epoch != delivery.epoch:
+                if (
+                    not partition.live
+                ):  # never reused: what was delivered under an earlier assignment points to that one
                     delivery.lost = True
                     outcomes[index] = STALE
                     self.stale += 1
                 elif verdict.__class__ is Ack:
                     delivery.token = None
-                    partition.tracker.complete(delivery.position)  # type: ignore[arg-type]
-                    partition.bytes_out += delivery.message.size
+                    partition.tracker.open.pop(delivery.position, None)  # type: ignore[arg-type]
+                    partition.bytes_out += delivery.size
                     done += 1
                 elif verdict.__class__ is Release:
+                    released.append(new := delivery.again())  # type: ignore[attr-defined]
+                    partition.tracker.open[delivery.position] = new  # type: ignore[index]
                     delivery.token = None
-                    released.append(self._again(delivery, partition))
                 else:
                     outcomes[index] = _NOT_OFFERED
         self._assignment.completed += done
@@ -158,6 +173,31 @@ class KafkaSubscription(Subscription):
         if self._owner.resting and self._flow.room():
             self._owner.nudge()
         return outcomes
+
+    async def hand_off(self, batch: Sequence[HandOff]) -> Sequence[Outcome]:
+        """See `Transacts.hand_off`."""
+        if self._transactor is None:
+            raise ConfigurationError(f"{self.source}: subscribed to without Window(transactional=True)")
+        owners = [index for index, (_, copies) in enumerate(batch) for _ in copies]
+        records, refused = await self._publisher.records([copy for _, copies in batch for copy in copies])
+        outcomes: dict[int, Outcome] = {}
+        for owner, outcome in zip(owners, refused, strict=True):
+            if not outcome.ok:
+                outcomes.setdefault(owner, outcome)
+        asked = [index for index in range(len(batch)) if index not in outcomes]
+        if len(asked) == len(batch):
+            deliveries = [delivery for delivery, _ in batch]
+            return await self._transactor.submit(deliveries, records, owners, self._owner.nudge)
+        if asked:
+            renamed = {index: number for number, index in enumerate(asked)}
+            answered = await self._transactor.submit(
+                [batch[index][0] for index in asked],
+                [record for record in records if owners[record.place] in renamed],
+                [renamed.get(owner, -1) for owner in owners],
+                self._owner.nudge,
+            )
+            outcomes.update(zip(asked, answered, strict=True))
+        return [outcomes[index] for index in range(len(batch))]
 
     async def pause(self) -> None:
         """See `Subscription.pause`. What is buffered is held back, too."""
@@ -185,6 +225,21 @@ class KafkaSubscription(Subscription):
 
     # ----------------------------------------------------------------------------------- inside
 
+    def _make_transactor(self, settings: Settings) -> Transactor:
+        # As lasting as the membership. A member that is known by name comes back at once, so what it left open is ended at once;
+        # another one's partitions are only given away when its session has timed out, and its transaction with it.
+        member = settings.client.get("group.instance.id")
+        identity = f"{self.source.group_name}.{self.source.channel.name}.{member or new_id()}"
+        transactions = Transactions(settings.transactional(identity), lambda: self._closed)
+        return Transactor(
+            self._consumer,
+            self._assignment,
+            self._committer,
+            transactions,
+            lasting=member is not None,
+            missing=lambda topics: self._tell(self._publisher.missing, topics),
+        )
+
     async def _wait_left(self) -> None:
         try:
             async with asyncio.timeout(CLOSE_WAIT_SECONDS):
@@ -193,15 +248,6 @@ class KafkaSubscription(Subscription):
             log.warning("%s: the client still waits for a broker that is gone; it ends by itself", self.source)
             return
         self._owner.join()  # it has nothing left to do
-
-    @staticmethod
-    def _again(old: Delivery, partition: Partition) -> Delivery:
-        """A new hand-out of the same record; the old one is settled and stays so."""
-        new = Delivery(
-            old.message, old.source, old.stream, old.position, old.epoch, partition, old.count, old.lease_until, old.raw
-        )
-        partition.tracker.open[old.position] = new  # type: ignore[index]
-        return new
 
     def _drain(self, partitions: Sequence[Partition], grace: float) -> concurrent.futures.Future[None]:
         return asyncio.run_coroutine_threadsafe(self._drained(partitions, grace), self._loop)

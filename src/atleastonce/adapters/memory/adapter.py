@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from atleastonce.adapters.memory.broker import MemoryBroker, named
@@ -17,6 +18,7 @@ from atleastonce.contract import (
     Counting,
     Delivery,
     Drift,
+    Fact,
     Fault,
     Leasing,
     Level,
@@ -26,11 +28,15 @@ from atleastonce.contract import (
     Outgoing,
     Subscription,
     Topology,
+    Trait,
     Window,
 )
 from atleastonce.durations import Duration, Size, seconds, size_in_bytes
 from atleastonce.errors import Closed, ConfigurationError, ConnectionLost, NotFound
 from atleastonce.urls import BrokerUrl
+
+_SCAN = 1000
+"""Messages of one list of `MemoryAdapter.scan`."""
 
 _OPTIONS = ("clock", "lease", "max_message_bytes")
 
@@ -105,6 +111,10 @@ class MemoryAdapter(Adapter):
         self._check()
         return self.broker.declare(topology, create)
 
+    async def inspect(self, topology: Topology) -> Sequence[Fact]:
+        """As `Inspects.inspect`."""
+        return [Fact("memory://", Trait.PROCESS, "memory", "this process")]
+
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         self._check()
         return self.broker.publish(batch, self.max_message_bytes)
@@ -152,3 +162,9 @@ class MemoryAdapter(Adapter):
             Delivery(entry.message, source, source.name, entry.seq, 0, None, entry.count)
             for source, entry in self.broker.browse(channel, limit)
         ]
+
+    async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
+        """As `Scans.scan`: what waits is in memory anyway."""
+        found = await self.browse(queue, sys.maxsize)
+        for start in range(0, len(found), _SCAN):
+            yield found[start : start + _SCAN]

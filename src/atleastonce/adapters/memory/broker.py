@@ -87,7 +87,7 @@ class MemoryBroker:
             drifts.append(Drift(channel.name, "kind", kind, found.kind, breaks=True))
         elif found.fifo != channel.fifo:
             drifts.append(Drift(channel.name, "fifo", str(channel.fifo), str(found.fifo), breaks=channel.fifo))
-        if isinstance(channel, Queue) and channel.single_active:
+        if channel.single_active and not channel.fifo:
             drifts.append(Drift(channel.name, "single_active", "True", "unsupported; use fifo=True", breaks=True))
         return found
 

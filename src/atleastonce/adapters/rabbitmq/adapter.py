@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pika import exceptions as amqp
 
-from atleastonce.adapters.rabbitmq import faults, topology
-from atleastonce.adapters.rabbitmq.backlog import measure
+from atleastonce.adapters.rabbitmq import faults, inspecting, topology
+from atleastonce.adapters.rabbitmq.backlog import measure, ready
 from atleastonce.adapters.rabbitmq.config import Config
 from atleastonce.adapters.rabbitmq.connection import Connection, Link
 from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES
 from atleastonce.adapters.rabbitmq.publisher import Publisher
+from atleastonce.adapters.rabbitmq.replies import ExclusiveInbox, asked_by, is_inbox
 from atleastonce.adapters.rabbitmq.routes import Routes
+from atleastonce.adapters.rabbitmq.scan import scan
 from atleastonce.adapters.rabbitmq.strays import Strays
-from atleastonce.adapters.rabbitmq.subscription import RabbitMQSubscription
+from atleastonce.adapters.rabbitmq.subscription import RabbitMQSubscription, read_delivery
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import (
     Ability,
     Adapter,
+    Arrived,
     Backlog,
     Capabilities,
     Counting,
+    Delivery,
     Drift,
+    Fact,
     Fault,
     Leasing,
     Level,
@@ -52,9 +58,11 @@ class RabbitMQAdapter(Adapter):
             delay=Ability(Level.EMULATED, topology.MAX_TTL),
             publish_delay=Ability(Level.EMULATED, topology.MAX_TTL),
             delivery_count=Counting.EXACT,
+            counts_releases=True,
             lease=Leasing.SESSION,
             lease_limit=_CONSUMER_TIMEOUT,
             order=Ordering.STREAM,
+            single_active=True,
             dead_letter=Level.NATIVE,
             addresses_groups=True,
             max_message_bytes=config.max_message_bytes,
@@ -117,7 +125,29 @@ class RabbitMQAdapter(Adapter):
             self._rooms.setdefault(delay.back_to.name, set()).add(delay.channel.name)
         return maker.drifts
 
+    async def inspect(self, topology_: Topology) -> Sequence[Fact]:
+        """See `Inspects`. AMQP tells no settings: only with ``management``."""
+        return await inspecting.inspect(self._config, list(_queues(topology_, self._config)))
+
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return await self._publisher.send(batch)
+
+    async def open_inbox(self, arrived: Arrived) -> ExclusiveInbox:
+        """See `Replies`: an exclusive queue, which the broker removes when its connection ends."""
+        inbox = ExclusiveInbox(partial(self._connect, self._reading), arrived)
+        try:
+            await inbox.open()
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, "making a queue for replies") from error
+        return inbox
+
+    def is_address(self, address: str) -> bool:
+        return is_inbox(address)
+
+    def asked_by(self, delivery: Delivery) -> tuple[str, str]:
+        return asked_by(delivery.raw)
+
+    async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._publisher.send(batch)
 
     async def subscribe(self, source: Source, window: Window, listener: Listener) -> RabbitMQSubscription:
@@ -157,6 +187,26 @@ class RabbitMQAdapter(Adapter):
         except (amqp.AMQPError, TimeoutError) as error:
             raise faults.as_error(error, f"purging {channel.name}") from error
 
+    async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
+        """As `Scans.scan`; everything is out until the end, for which brokers before 4.3 count a delivery."""
+        source = Source(Queue(queue.name))
+        connection = await self._connect(self._reading)
+        try:
+            waiting = await ready(connection, queue.name)
+            read = partial(read_delivery, source=source, strays=self._strays, epoch=0, rooms=f"{source.name}.retry.")
+            unlimited = await topology.is_unlimited(connection, queue.name)
+            lists = scan(connection, queue.name, waiting, read, None if unlimited else self._put_back)
+            async with contextlib.aclosing(lists):
+                async for found in lists:
+                    yield found
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, f"reading {queue.name}") from error
+
+    async def _put_back(self, deliveries: list[Delivery]) -> list[Delivery]:
+        copies = [Outgoing(delivery.source.channel, delivery.message) for delivery in deliveries]
+        outcomes = await self._publisher.send(copies)
+        return [delivery for delivery, outcome in zip(deliveries, outcomes, strict=True) if outcome.ok]
+
     async def delete(self, topology_: Topology) -> None:
         """Remove what `declare` made, with all messages; what is not there is fine."""
         connection = await self._connect(self._control)
@@ -164,7 +214,7 @@ class RabbitMQAdapter(Adapter):
             with contextlib.suppress(amqp.ChannelClosedByBroker):
                 async with connection.scratch() as scratch:
                     await scratch.call("queue_delete", queue=name)
-        for topic in (*topology_.channels, *(source.channel for source in topology_.sources)):
+        for topic in topology_.channels:  # not those of its sources alone: other groups read them too
             if isinstance(topic, Topic):
                 with contextlib.suppress(amqp.ChannelClosedByBroker):
                     async with connection.scratch() as scratch:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
-from typing import Any
-from urllib.parse import quote, urlsplit
 
 from pika import exceptions as amqp
 
 from atleastonce.adapters.rabbitmq.config import Config
 from atleastonce.adapters.rabbitmq.connection import Connection
 from atleastonce.adapters.rabbitmq.faults import classify
+from atleastonce.adapters.rabbitmq.management import ask_queue
 from atleastonce.contract import Backlog
 from atleastonce.urls import mask
-
-_TIMEOUT = 5.0
 
 
 async def ready(connection: Connection, queue: str) -> int:
@@ -53,22 +46,7 @@ async def measure(config: Config, connection: Connection, queue: str, rooms: Ite
         reasons.append("AMQP does not tell what is in flight; give management=http://host:15672")
     elif waiting is not None:
         try:
-            in_flight = int(
-                (await asyncio.to_thread(_ask, config, config.management, queue))["messages_unacknowledged"]
-            )
+            in_flight = int((await asyncio.to_thread(ask_queue, config, queue))["messages_unacknowledged"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"management: {mask(str(error))}")
     return Backlog(waiting=waiting, in_flight=in_flight, delayed=delayed, detail="; ".join(reasons))
-
-
-def _ask(config: Config, management: str, queue: str) -> Any:
-    base = management.rstrip("/")
-    if urlsplit(base).scheme not in ("http", "https"):
-        raise ValueError("the address is neither http:// nor https://")
-    url = f"{base}/api/queues/{quote(config.virtual_host, safe='')}/{quote(queue, safe='')}"
-    login = f"{config.user}:{getattr(config.credentials, 'password', '')}"
-    request = urllib.request.Request(  # noqa: S310  # the scheme was checked
-        url, headers={"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
-    )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-        return json.load(answer)

@@ -77,10 +77,16 @@ class Channel:
         self._pika.confirm_delivery(unexpected, callback=lambda frame: _resolve(answer, frame.method))
         await self._wait(answer)
 
-    async def close(self) -> None:
-        """A round trip: all that was written before has reached the broker when it returns. Silent if it is dead already."""
+    async def close(self, *, at_once: bool = False) -> None:
+        """A round trip: all that was written before has reached the broker when it returns. Silent if it is dead already.
+
+        ``at_once``: without cancelling its consumers first, as the client would. The broker then returns what is unsettled before
+        it lets anybody else take their place; a cancelled consumer's place is taken at once.
+        """
         if self.closed is not None:
             return
+        if at_once:
+            self._pika._consumers.clear()
         answer = self._future()
         with contextlib.suppress(amqp.AMQPError, TimeoutError):
             if not self._pika.is_closing:

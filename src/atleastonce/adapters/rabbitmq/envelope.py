@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from pika import BasicProperties
+from pika.data import decode_value
 
 from atleastonce import wire
 from atleastonce.adapters.rabbitmq.table import Field, count_of, read_table
@@ -101,20 +103,30 @@ class Envelope:
         exchange, routing_key: how it was published, or dead-lettered.
         redelivered: whether somebody may have had it before.
         encoded: the properties as on the wire.
+        parsed: the same taken apart.
     """
 
-    __slots__ = ("encoded", "exchange", "redelivered", "routing_key")
+    __slots__ = ("_parsed", "encoded", "exchange", "redelivered", "routing_key")
 
-    def __init__(self, exchange: bytes, routing_key: bytes, redelivered: bool, encoded: bytes) -> None:
+    def __init__(
+        self, exchange: bytes, routing_key: bytes, redelivered: bool, encoded: bytes, parsed: Properties | None = None
+    ) -> None:
         self.exchange = exchange.decode("utf-8", "surrogateescape")
         self.routing_key = routing_key.decode("utf-8", "surrogateescape")
         self.redelivered = redelivered
         self.encoded = encoded
+        self._parsed = parsed
+
+    @property
+    def parsed(self) -> Properties:
+        if self._parsed is None:
+            self._parsed = parse(self.encoded)
+        return self._parsed
 
     @property
     def named(self) -> bool:
         """Whether the producer gave the message an id."""
-        return identity(parse(self.encoded)) is not None
+        return identity(self.parsed) is not None
 
     @property
     def properties(self) -> Any:
@@ -122,6 +134,17 @@ class Envelope:
         decoded = BasicProperties()
         decoded.decode(self.encoded)
         return decoded
+
+    def annotations(self) -> dict[str, Any]:
+        """See `Annotated`: ``x-death`` and its like, as pika shows them."""
+        found: dict[str, Any] = {}
+        for name, value, raw, _ in self.parsed.table:
+            if is_brokers(name):
+                with contextlib.suppress(
+                    Exception
+                ):  # a producer may have written it, and pika raises for what is strange
+                    found[name] = value if raw is None else decode_value(raw, 0)[0]
+        return found
 
 
 @lru_cache(1024)
@@ -155,10 +178,10 @@ def identity(properties: Properties) -> str | None:
 
 def came_back(properties: Properties, rooms: str) -> bool:
     """Whether the broker says that the message expired out of a queue whose name begins with ``rooms``."""
-    return any(
-        field.name == "x-first-death-queue" and isinstance(field.value, str) and field.value.startswith(rooms)
-        for field in properties.table
-    )
+    for name, value, _, _ in properties.table:
+        if name == "x-first-death-queue":
+            return isinstance(value, str) and value.startswith(rooms)
+    return False
 
 
 def message_id(data: bytes) -> str | None:

@@ -171,9 +171,10 @@ def _short(text: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-def publish_frame(channel: int, exchange: str, routing_key: str) -> bytes:
-    """The method frame of a mandatory ``basic.publish``: the same for every message of a route."""
-    payload = _METHOD.pack(_PUBLISH) + b"\0\0" + _short(exchange) + _short(routing_key) + b"\1"
+def publish_frame(channel: int, exchange: str, routing_key: str, *, mandatory: bool = True) -> bytes:
+    """The method frame of a ``basic.publish``: the same for every message of a route."""
+    bits = b"\1" if mandatory else b"\0"
+    payload = _METHOD.pack(_PUBLISH) + b"\0\0" + _short(exchange) + _short(routing_key) + bits
     return _HEAD.pack(1, channel, len(payload)) + payload + b"\xce"
 
 

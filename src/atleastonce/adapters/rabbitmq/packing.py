@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from operator import le
+from operator import itemgetter, le
 from typing import Final
 
 from atleastonce.message import HeaderValue
@@ -17,6 +17,8 @@ _UNPACKED: Final = {packed: name for name, packed in _PACKED.items()}
 
 # RabbitMQ 4 keeps one field of each name, the first; earlier ones than the last travel under names of their own.
 _EARLIER: Final = "alo-dup-"
+
+_DIGITS: Final = 6  # of a place among the fields of one frame
 
 
 def packed(names: list[str]) -> list[str]:
@@ -44,13 +46,20 @@ def order_of(names: list[str]) -> str | None:
 
 def ordered(items: list[tuple[str, HeaderValue]], order: HeaderValue) -> list[tuple[str, HeaderValue]]:
     """``items`` as they were sent; as they are where ``order`` does not fit them."""
-    places = str(order).split()
-    if len(places) != len(items) or not all(place.isascii() and place.isdigit() for place in places):
-        return items
-    positions = [int(place) for place in places]
-    if sorted(positions) != list(range(len(items))):
+    positions = _positions(str(order))
+    if positions is None or len(positions) != len(items):
         return items
     restored = items[:]
-    for position, item in zip(positions, sorted(items, key=lambda item: item[0]), strict=True):
+    for position, item in zip(positions, sorted(items, key=itemgetter(0)), strict=True):
         restored[position] = item
     return restored
+
+
+@lru_cache(1024)
+def _positions(order: str) -> tuple[int, ...] | None:
+    """What `order_of` wrote; None if it is none of its."""
+    places = order.split()
+    if not all(place.isascii() and place.isdigit() and len(place) <= _DIGITS for place in places):
+        return None
+    positions = tuple(map(int, places))
+    return positions if sorted(positions) == list(range(len(positions))) else None

@@ -30,7 +30,6 @@ from atleastonce.adapters.rabbitmq.envelope import (
     Properties,
     bits,
     is_brokers,
-    parse,
 )
 from atleastonce.adapters.rabbitmq.packing import ORDER, order_of, ordered, packed, unpacked
 from atleastonce.adapters.rabbitmq.table import Field, encode_name, encode_table, encode_value
@@ -68,11 +67,15 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
     order: HeaderValue = None
     renamed = typed = False
     for name, value, _, nested in properties.table:
-        if name == KEY:
+        if nested:
+            continue
+        if _plain(name):
+            items.append((name, value))
+        elif name == KEY:
             key = value.encode() if isinstance(value, str) else value
         elif name == ORDER:
             order = value
-        elif not nested and not is_brokers(name):
+        elif not is_brokers(name):
             items.append((name, value))
             renamed = renamed or unpacked(name) != name
             typed = typed or name == wire.CONTENT_TYPE
@@ -93,8 +96,9 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
     )
 
 
-def encode(message: Message, limit: int, *, user: str, now: float) -> bytes:
-    """The properties of a publish by ``user``, for a message of at most ``limit`` bytes.
+def encode(message: Message, limit: int, *, user: str, now: float, asking: bool = False) -> bytes:
+    """The properties of a publish by ``user``, for a message of at most ``limit`` bytes. ``asking``: it is a request or an answer,
+    and says so in AMQP's own fields as well, for clients of any kind.
 
     Raises:
         Refused: too large, or a header that AMQP cannot carry or that belongs to the broker.
@@ -106,16 +110,16 @@ def encode(message: Message, limit: int, *, user: str, now: float) -> bytes:
     )  # it came from a broker with these headers: it must be possible to put it somewhere else
     if not hop and size > MAX_HEADER_BYTES and (size := message.headers.size) > MAX_HEADER_BYTES:
         raise Refused(Code.TOO_LARGE, f"{size} bytes of headers; the limit is {MAX_HEADER_BYTES}")
-    encoded = _encode(message, user, now)
+    encoded = _encode(message, user, now, asking)
     most = MAX_HOP_BYTES if hop else MAX_ENCODED_BYTES
     if len(encoded) > most:
         raise Refused(Code.TOO_LARGE, f"{len(encoded)} bytes of encoded headers; the limit is {most}")
     return encoded
 
 
-def _encode(message: Message, user: str, now: float) -> bytes:
+def _encode(message: Message, user: str, now: float, asking: bool) -> bytes:
     items = message.headers.items()
-    native = parse(message.native.encoded) if isinstance(message.native, Envelope) else None
+    native = message.native.parsed if isinstance(message.native, Envelope) else None
     flags = 1 << Bit.HEADERS | 1 << Bit.MODE
     parts: dict[int, bytes] = {Bit.MODE: _PERSISTENT}
     if items and items[0][0] == wire.CONTENT_TYPE:
@@ -145,6 +149,12 @@ def _encode(message: Message, user: str, now: float) -> bytes:
         flags |= 1 << Bit.TIMESTAMP
     if native is not None:
         flags |= _keep(native, parts, user)
+    if asking:
+        for bit, name in ((Bit.CORRELATION, wire.CORRELATION), (Bit.REPLY, wire.REPLY_TO)):
+            text = message.headers.get(name)
+            if text and text.isascii() and len(text) < 256:
+                parts[bit] = bytes((len(text),)) + text.encode()
+                flags |= 1 << bit
     return FLAGS.pack(flags) + b"".join([parts[bit] for bit in bits(flags)])
 
 
@@ -166,6 +176,12 @@ def _keep(native: Properties, parts: dict[int, bytes], user: str) -> int:
         parts[bit] = value if bit in OCTETS else bytes((len(value),)) + value
         flags |= 1 << bit
     return flags
+
+
+@lru_cache(1024)
+def _plain(name: str) -> bool:
+    """Whether there is nothing about a field of that name: asked once for each field of each message."""
+    return not _reserved(name) and name != wire.CONTENT_TYPE
 
 
 @lru_cache(1024)

@@ -21,12 +21,17 @@ from atleastonce.adapters.rabbitmq.envelope import message_id
 from atleastonce.adapters.rabbitmq.frames import Sink, content_frames, publish_frame
 from atleastonce.adapters.rabbitmq.patience import Patience
 from atleastonce.adapters.rabbitmq.properties import Refused, encode
+from atleastonce.adapters.rabbitmq.replies import DIRECT
 from atleastonce.adapters.rabbitmq.routes import Route, Routes
+from atleastonce.channels import Channel as Destination
 from atleastonce.contract import Code, Outcome, Outgoing, rejected, unknown
 from atleastonce.errors import Closed
 
 _CHUNK: Final = 256
 """Messages encoded in one go: between two of these the event loop and other senders have their turn."""
+
+_ROUTES: Final = 10_000
+"""Destinations whose frame is kept: of the inboxes of all processes that ever asked, most are gone."""
 
 _FLUSH: Final = 64 * 1024
 """Bytes joined for one write to the socket."""
@@ -163,7 +168,14 @@ class Publisher:
         for index in indexes:
             item = items[index]
             try:
-                encoded = encode(item.message, self._config.max_message_bytes, user=self._config.user, now=now)
+                to = item.destination
+                encoded = encode(
+                    item.message,
+                    self._config.max_message_bytes,
+                    user=self._config.user,
+                    now=now,
+                    asking=isinstance(to, Destination) and to.requests,
+                )
                 route = self._routes.known(item)
                 if route is None:
                     route = await self._patience.insist(partial(self._routes.find, item))
@@ -207,7 +219,11 @@ class Publisher:
                     await self._room()
                     _go_on(batch, channel)
                 if route not in self._frames:
-                    self._frames[route] = publish_frame(number, *route)
+                    if len(self._frames) >= _ROUTES:
+                        self._frames.clear()
+                    # A direct reply-to is no queue to the broker: a mandatory answer would be delivered and come back as well.
+                    direct = route.routing_key.startswith(DIRECT)
+                    self._frames[route] = publish_frame(number, *route, mandatory=not direct)
                 parts.append(self._frames[route])
                 parts += content_frames(number, encoded, message.body, largest)
                 ledger.add(Pending(batch, index, message.size, *route, message.id))

@@ -15,7 +15,7 @@ from atleastonce.adapters.rabbitmq.connection import Connection
 from atleastonce.adapters.rabbitmq.faults import classify
 from atleastonce.adapters.rabbitmq.properties import Refused
 from atleastonce.channels import Channel, Source, Topic
-from atleastonce.contract import Code, Outgoing
+from atleastonce.contract import Code, Outgoing, ReplyTo
 
 _MAX_NAME = 255
 
@@ -56,6 +56,9 @@ class Routes:
         if isinstance(destination, Topic):
             return self._exchanges.get(destination.name)
         name = destination.name
+        if isinstance(destination, ReplyTo):  # one for each process that ever asks: not remembered
+            _check(name)
+            return Route("", name)
         route = self._queues.get(name)
         if route is None:
             _check(name)

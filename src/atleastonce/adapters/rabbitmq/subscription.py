@@ -19,12 +19,33 @@ from atleastonce.adapters.rabbitmq.intake import Intake
 from atleastonce.adapters.rabbitmq.properties import to_message
 from atleastonce.adapters.rabbitmq.strays import Strays
 from atleastonce.adapters.rabbitmq.tags import Tags
-from atleastonce.channels import Queue, Source
+from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import OK, Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
 from atleastonce.wire import read_id
 
 _EPOCHS = itertools.count(1)
+
+
+def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: str) -> Delivery:
+    """The delivery in ``raw``. One that expired in a queue whose name begins with ``rooms`` has come back from a retry."""
+    tag, redelivered, exchange, routing_key, encoded, body = raw
+    properties = parse(encoded)
+    id = read_id(identity(properties)) or strays.identify(body, redelivered)
+    envelope = Envelope(exchange, routing_key, redelivered, encoded, properties)
+    delivery = Delivery(
+        to_message(id, properties, envelope, body),
+        source,
+        source.name,
+        "",
+        epoch,
+        tag,
+        delivery_count(properties, redelivered),
+        0.0,
+        envelope,
+    )
+    delivery.returned = came_back(properties, rooms)
+    return delivery
 
 
 class RabbitMQSubscription(Subscription):
@@ -48,9 +69,9 @@ class RabbitMQSubscription(Subscription):
         self._channel = channel
         self._strays = strays
         self._epoch = next(_EPOCHS)
-        self._tags = Tags(channel.number, self._epoch)
         self._barrier = Barrier(channel)
-        keep = isinstance(source.channel, Queue) and source.channel.single_active
+        self._keep = keep = isinstance(source.channel, Queue | Topic) and source.channel.single_active
+        self._tags = Tags(channel.number, self._epoch, keep=keep)
         self._intake = Intake(channel, source.name, window, self._tags.__len__, keep=keep)
         self._buffer: deque[Raw] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -106,23 +127,8 @@ class RabbitMQSubscription(Subscription):
             self._waiter.set_result(None)
 
     def _delivery(self, raw: Raw) -> Delivery:
-        tag, redelivered, exchange, routing_key, encoded, body = raw
-        properties = parse(encoded)
-        id = read_id(identity(properties)) or self._strays.identify(body, redelivered)
-        envelope = Envelope(exchange, routing_key, redelivered, encoded)
-        delivery = Delivery(
-            to_message(id, properties, envelope, body),
-            self._source,
-            self._source.name,
-            "",
-            self._epoch,
-            tag,
-            delivery_count(properties, redelivered),
-            0.0,
-            envelope,
-        )
-        delivery.returned = came_back(properties, self._rooms)
-        self._tags.handed_out(tag, delivery)
+        delivery = read_delivery(raw, self._source, self._strays, self._epoch, self._rooms)
+        self._tags.handed_out(raw[0], delivery)
         return delivery
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
@@ -153,16 +159,19 @@ class RabbitMQSubscription(Subscription):
         if self._closed:
             return
         self._closed = True
-        self._intake.ended = True
         self._wake()
-        await self._steer_quietly()
+        if not self._keep:
+            self._intake.ended = True
+            await self._steer_quietly()
         if self._steering is not None:
             await self._steering
         if self._channel.closed is None:
-            if self._buffer:
+            # Of a queue with a single active consumer nothing is given back before the channel is closed: the next one would
+            # be handed what comes later as soon as this one is cancelled, and what was given back one by one would be behind it.
+            if self._buffer and not self._keep:
                 self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
             self._channel.on_closed = None
-            await self._channel.close()
+            await self._channel.close(at_once=self._keep)
         self._buffer.clear()
         self._tags.lose()
         self.on_end(self)

@@ -41,6 +41,15 @@ class Field(NamedTuple):
     nested: bool = False
 
 
+# What a named tuple's own constructor does, without its arguments' binding: messages have a dozen fields each.
+_NEW: Final = tuple.__new__
+
+
+@lru_cache(1024)
+def _name(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
 def read_table(data: bytes, at: int, stop: int) -> list[Field]:
     """The fields of the table whose content is ``data[at:stop]``.
 
@@ -52,7 +61,7 @@ def read_table(data: bytes, at: int, stop: int) -> list[Field]:
         end = at + 1 + data[at]
         if end >= stop:
             break
-        name = data[at + 1 : end].decode("utf-8", "surrogateescape")
+        name = _name(data[at + 1 : end])
         kind = data[end]
         begin = end + 1
         if kind in _PREFIXED:
@@ -68,7 +77,7 @@ def read_table(data: bytes, at: int, stop: int) -> list[Field]:
         if kind == _TEXT:
             value = data[begin + 4 : at]
             try:
-                fields.append(Field(name, value.decode(), None))
+                fields.append(_NEW(Field, (name, value.decode(), None, False)))
             except UnicodeDecodeError:
                 fields.append(Field(name, value, data[end:at]))
         elif kind == _BYTES:

@@ -15,14 +15,22 @@ class Tags:
 
     A tag that was settled is never sent again: the second time it closes the channel, and on another channel it settles
     somebody else's message.
+
+    Args:
+        channel: its number.
+        epoch: of its deliveries.
+        keep: whether what is released stays unsettled until the channel closes, which returns everything in its order. What is
+            given back one by one comes again behind what is on its way to us already.
     """
 
-    def __init__(self, channel: int, epoch: int) -> None:
+    def __init__(self, channel: int, epoch: int, *, keep: bool = False) -> None:
         self.stale = 0
         """Settlements of other epochs, dropped."""
         self.bytes = 0
         self._channel = channel
         self._epoch = epoch
+        self._keep = keep
+        self._kept: set[int] = set()  # released, and unsettled until the channel closes
         self._open: dict[int, tuple[int, Delivery | None]] = {}
 
     def __len__(self) -> int:
@@ -43,6 +51,7 @@ class Tags:
             if delivery is not None:
                 delivery.lost = True
         self._open.clear()
+        self._kept.clear()
         self.bytes = 0
 
     def give_back(self, tags: Sequence[int]) -> bytes:
@@ -64,9 +73,13 @@ class Tags:
                 outcomes.append(STALE)
                 continue
             outcome = OK
-            if tag in unsettled and tag not in acks:  # else: settled before, and the first verdict wins
+            if (
+                tag in unsettled and tag not in acks and tag not in self._kept
+            ):  # else: settled before, and the first verdict wins
                 if isinstance(verdict, Ack):
                     acks.add(tag)
+                elif isinstance(verdict, Release) and self._keep:
+                    self._kept.add(tag)
                 elif isinstance(verdict, Release):
                     frames.append(nack_frame(channel, tag))
                     self._remove(tag)

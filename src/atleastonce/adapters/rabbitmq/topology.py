@@ -26,6 +26,10 @@ from atleastonce.errors import ConfigurationError, PermissionDenied
 MAX_TTL: Final = (2**32 - 1) / 1000
 """Seconds: RabbitMQ keeps times to live as 32-bit milliseconds."""
 
+_NO_LIMIT: Final = 2**31 - 1
+"""Hand-outs of a dead letter. Since 4.0 the default is 20, and what exceeds it is dropped: 20 looks at a dead-letter queue would
+empty it. (-1 for none is known since 4.0 only.)"""
+
 _OPTION: Final = "rabbitmq"
 _DEAD_LETTERS: Final = ".dlq"
 _EXCHANGE_OPTIONS: Final = frozenset({"alternate-exchange"})
@@ -70,7 +74,7 @@ def queue_arguments(source: Source, delivery_limit: int) -> dict[str, Any]:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    if isinstance(source.channel, Queue) and source.channel.single_active:
+    if isinstance(source.channel, Queue | Topic) and source.channel.single_active:
         arguments["x-single-active-consumer"] = True
     if given.get("x-queue-type", "quorum") != "quorum":
         del arguments["x-delivery-limit"], arguments["x-dead-letter-strategy"]
@@ -78,8 +82,18 @@ def queue_arguments(source: Source, delivery_limit: int) -> dict[str, Any]:
 
 
 def keeping_arguments() -> dict[str, Any]:
-    """Of a dead-letter queue: nothing leaves it but through a person."""
-    return {"x-queue-type": "quorum"}
+    """Of a dead-letter queue: nothing leaves it but through a person, however often it is looked at."""
+    return {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT}
+
+
+async def is_unlimited(connection: Connection, queue: str) -> bool:
+    """Whether ``queue``, which exists, was made with `keeping_arguments`: then it may be looked at for ever."""
+    try:
+        async with connection.scratch() as channel:
+            await channel.call("queue_declare", queue=queue, durable=True, arguments=keeping_arguments())
+    except amqp.ChannelClosedByBroker:
+        return False
+    return True
 
 
 def delay_arguments(milliseconds: int, exchange: str, routing_key: str) -> dict[str, Any]:

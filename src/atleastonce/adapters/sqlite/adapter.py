@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from atleastonce.adapters.sqlite.faults import fault_of, outcome_of
-from atleastonce.adapters.sqlite.looking import backlog, browse, purge
+from atleastonce.adapters.sqlite.inboxes import inbox, stale_inboxes
+from atleastonce.adapters.sqlite.looking import backlog, browse, last, purge
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.adapters.sqlite.subscription import SQLiteSubscription
 from atleastonce.adapters.sqlite.worker import Worker
@@ -23,6 +24,7 @@ from atleastonce.contract import (
     Counting,
     Delivery,
     Drift,
+    Fact,
     Fault,
     Leasing,
     Level,
@@ -32,6 +34,7 @@ from atleastonce.contract import (
     Outgoing,
     Subscription,
     Topology,
+    Trait,
     Window,
 )
 from atleastonce.durations import Duration, Size, seconds, size_in_bytes
@@ -41,6 +44,9 @@ from atleastonce.urls import BrokerUrl
 T = TypeVar("T")
 
 _OPTIONS = ("busy_timeout", "lease", "max_message_bytes", "max_size", "poll", "synchronous")
+_SCAN = 1000
+"""Messages of one list of `SQLiteAdapter.scan`."""
+
 _PAGE = 4096
 
 
@@ -131,14 +137,22 @@ class SQLiteAdapter(Adapter):
     # -------------------------------------------------------------------------------------------------------- lifecycle
 
     async def open(self) -> None:
-        """Open the file, creating it where there is none.
+        """Open the file, creating it where there is none and that `may_create`.
 
         Raises:
-            ConfigurationError: no such directory, not a database, another program's, or another version's.
+            ConfigurationError: no such directory, no such file, not a database, another program's, or another version's.
             PermissionDenied: the file or its directory cannot be written.
             BrokerUnavailable: locked for longer than ``busy_timeout``, or the disk fails.
         """
-        worker = Worker(self.path, self._synchronous, self._store, self._patience, self._poll, self._on_change)
+        worker = Worker(
+            self.path,
+            self._synchronous,
+            self._store,
+            self._patience,
+            self._poll,
+            self._on_change,
+            create=self.may_create,
+        )
         await worker.open()
         self._worker = worker
 
@@ -175,6 +189,14 @@ class SQLiteAdapter(Adapter):
         except sqlite3.Error as error:
             raise BrokerUnavailable(fault_of(error).detail) from error
 
+    async def inspect(self, topology: Topology) -> Sequence[Fact]:
+        """As `Inspects.inspect`."""
+        place = f"sqlite:///{self.path}"
+        facts = [Fact(place, Trait.ONE_NODE, "file", str(self.path.name), 1)]
+        if self._synchronous != "full":
+            facts.append(Fact(place, Trait.LATE_SYNC, "synchronous", self._synchronous))
+        return facts
+
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         items = list(batch)
         try:
@@ -193,6 +215,16 @@ class SQLiteAdapter(Adapter):
         subscription = SQLiteSubscription(worker, source, numbers[0], window, listener, self.lease)
         self._subscriptions.add(subscription)
         return subscription
+
+    async def keep_inbox(self, name: str) -> None:
+        """See `KeepsInboxes`: an inbox in which an answer has waited for an hour has no owner."""
+        await self.declare(inbox(name))
+        for dead in await self._call(stale_inboxes, writes=False):
+            await self.delete(inbox(dead))
+
+    async def remove_inbox(self, name: str) -> None:
+        """See `KeepsInboxes`."""
+        await self.delete(inbox(name))
 
     async def backlog(self, source: Source) -> Backlog:
         """Exact counts, by reading the source's part of the index: some 70 ms for a million messages."""
@@ -231,6 +263,23 @@ class SQLiteAdapter(Adapter):
         """
         source = Source(Queue(channel.name))
         return await self._call(lambda store: browse(store, store.numbers(channel), source, limit), writes=False)
+
+    async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
+        """As `Scans.scan`, page by page: no transaction is held open between them."""
+        source = Source(Queue(queue.name))
+        end = await self._call(lambda store: last(store, store.numbers(queue)[0]), writes=False)
+        after = -1
+        while after < end:
+            at = after
+            page = await self._call(
+                lambda store, at=at: browse(store, store.numbers(queue), source, _SCAN, at),  # type: ignore[misc]
+                writes=False,
+            )
+            page = [delivery for delivery in page if int(delivery.position) <= end]
+            if not page:
+                return
+            after = int(page[-1].position)
+            yield page
 
     async def _call(self, run: Callable[[Store], T], *, writes: bool = True) -> T:
         try:

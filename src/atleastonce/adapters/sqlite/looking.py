@@ -43,17 +43,23 @@ def backlog(session: Session, number: int) -> Backlog:
     return Backlog(waiting=waiting, in_flight=held, delayed=delayed, oldest_age=age)
 
 
-def browse(session: Session, numbers: Sequence[int], source: Source, limit: int) -> list[Delivery]:
-    """Waiting messages of any of the sources, each once, oldest first."""
+def browse(session: Session, numbers: Sequence[int], source: Source, limit: int, after: int = -1) -> list[Delivery]:
+    """Waiting messages of any of the sources, each once, oldest first, from behind sequence number ``after``."""
     session.look()
     found: dict[int, Delivery] = {}
     for number in numbers:
         for seq, count, identity, key, headers, body, published in session.db.execute(
             f"""SELECT d.seq, d.count, m.id, m.key, m.headers, m.body, m.published
                 FROM deliveries d JOIN messages m ON m.seq = d.seq
-                WHERE {_WAITING} ORDER BY d.seq LIMIT ?3""",  # noqa: S608 - a constant
-            (number, session.now, limit),
+                WHERE {_WAITING} AND d.seq > ?4 ORDER BY d.seq LIMIT ?3""",  # noqa: S608 - a constant
+            (number, session.now, limit, after),
         ):
             message = read_message(identity, key, headers, body, published)
             found.setdefault(seq, Delivery(message, source, source.name, seq, 0, None, count))
     return [found[seq] for seq in sorted(found)[:limit]]
+
+
+def last(session: Session, number: int) -> int:
+    """The newest sequence number in a source; -1 where there is none."""
+    found = session.db.execute("SELECT max(seq) FROM deliveries WHERE source = ?", (number,)).fetchone()
+    return -1 if found[0] is None else int(found[0])

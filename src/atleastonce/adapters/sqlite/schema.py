@@ -79,11 +79,12 @@ def patiently(call: Callable[[], T], patience: float) -> T:
         time.sleep(random.uniform(0.0002, 0.002))
 
 
-def open_database(path: Path, patience: float) -> sqlite3.Connection:
+def open_database(path: Path, patience: float, *, create: bool = True) -> sqlite3.Connection:
     """Open ``path``, creating file and tables where there are none; safe when many processes do it at once.
 
     Raises:
-        ConfigurationError: no such directory, not a database, someone else's, or another version's.
+        ConfigurationError: no such directory, no such file and not to ``create`` it, not a database, someone else's, or another
+            version's.
         PermissionDenied: the file or its directory cannot be written.
         BrokerUnavailable: locked for longer than ``patience`` seconds, or the disk fails.
     """
@@ -93,6 +94,8 @@ def open_database(path: Path, patience: float) -> sqlite3.Connection:
             f"this Python carries SQLite {sqlite3.sqlite_version}; the sqlite:// broker needs {wanted} or newer"
         )
     _check_place(path)
+    if not create and not path.exists():
+        raise ConfigurationError(f'sqlite file "{path}" does not exist; check the name, or publish to it first')
     try:
         db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
     except sqlite3.Error as error:

@@ -90,7 +90,7 @@ class Catalogue:
             raise ConfigurationError(f"{channel.name}: declare it as a Queue or a Topic")
         if unknown := channel.options.get("sqlite"):
             raise ConfigurationError(f"{channel.name}: sqlite has no channel options, yet it got {', '.join(unknown)}")
-        if isinstance(channel, Queue) and channel.single_active:
+        if channel.single_active and not channel.fifo:
             drifts.append(Drift(channel.name, "single_active", "True", "unsupported; use fifo=True", breaks=True))
         kind = _kind(channel)
         row = self._db.execute("SELECT id, kind, fifo FROM channels WHERE name = ?", (channel.name,)).fetchone()

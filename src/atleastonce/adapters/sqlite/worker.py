@@ -41,6 +41,7 @@ class Worker(threading.Thread):
         patience: seconds to wait for the write lock.
         poll: the longest wait between two looks for other processes' commits, while somebody waits for messages.
         on_change: called on the event loop with the sources that changed; None when another process changed some.
+        create: whether the file is made where there is none.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Worker(threading.Thread):
         patience: float,
         poll: float,
         on_change: Callable[[set[int] | None], None],
+        *,
+        create: bool = True,
     ) -> None:
         super().__init__(name=f"sqlite {path.name}", daemon=True)
         self.path = path
@@ -59,6 +62,7 @@ class Worker(threading.Thread):
         self._patience = patience
         self._poll = poll
         self._on_change = on_change
+        self._create = create
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -131,7 +135,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            db = open_database(self.path, self._patience)
+            db = open_database(self.path, self._patience, create=self._create)
         except Exception as error:  # noqa: BLE001 - it belongs to who opens
             self._call(_fail, self._opened, error)
             return

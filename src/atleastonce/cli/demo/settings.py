@@ -11,6 +11,9 @@ from atleastonce.urls import BrokerUrl
 # for deaths and messages are handled twice; that costs time, and nothing else.
 _SETTINGS = {
     "sqlite": {"lease": "3s"},
+    "redis": {"lease": "3s"},
+    "pubsub": {"lease": "10s"},
+    "sqs": {"lease": "5s", "wait": "2s"},
     "kafka": {"session.timeout.ms": "6000", "heartbeat.interval.ms": "1000"},
 }
 

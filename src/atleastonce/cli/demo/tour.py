@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from atleastonce import wire
 from atleastonce.broker import Broker
 from atleastonce.channels import Source
@@ -23,8 +25,8 @@ from atleastonce.cli.demo.publish import Shop, broken, chunks
 from atleastonce.cli.demo.services import orders_topic
 from atleastonce.cli.demo.watch import Part, View, Watched, take_ids
 from atleastonce.cli.demo.worker import Assignment, build
-from atleastonce.contract import Deletes, Delivery
-from atleastonce.patterns.redrive import redrive
+from atleastonce.contract import Deletes
+from atleastonce.patterns.redrive import Letter, redrive
 
 BILLING = "billing"
 SERVICES = (BILLING, "shipping")
@@ -39,6 +41,8 @@ _LEAD = 0.1
 _AFTER_RELEASE = 0.15
 # The first part of a run reaches this share of its story; the redrive is the rest.
 _FIRST_PART = 0.9
+# Without any movement: how long until the dead letters of a broker that tells no numbers are counted.
+_COUNT_SECONDS = 3.0
 # Without any movement: how long until what is missing counts as lost, if the broker says that nothing waits, and if it
 # does not. The second outlasts the slowest broker's notice of a dead consumer (Kafka's session timeout, 45 s).
 _LOST_SECONDS = 10.0
@@ -173,7 +177,8 @@ class Tour:
     async def _mend(self) -> None:
         """Deploy the release without the bug, and send what the bug killed back to billing."""
         (billing,) = (each for each in self._watched if each.name == BILLING)
-        if not (await billing.look(self._broker)).dead:
+        seen = await billing.look(self._broker)
+        if not seen.dead and seen.known:
             self._screen.event("billing has no dead letters: nothing to redrive")
             return
         await self._crew.drain(BILLING)
@@ -213,7 +218,7 @@ class Tour:
     async def _settle(self, publishing: asyncio.Task[None] | None = None) -> None:
         """Watch until every message has its ending, killing on the way; or until nothing moves any more."""
         last: View | None = None
-        moved = time.monotonic()
+        moved, counted = time.monotonic(), 0.0
         while True:
             self._crew.check()
             if publishing is not None and publishing.done():
@@ -227,8 +232,13 @@ class Tour:
             now = time.monotonic()
             if view != last:
                 last, moved = view, now
-            if publishing is None and self._over(parts, now - moved):
-                return
+            if publishing is None:
+                if now - moved >= _COUNT_SECONDS and counted != moved and not all(part.known for part in parts):
+                    counted = moved  # once: it takes seconds, and holds the dead letters meanwhile
+                    dead = await asyncio.gather(*(each.dead_letters(self._broker) for each in self._watched))
+                    parts = [msgspec.structs.replace(part, dead=n) for part, n in zip(parts, dead, strict=True)]
+                if self._over(parts, now - moved):
+                    return
             await asyncio.sleep(max(_LOOK, 2 * (now - begin)))
 
     def _over(self, parts: Sequence[Part], still: float) -> bool:
@@ -270,5 +280,5 @@ class Tour:
         )
 
 
-def _killed_by_the_bug(delivery: Delivery) -> bool:
-    return delivery.message.headers.get(wire.ERROR_TYPE) == "InvoiceMismatch"
+def _killed_by_the_bug(letter: Letter) -> bool:
+    return letter.message.headers.get(wire.ERROR_TYPE) == "InvoiceMismatch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import msgspec
@@ -12,6 +13,7 @@ from atleastonce.channels import Source
 from atleastonce.cli.demo.ledger import Ledger, Totals
 from atleastonce.cli.target import Alone
 from atleastonce.contract import ACK, Browses, Topology, Window
+from atleastonce.patterns.redrive import read_letters
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -89,6 +91,14 @@ class Watched(msgspec.Struct, frozen=True):
             retrying=retrying,
             known=None not in (main.waiting, dlq.waiting, *(other.waiting for other in others)),
         )
+
+    async def dead_letters(self, broker: Broker) -> int:
+        """How many there are, counted one by one: for brokers that do not say."""
+        ids: set[str] = set()
+        async with contextlib.aclosing(read_letters(broker.adapter, self.home.dead_letter_channel)) as lists:
+            async for letters in lists:
+                ids.update(letter.id for letter in letters)
+        return len(ids)
 
 
 # How long a queue must have nothing to offer before it counts as read to its end, where the broker cannot say.

@@ -25,8 +25,8 @@ compare what was sent with what was received, wait for conditions with a deadlin
 broker.
 
 The cases, by section: `round_trip`, `publishing`, `isolation`, `settlement` and `redelivery`, `ordering`, `flow`,
-`lifecycle` and `faults`, `tools`. Cases for the layers above (a running service on a backend) are a `Section` of their
-own under `Suite`, and open their own connection to ``bench.harness.url``.
+`lifecycle` and `faults`, `tools`. Cases for the layers above (a running service on a backend: `handlers`, `draining`,
+`patterns`) are a `Section` of their own under `Suite`, and open their own connection to ``bench.harness.url``.
 """
 
 import pytest
@@ -36,8 +36,8 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
-            "bench", "child", "faults", "flow", "isolation", "lifecycle", "ordering", "publishing", "reader", "redelivery",
-            "round_trip", "settlement", "suite", "tools",
+            "bench", "child", "draining", "faults", "flow", "handlers", "isolation", "lifecycle", "lines", "ordering",
+            "patterns", "publishing", "reader", "redelivery", "round_trip", "services", "settlement", "suite", "tools",
         )
     )
 )  # fmt: skip

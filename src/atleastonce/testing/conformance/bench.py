@@ -14,8 +14,10 @@ from atleastonce.contract import (
     Adapter,
     DelayChannel,
     Deletes,
+    Delivery,
     Drift,
     Leasing,
+    Ordering,
     Outcome,
     Outgoing,
     Status,
@@ -72,6 +74,18 @@ class Bench:
     def messages(self, count: int, *, keys: Sequence[str] = ("k",)) -> list[Message]:
         """``count`` numbered messages, their keys taking turns."""
         return [self.message(b'{"n": %d}' % n, key=keys[n % len(keys)]) for n in range(count)]
+
+    @property
+    def ordered(self) -> dict[str, Any]:
+        """The settings of a channel that keeps order: of any, or of one that is declared as first in, first out."""
+        return {"fifo": True} if self.capabilities.order is Ordering.GROUP else {}
+
+    def assert_came(self, came: Sequence[Delivery], sent: Sequence[Message]) -> None:
+        """Just these messages came, in their order where every channel of the broker keeps it."""
+        got, wanted = [delivery.message.id for delivery in came], [message.id for message in sent]
+        if self.capabilities.order in (Ordering.GROUP, Ordering.NONE):
+            got, wanted = sorted(got), sorted(wanted)
+        assert got == wanted
 
     # -------------------------------------------------------------------------------------------------- making things
 
@@ -191,6 +205,10 @@ class Bench:
             await asyncio.sleep(self.harness.lease * 1.2)
 
     # ----------------------------------------------------------------------------------------------------------- ending
+
+    def removes(self, topology: Topology) -> None:
+        """Remove ``topology`` at the end, where the broker can: for what others declare, as services do."""
+        self._topologies.append(topology)
 
     def at_end(self, finish: Callable[[], Awaitable[None]]) -> None:
         """Call ``finish`` at the end of the case, in reverse order, whatever happened before."""

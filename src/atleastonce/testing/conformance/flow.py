@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+from atleastonce.context import Context
 from atleastonce.contract import ACK
 from atleastonce.testing.conformance.bench import Bench
 from atleastonce.testing.conformance.cases import Section, requires
-from atleastonce.testing.conformance.needs import LEASES
+from atleastonce.testing.conformance.needs import LEASES, SERVICES
 from atleastonce.testing.conformance.reader import ids
+from atleastonce.testing.conformance.services import EARLY, Calls, running, service_on
 
 
 class FlowControl(Section):
@@ -44,7 +46,7 @@ class FlowControl(Section):
         await bench.within(reader.subscription.resume())
         await bench.within(reader.subscription.resume())
         resumed = time.monotonic()
-        assert ids(await reader.take(10, verdict=ACK)) == [message.id for message in sent]
+        bench.assert_came(await reader.take(10, verdict=ACK), sent)
         assert time.monotonic() - resumed < 2.0, "resuming took too long"
         assert await bench.others(reader) == []
 
@@ -78,8 +80,9 @@ class FlowControl(Section):
         assert list(await reader.receive(10, 1.5)) == []
         took, worked = time.monotonic() - begun, time.process_time() - worked
         assert 1.4 <= took < 3.5
-        # Idle adapters take some milliseconds. A spinning one is not told by more than a share of a busy machine.
-        assert worked < 0.1, f"{worked:.2f} s of processor time to wait 1.5 s: something spins"
+        # Idle adapters take some milliseconds, and what earlier cases left to clean up takes some more. One that spins gets a
+        # share of even the busiest machine.
+        assert worked < 0.4, f"{worked:.2f} s of processor time to wait 1.5 s: something spins"
         begun = time.monotonic()
         assert list(await reader.receive(10, 0)) == []
         assert time.monotonic() - begun < 0.5
@@ -127,3 +130,21 @@ class FlowControl(Section):
         assert sorted(ids(unsettled)) == sorted(message.id for message in sent)
         await reader.settle(unsettled)
         assert await bench.others(reader) == []
+
+    @requires(SERVICES)
+    async def test_50_a_rate_limit_holds(self, bench: Bench) -> None:
+        queue = bench.queue()
+        service, calls = service_on(bench, "workers"), Calls()
+
+        @service.consumer(queue, rate_limit="20/s", concurrency=10)
+        async def handle(_: bytes, ctx: Context) -> None:
+            calls.note(ctx)
+
+        sent = bench.messages(30)
+        async with running(bench, service):
+            await bench.send(queue, sent)
+            await bench.eventually(lambda: calls.seen(sent), "all are handled")
+        begun = sorted(call.at for call in calls.log)
+        for first, later in zip(begun, begun[12:], strict=False):
+            # Twelve after one: ten in half a second, and two at once after a silence.
+            assert later - first >= 0.5 - EARLY, f"thirteen began within {later - first:.2f} s"

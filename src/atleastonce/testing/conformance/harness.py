@@ -72,6 +72,7 @@ class Harness:
         lease: how long those leases are, in seconds. Too short: cases fail on a busy machine, because a lease ends while
             its message is still being settled. Too long: the suite waits for them, about ten times.
         patience: how long anything may take that should happen "at once", in seconds.
+        late: seconds by which a delayed message may be late: what the broker rounds up to, and a busy machine.
         settle_lag: seconds between the answer to a settlement and its being stored; 0 where answered means stored. Logs that
             commit in intervals have one, and repeat after a crash what was settled within it.
         newborn: seconds that a channel needs after its declaration before its broker may be killed, where brokers are known
@@ -88,6 +89,7 @@ class Harness:
     short_lease: Mapping[str, Any] = {}
     lease: float = 1.0
     patience: float = 20.0
+    late: float = 3.0
     settle_lag: float = 0.0
     newborn: float = 0.0
     other_processes: bool = True

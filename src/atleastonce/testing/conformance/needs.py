@@ -26,6 +26,7 @@ def _capability(name: str, test: Callable[[Capabilities], bool]) -> Need:
 
 
 NATIVE_DELAY = _capability("redelivery after a delay by the broker itself", lambda c: c.delay.level is Level.NATIVE)
+DELAYS = _capability("delays by the broker itself", lambda c: c.delay.level is not Level.NONE)
 DELAY_CHANNELS = _capability("delay channels that the broker empties", lambda c: c.delay.level is Level.EMULATED)
 PUBLISH_DELAY = _capability("delayed publishing", lambda c: c.publish_delay.level is not Level.NONE)
 EXACT_COUNT = _capability("an exact delivery count", lambda c: c.delivery_count is Counting.EXACT)
@@ -34,6 +35,10 @@ LEASES = _capability("a lease per message", lambda c: c.lease is Leasing.EXTENDA
 SESSIONS = _capability("leases that live as long as the session", lambda c: c.lease is Leasing.SESSION)
 ORDER = _capability("some order", lambda c: c.order is not Ordering.NONE)
 KEY_ORDER = _capability("order per key across consumers", lambda c: c.order in (Ordering.KEY, Ordering.GROUP))
+KEPT_ORDER = _capability(
+    "order per key across processes", lambda c: c.order in (Ordering.KEY, Ordering.GROUP) or c.single_active
+)
+KEY_LOCKS = _capability("keys that the broker locks while one of theirs is out", lambda c: c.order is Ordering.GROUP)
 DEAD_LETTER = _capability("a dead-letter net of the broker", lambda c: c.dead_letter is Level.NATIVE)
 DEDUPE = _capability("dropping of repeated publishes", lambda c: c.dedupe.level is not Level.NONE)
 GROUP_ADDRESSES = _capability("sending to one group alone", lambda c: c.addresses_groups)
@@ -50,6 +55,7 @@ DELETES = Need("deleting", lambda _, adapter: isinstance(adapter, Deletes))
 BROWSES = Need("browsing", lambda _, adapter: isinstance(adapter, Browses))
 
 STORED_WHEN_ANSWERED = Need("settlements that are stored when answered", lambda harness, _: not harness.settle_lag)
+SERVICES = Need("an address that services can open", lambda harness, _: bool(harness.url))
 OTHER_PROCESSES = Need("a broker that other processes reach", lambda harness, _: harness.other_processes)
 RAW_CLIENT = Need("a raw client", lambda harness, _: harness.raw is not None)
 OWN_BROKER = Need("a broker process of its own, to be killed", lambda harness, _: harness.killable)

@@ -9,7 +9,7 @@ from atleastonce.contract import ACK, Retry
 from atleastonce.testing.conformance.bench import Bench, log_of
 from atleastonce.testing.conformance.cases import Section, requires
 from atleastonce.testing.conformance.isolation import Isolation
-from atleastonce.testing.conformance.needs import KEY_ORDER, LEASES, NATIVE_DELAY, ORDER
+from atleastonce.testing.conformance.needs import KEY_LOCKS, KEY_ORDER, LEASES, NATIVE_DELAY, ORDER
 from atleastonce.testing.conformance.reader import Reader, ids
 
 
@@ -18,7 +18,7 @@ class OrderOfMessages(Section):
 
     @requires(ORDER)
     async def test_41_one_consumer_sees_one_keys_messages_in_their_order(self, bench: Bench) -> None:
-        queue = bench.queue()
+        queue = bench.queue(**bench.ordered)
         await bench.declare(queue)
         sent = bench.messages(500)
         for start in range(0, 500, 100):
@@ -28,7 +28,7 @@ class OrderOfMessages(Section):
 
     @requires(ORDER)
     async def test_42_one_consumer_sees_every_key_in_its_order(self, bench: Bench) -> None:
-        topic = bench.topic(partitions=bench.harness.partitions)
+        topic = bench.topic(partitions=bench.harness.partitions, **bench.ordered)
         source = Source(topic, "g")
         await bench.declare(source)
         sent = bench.messages(320, keys=[f"k{n}" for n in range(16)])
@@ -98,7 +98,7 @@ class OrderOfMessages(Section):
         within = bench.harness.lease + bench.patience
         assert ids(await staying.take(6, verdict=ACK, most=1, within=within)) == [message.id for message in sent]
 
-    @requires(KEY_ORDER)
+    @requires(KEY_LOCKS)
     async def test_45_while_one_of_a_key_is_out_no_consumer_gets_the_next(self, bench: Bench) -> None:
         queue = bench.queue(fifo=True, partitions=bench.harness.partitions)
         await bench.declare(queue)

@@ -43,7 +43,7 @@ class Publishing(Section):
 
     @requires(ORDER)
     async def test_10b_a_large_batch_keeps_the_order_of_each_key(self, bench: Bench) -> None:
-        queue = bench.queue()
+        queue = bench.queue(**bench.ordered)
         await bench.declare(queue)
         sent = bench.messages(min(2 * bench.capabilities.max_batch, 2500) + 3, keys=["a", "b", "c"])
         await bench.send(queue, sent)
@@ -79,8 +79,7 @@ class Publishing(Section):
             Status.OK,
         ]
         reader = await bench.read(queue)
-        received = ids(await reader.until([message.id for message in good]))
-        assert received == [message.id for message in good]
+        bench.assert_came(await reader.until([message.id for message in good]), good)
 
     async def test_12_an_unknown_destination_is_refused_and_the_client_lives_on(self, bench: Bench) -> None:
         queue, missing = bench.queue(), bench.queue("missing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from atleastonce.channels import Source
-from atleastonce.contract import ACK, Code, DelayChannel, Retry, Status
+from atleastonce.contract import ACK, Code, DelayChannel, Delivery, Retry, Status
 from atleastonce.testing.conformance.bench import Bench, assert_same
 from atleastonce.testing.conformance.cases import Section, requires
 from atleastonce.testing.conformance.needs import (
@@ -16,11 +16,27 @@ from atleastonce.testing.conformance.needs import (
     NATIVE_DELAY,
     PUBLISH_DELAY,
 )
-from atleastonce.testing.conformance.reader import ids
+from atleastonce.testing.conformance.reader import Reader, ids
 
 EARLY = 0.05
 """Seconds by which a clock may be read too early. A delay that is shorter than asked for is broken; a longer one is
 only late."""
+
+
+async def _comes_again(bench: Bench, *readers: Reader) -> list[tuple[Reader, Delivery]]:
+    """Who of ``readers`` gets what nobody holds any more, and what that is. A broker that is asked in the background may hand it to
+    the one who let it go."""
+    came: list[tuple[Reader, Delivery]] = []
+
+    async def one_came() -> bool:
+        for reader in readers:
+            came.extend((reader, delivery) for delivery in await reader.receive(1, 0.5))
+            if came:  # nobody else is asked: a short lease may end meanwhile
+                return True
+        return False
+
+    await bench.eventually(one_came, "it comes again", bench.harness.lease + bench.patience)
+    return came
 
 
 class Redelivery(Section):
@@ -37,10 +53,10 @@ class Redelivery(Section):
         asked = time.monotonic()
         (held,) = await holder.take(1)
         assert asked < held.lease_until <= time.monotonic() + lease * 1.5
-        (again,) = await waiting.take(1, within=lease + bench.patience)
+        ((reader, again),) = await _comes_again(bench, waiting, holder)
         assert again.message.id == message.id
         assert time.monotonic() >= held.lease_until - max(EARLY, lease * 0.1), "redelivered during the lease"
-        await waiting.settle([again])
+        await reader.settle([again])
 
     @requires(LEASES)
     async def test_31_an_acknowledgement_after_the_lease_is_stale_and_the_subscription_lives_on(
@@ -52,12 +68,13 @@ class Redelivery(Section):
         holder = await bench.read(queue, adapter=await bench.client(short_lease=True))
         (held,) = await holder.take(1)
         heir = await bench.read(queue, adapter=await bench.client())
-        (again,) = await heir.take(1, within=bench.harness.lease + bench.patience)
+        came = await _comes_again(bench, heir, holder)
         (outcome,) = await holder.outcomes([(held, ACK)])
         assert outcome.status is Status.REJECTED
         assert outcome.fault is not None
         assert outcome.fault.code is Code.STALE
-        await heir.settle([again])
+        for reader, again in came:
+            await reader.settle([again])
         await heir.close()
         await bench.send(queue, [after := bench.message()])
         assert ids(await holder.take(1, verdict=ACK)) == [after.id]
@@ -71,7 +88,8 @@ class Redelivery(Section):
         holder = await bench.read(queue, adapter=await bench.client(short_lease=True))
         (old,) = await holder.take(1)
         heir = await bench.read(queue, adapter=await bench.client())
-        await heir.take(1, verdict=ACK, within=bench.harness.lease + bench.patience)
+        for reader, again in await _comes_again(bench, heir, holder):
+            await reader.settle([again])
         await heir.close()
         await bench.send(queue, bench.messages(4))
         fresh = await holder.take(4)
@@ -97,8 +115,9 @@ class Redelivery(Section):
             assert outcome.ok
             assert held.lease_until > before
             await other.silence(lease / 2)
-        (again,) = await other.take(1, verdict=ACK, within=lease + bench.patience)
+        ((reader, again),) = await _comes_again(bench, other, holder)
         assert again.message.id == message.id
+        await reader.settle([again])
         (late,) = await bench.within(holder.subscription.extend([held], lease))
         assert late.status is Status.REJECTED, "a lost lease was extended"
 
@@ -150,7 +169,7 @@ class Redelivery(Section):
         await reader.settle([first], Retry(delay))
         sent = bench.messages(20)
         await bench.send(queue, sent)
-        assert ids(await reader.take(20, verdict=ACK)) == [message.id for message in sent]
+        bench.assert_came(await reader.take(20, verdict=ACK), sent)
         (again,) = await reader.take(1, verdict=ACK, within=delay + bench.patience)
         assert time.monotonic() - given >= delay - EARLY, "redelivered too early"
         assert_same(again.message, slow)

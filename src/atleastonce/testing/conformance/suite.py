@@ -10,12 +10,17 @@ import pytest_asyncio
 from atleastonce.errors import AtLeastOnceError
 from atleastonce.testing.conformance.bench import Bench
 from atleastonce.testing.conformance.cases import Section, case_of, cases_of
+from atleastonce.testing.conformance.draining import Draining
+from atleastonce.testing.conformance.effects import Effects
 from atleastonce.testing.conformance.faults import Faults
 from atleastonce.testing.conformance.flow import FlowControl
+from atleastonce.testing.conformance.handlers import Handlers
 from atleastonce.testing.conformance.harness import Harness
 from atleastonce.testing.conformance.isolation import Isolation
 from atleastonce.testing.conformance.lifecycle import Lifecycle
+from atleastonce.testing.conformance.lines import OrderOfKeys
 from atleastonce.testing.conformance.ordering import OrderOfMessages
+from atleastonce.testing.conformance.patterns import Patterns
 from atleastonce.testing.conformance.publishing import Publishing
 from atleastonce.testing.conformance.redelivery import Redelivery
 from atleastonce.testing.conformance.round_trip import RoundTrip
@@ -84,10 +89,15 @@ class ConformanceSuite(
     Isolation,
     Settlement,
     Redelivery,
+    Handlers,
     OrderOfMessages,
+    OrderOfKeys,
     FlowControl,
     Lifecycle,
     Faults,
+    Draining,
+    Patterns,
+    Effects,
     Tools,
 ):
     """Every case. Subclass it with a name that pytest collects, and give it a ``harness`` fixture::

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from atleastonce.testing.conformance.catalogue import ABSENT, Absent
 from atleastonce.testing.conformance.results import Result, Results, read
 
+ABSENT_MARKS = {"not built yet": "·", "not applicable": "n/a"}
 MARKS = {"pass": "✓", "not supported": "-", "known gap": "gap", "fail": "**FAILS**"}
 TESTED_WITH = "Tested with: "
 
@@ -23,15 +25,18 @@ HEAD = """\
 
 Every adapter runs the same suite, `atleastonce.testing.conformance`, against the real thing. A case that needs what a
 broker does not have is *not supported* there; a *known gap* is a case that should pass and does not yet: it is listed with
-its reason, and the suite fails as soon as it passes.
+its reason, and the suite fails as soon as it passes. What has no case, because what it would test is not built yet or is
+not offered, has a row as well, with the reason below.
 
-✓ pass &nbsp; `-` not supported &nbsp; `gap` known gap
+✓ pass &nbsp; `-` not supported &nbsp; `gap` known gap &nbsp; `·` not built yet &nbsp; `n/a` not applicable
 """
 
 
-def render(backends: Sequence[Results]) -> str:
-    """The whole page, as Markdown."""
-    cases = {id: case for results in backends for id, case in results.cases.items()}
+def render(backends: Sequence[Results], absent: Mapping[str, Absent] = ABSENT) -> str:
+    """The whole page, as Markdown. ``absent``: the cases that have no test, by id."""
+    cases: dict[str, Result | Absent] = {id: case for results in backends for id, case in results.cases.items()}
+    absent = {id: case for id, case in absent.items() if id not in cases}
+    cases.update(absent)
     names = [results.backend for results in backends]
     versions = ", ".join(results.broker or results.backend for results in backends)
     lines = [
@@ -50,13 +55,18 @@ def render(backends: Sequence[Results]) -> str:
     for section in dict.fromkeys(case.section for _, case in sorted(cases.items(), key=lambda item: item[1].section)):
         lines += ["", f"## {section}", "", _row(["case", *names]), _row(["---", *[":-:"] * len(names)])]
         for id in sorted(id for id, case in cases.items() if case.section == section):
-            marks = [_mark(results.cases.get(id)) for results in backends]
+            missing = absent.get(id)
+            marks = [ABSENT_MARKS[missing.state] if missing else _mark(r.cases.get(id)) for r in backends]
             lines.append(_row([f"{id} {cases[id].name}", *marks]))
     lines += ["", "## Reasons", ""]
     for results in backends:
         lines += [f"### {results.backend}", ""]
         lines += _reasons(results) or ["Nothing is missing."]
         lines.append("")
+    for state in ABSENT_MARKS:
+        missing_ones = [f"- {id} {case.name}: {case.reason}" for id, case in absent.items() if case.state == state]
+        if missing_ones:
+            lines += [f"### {state.capitalize()}", "", *missing_ones, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -88,6 +88,16 @@ class Tools(Section):
 
         await bench.eventually(gone, "the queue is gone")
 
+    @requires(DELETES)
+    async def test_73b_deleting_a_group_leaves_its_topic_to_the_others(self, bench: Bench) -> None:
+        topic = bench.topic()
+        leaving, staying = Source(topic, "leaving"), Source(topic, "staying")
+        await bench.declare(leaving, staying)
+        await bench.send(topic, [before := bench.message()])
+        await bench.within(cast(Deletes, bench.adapter).delete(Topology(sources=(leaving,))))
+        await bench.send(topic, [after := bench.message()])
+        bench.assert_came(await (await bench.read(staying)).take(2, verdict=ACK), [before, after])
+
     async def test_74_an_unknown_error_is_internal_and_not_retried(self, bench: Bench) -> None:
         fault = bench.adapter.classify(ZeroDivisionError("not the broker's"))
         assert fault.code is Code.INTERNAL

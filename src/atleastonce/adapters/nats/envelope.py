@@ -1,0 +1,193 @@
+"""Between a NATS message and a `Message`: header blocks with their order, duplicates and bytes; keys; identities.
+
+nats-py's own reading gives a dict: it drops duplicates, trims values, and puts U+FFFD where bytes are not UTF-8. Blocks are
+read and written here instead. What a line cannot carry (CR, LF, NUL) travels as base64, and what would act on the server
+(``Nats-...``) travels under another name; both come out as they went in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.wire import ATTEMPT, ID, PREFIX, read_id
+
+VERSION: Final = b"NATS/1.0\r\n"
+KEY: Final = "alo-key"
+"""The message's key: printable ASCII as it is, other bytes and ``%`` as ``%41``."""
+RENAMED: Final = "alo-as-"
+"""Before a name that would otherwise act: a user's ``Nats-Msg-Id`` travels as ``alo-as-Nats-Msg-Id``."""
+BASE64: Final = "alo-b64-"
+"""Before the name of a value that no header line can carry."""
+MESSAGE_ID: Final = "Nats-Msg-Id"
+
+_RESERVED: Final = ("nats-", KEY, RENAMED, BASE64)
+_HISTORY: Final = frozenset({ID, KEY})
+
+
+class Refused(ValueError):
+    """A header field that NATS cannot carry."""
+
+
+@lru_cache(4096)
+def _start(name: str) -> bytes:
+    wire = f"{RENAMED}{name}" if name.lower().startswith(_RESERVED) else name
+    return b"%b: " % wire.encode("utf-8", "surrogateescape")
+
+
+def encode(message: Message, group: str | None) -> bytes:
+    """The header block of ``message``; ``group`` where it is for one group alone.
+
+    Raises:
+        Refused: a null value.
+    """
+    lines = []
+    for name, value in message.headers.items():
+        if value.__class__ is not str or not _is_plain(name):
+            return _encode_carefully(message, group)
+        lines.append(f"{name}: {value}\r\n")
+    count = len(lines)
+    text = "".join(lines)
+    if text.count("\n") != count or text.count("\r") != count or "\0" in text:
+        return _encode_carefully(message, group)
+    key = "" if message.key is None else f"alo-key: {_encode_key(message.key)}\r\n"
+    to = "" if group is None else f"@{group}"
+    return f"NATS/1.0\r\nNats-Msg-Id: {_identity(message)}{to}\r\n{key}{text}\r\n".encode()
+
+
+@lru_cache(4096)
+def _is_plain(name: str) -> bool:
+    """Whether a field of that name travels as it is and says nothing about the message's past."""
+    return name == ID or (not name.lower().startswith(("nats-", PREFIX)) and name.isascii())
+
+
+def encode_unkept(message: Message) -> bytes:
+    """The header block of a message that no stream keeps, so that nobody drops a second one. Raises as `encode`."""
+    lines = []
+    for name, value in message.headers.items():
+        if value.__class__ is not str or not _travels(name):
+            return encode(message, None)
+        lines.append(f"{name}: {value}\r\n")
+    text = "".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
+        return encode(message, None)
+    key = "" if message.key is None else f"alo-key: {_encode_key(message.key)}\r\n"
+    return f"NATS/1.0\r\n{key}{text}\r\n".encode()
+
+
+@lru_cache(4096)
+def _travels(name: str) -> bool:
+    """Whether a field of that name travels as it is."""
+    return name.isascii() and not name.lower().startswith(_RESERVED)
+
+
+def _encode_carefully(message: Message, group: str | None) -> bytes:
+    lines = [VERSION, b"Nats-Msg-Id: %b\r\n" % publish_id(message, group)]
+    if message.key is not None:
+        lines.append(b"alo-key: %b\r\n" % _encode_key(message.key).encode())
+    for name, value in message.headers.items():
+        if value is None:
+            raise Refused(f"header {name!r}: NATS has no null values")
+        data = value if isinstance(value, bytes) else value.encode()
+        if b"\n" in data or b"\r" in data or b"\0" in data:
+            plain = name.encode("utf-8", "surrogateescape")
+            lines.append(b"%b%b: %b\r\n" % (BASE64.encode(), plain, base64.b64encode(data)))
+        else:
+            lines.append(b"%b%b\r\n" % (_start(name), data))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def publish_id(message: Message, group: str | None) -> bytes:
+    """What the server knows a publish by, to drop a second one.
+
+    The message's id alone would make it drop copies that come back into a stream within the window, a redriven dead letter for one,
+    and drop is lose: so a copy is known by its id *and* its history, which every hop changes, and one for a group alone by the
+    group as well. The same copy published twice still is the same.
+    """
+    identity = _identity(message)
+    if ATTEMPT in message.headers or any(name.startswith(PREFIX) and name not in _HISTORY for name in message.headers):
+        digest = hashlib.sha256()
+        for name, value in message.headers.items():
+            if name.startswith(PREFIX):
+                data = value if isinstance(value, bytes) else (value or "").encode()
+                digest.update(b"%b\0%b\0" % (name.encode("utf-8", "surrogateescape"), data))
+        identity = f"{identity}/{digest.hexdigest()[:20]}"
+    return (identity if group is None else f"{identity}@{group}").encode()
+
+
+def _identity(message: Message) -> str:
+    """The id where a header line can carry it, else what stands for it."""
+    return read_id(message.id) or hashlib.sha256(message.id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _encode_key(key: bytes) -> str:
+    if key.isascii() and b"%" not in key and (text := key.decode()).isprintable() and text.strip() == text:
+        return text
+    return quote_from_bytes(key, safe="!#$&'()*+,-./:;<=>?@[]^_`{|}~")
+
+
+def status_of(block: bytes) -> tuple[int, str]:
+    """The status that a block begins with and its words; 0 where it has none."""
+    line = block[8 : block.find(b"\r\n")].strip()
+    if not line:
+        return 0, ""
+    code, _, text = line.partition(b" ")
+    return (int(code) if code.isdigit() and len(code) == 3 else 0), text.decode("utf-8", "replace")
+
+
+def fields_of(block: bytes) -> list[tuple[str, bytes]]:
+    """The fields of a block as they are. What is no field is left out: nothing in it is believed, or raised about."""
+    found: list[tuple[str, bytes]] = []
+    for line in block.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon and name:
+            found.append((name.decode("utf-8", "surrogateescape"), value[1:] if value[:1] == b" " else value))
+    return found
+
+
+def _value(data: bytes) -> HeaderValue:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _unpacked(name: str, data: bytes) -> tuple[str, HeaderValue]:
+    if not name.startswith((BASE64, RENAMED)):
+        return name, _value(data)
+    if name.startswith(BASE64):
+        try:
+            return name[len(BASE64) :], _value(base64.b64decode(data, validate=True))
+        except binascii.Error:
+            return name, _value(data)
+    return name[len(RENAMED) :], _value(data)
+
+
+def _is_ours(native: HeaderValue, known: str) -> bool:
+    """Whether `publish_id` made it: then it is no field of the user's."""
+    return isinstance(native, str) and (native == known or native.startswith((f"{known}/", f"{known}@")))
+
+
+def read_message(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
+    """The message that arrived. ``position`` names one without an id: the same at each delivery."""
+    identity = native = key = None
+    fields: list[tuple[str, HeaderValue]] = []
+    for name, data in fields_of(block) if block else ():
+        if name == KEY:
+            key = unquote_to_bytes(data)
+            continue
+        if name == MESSAGE_ID:
+            native = _value(data)
+        elif name == ID:
+            identity = _value(data)
+        fields.append(_unpacked(name, data))
+    known = read_id(identity)
+    if known is not None and native is not None and _is_ours(native, known):
+        fields.remove((MESSAGE_ID, native))
+    return Message(known or read_id(native) or position, body, key, Headers(fields), published_at)

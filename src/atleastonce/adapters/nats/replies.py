@@ -1,0 +1,164 @@
+"""One inbox for all answers of one connection: confirms of publishes and settlements, and JetStream's answers to questions.
+
+One subscription, a number for each expected answer, and one future for each list of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from atleastonce.adapters.nats.faults import ApiError, ApiFailure, NoResponders, denied_subject
+from atleastonce.adapters.nats.wire import Wire
+from atleastonce.contract import Outcome
+from atleastonce.errors import PermissionDenied
+
+NOBODY = b"NATS/1.0 503"
+
+
+class Batch:
+    """Answers that somebody waits for together. ``read`` makes an outcome of one."""
+
+    __slots__ = ("done", "left", "outcomes", "read")
+
+    def __init__(self, size: int, read: Callable[[int, bytes, bytes], Outcome]) -> None:
+        self.outcomes: list[Outcome | None] = [None] * size
+        self.left = size
+        self.read = read
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, position: int, outcome: Outcome) -> None:
+        """``outcome`` for one item; a second one is ignored."""
+        if self.outcomes[position] is None:
+            self.outcomes[position] = outcome
+            self.left -= 1
+            if not self.left and not self.done.done():
+                self.done.set_result(None)
+
+    def fill(self, outcome: Outcome) -> None:
+        """``outcome`` for everything that has none."""
+        for position, each in enumerate(self.outcomes):
+            if each is None:
+                self.end(position, outcome)
+
+
+class _Answer(msgspec.Struct):
+    error: ApiError | None = None
+
+
+_read_answer = msgspec.json.Decoder(_Answer)
+_read_object = msgspec.json.Decoder(dict[str, Any])
+
+
+def error_in(body: bytes) -> ApiError | None:
+    """JetStream's error in an answer, if it is one."""
+    if b'"error"' not in body:
+        return None
+    try:
+        return _read_answer.decode(body).error
+    except (msgspec.DecodeError, RecursionError) as error:
+        return ApiError(500, 0, f"an answer that is none: {error}")
+
+
+class Replies:
+    """The inbox of one connection."""
+
+    def __init__(self, wire: Wire, prefix: str) -> None:
+        self.wire = wire
+        self.late = 0
+        """Answers that nobody waited for any more."""
+        self._inbox = f"{prefix}.{secrets.token_hex(11)}.".encode()
+        self._skip = len(self._inbox)
+        self._waiting: dict[int, tuple[Batch, int]] = {}
+        self._questions: dict[int, tuple[str, asyncio.Future[bytes]]] = {}
+        self._last = 0
+        wire.on_denied = lambda said: self.denied(denied_subject(said), said)
+        wire.listen(f"{self._inbox.decode()}*", self._arrived)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def expect(self, batch: Batch, position: int) -> bytes:
+        """The subject that the answer for one item of ``batch`` has to come to."""
+        self._last = number = self._last + 1
+        self._waiting[number] = (batch, position)
+        return b"%b%d" % (self._inbox, number)
+
+    def abandon(self, batch: Batch) -> None:
+        """Nobody waits for ``batch`` any more."""
+        for number in [number for number, (each, _) in self._waiting.items() if each is batch]:
+            del self._waiting[number]
+
+    def _arrived(self, subject: bytes, _reply: bytes, headers: bytes, body: bytes) -> None:
+        try:
+            number = int(subject[self._skip :])
+        except ValueError:  # anybody may publish to our inbox, and must not end the connection by it
+            self.late += 1
+            return
+        item = self._waiting.pop(number, None)
+        if item is not None:
+            batch, position = item
+            batch.end(position, batch.read(position, headers, body))
+            return
+        question = self._questions.get(number)
+        if question is None or question[1].done():
+            self.late += 1
+        elif headers.startswith(NOBODY):
+            question[1].set_exception(NoResponders(f"nobody answers at {question[0]}"))
+        else:
+            question[1].set_result(body)
+
+    async def ask(self, subject: str, question: object, seconds: float) -> dict[str, Any]:
+        """One of JetStream's questions and its answer.
+
+        Raises:
+            ApiFailure: it answered with an error.
+            NoResponders: there is no JetStream.
+            PermissionDenied: the server does not let us ask.
+            Exception: no answer, or the connection is gone.
+        """
+        if self.wire.lost is not None:
+            raise self.wire.lost
+        self._last = number = self._last + 1
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._questions[number] = (subject, answer)
+        payload = b"" if question is None else json.dumps(question).encode()
+        try:
+            inbox = b"%b%d" % (self._inbox, number)
+            self.wire.put(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), inbox, len(payload), payload))
+            async with asyncio.timeout(seconds):
+                body = await answer
+        except TimeoutError:
+            raise TimeoutError(f"no answer to {subject} within {seconds:g} s") from None
+        finally:
+            del self._questions[number]
+        if (error := error_in(body)) is not None:
+            raise ApiFailure(error)
+        try:
+            return _read_object.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ApiFailure(ApiError(500, 0, f"an answer that is none: {error}")) from None
+
+    def denied(self, subject: str, said: str) -> None:
+        """The server dropped what went to ``subject``: whoever asked there is told."""
+        if subject == f"{self._inbox.decode()}*":
+            text = f"{said}; every answer comes there: allow it, or set inbox_prefix to what is allowed"
+            self.wire.end(PermissionDenied(text))
+            return
+        for asked, answer in self._questions.values():
+            if asked == subject and not answer.done():
+                answer.set_exception(PermissionDenied(said))
+
+    def fail(self, reason: Exception, outcome: Outcome) -> None:
+        """The connection is gone."""
+        waiting, self._waiting = self._waiting, {}
+        for batch, position in waiting.values():
+            batch.end(position, outcome)
+        for _, answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(reason)

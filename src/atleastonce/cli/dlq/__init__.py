@@ -1,0 +1,1 @@
+"""``atleastonce dlq``: dead letters, looked at and brought back."""

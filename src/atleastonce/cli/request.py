@@ -1,0 +1,133 @@
+"""``atleastonce request``: ask, and print the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from atleastonce.broker import Broker, connect
+from atleastonce.channels import Channel
+from atleastonce.cli.bodies import JSON, TEXT, headers_of, lines, not_json, stdin
+from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
+from atleastonce.cli.output import note, print_json
+from atleastonce.cli.signals import in_background, interruptible
+from atleastonce.cli.target import BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.errors import ConfigurationError, Overloaded, PublishError, RemoteError, RequestError
+from atleastonce.wire import CONTENT_TYPE
+
+# Lines of stdin that are asked at once; their answers are printed in their order.
+_AT_ONCE = 16
+
+
+def request(
+    channel: Annotated[str, typer.Argument(help="Name of the queue or topic that a responder reads.")],
+    payload: Annotated[
+        str, typer.Argument(metavar="[PAYLOAD|-]", help="The body; - for one JSON request per line of stdin.")
+    ] = "-",
+    broker: BrokerOption = None,
+    queue: QueueOption = False,
+    topic: TopicOption = False,
+    timeout: Annotated[str, typer.Option(help="How long to wait for each answer.")] = "5s",
+    at_least: Annotated[
+        int | None, typer.Option(min=1, help="Ask all groups of a topic; succeed once so many have answered.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Orders and partitions the request.")] = None,
+    id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same request.")] = None,
+    header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Send the payload as text though it looks like broken JSON.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object for each request.")] = False,
+    no_wait: NoWait = False,
+    traceback: Traceback = False,
+) -> int:
+    """Ask, and print the answer; or ask each line of stdin and print the answers in their order.
+
+    Exit code 1 if one was not answered, or answered with an error.
+    """
+    url = broker_url(broker)
+    target = channel_named(channel, queue=queue or not topic, topic=topic)  # most requests go to one of many
+    many = payload == "-"
+    headers = headers_of(header or [])
+    reason = "" if many else not_json(payload.encode())
+    if reason and not text and payload.lstrip()[:1] in ("{", "[", '"'):
+        raise ConfigurationError(
+            f"the payload looks like JSON and is none ({reason}); mend it, or add --text to send it as text"
+        )
+    headers.setdefault(CONTENT_TYPE, TEXT if reason else JSON)
+    if many and id is not None:
+        raise ConfigurationError("--id is for one request, and stdin has many; give the payload as an argument")
+    if many and sys.stdin.isatty():
+        note("reading requests from the terminal, one JSON text per line; Ctrl-D ends")
+    counts: Counter[str] = Counter()
+    bodies = lines(stdin(), counts) if many else iter([payload.encode()])
+    options = {"key": key, "id": id, "headers": headers, "timeout": timeout}
+    interruptible(_ask(url, target, bodies, options, at_least, counts, as_json=as_json, no_wait=no_wait))
+    return DONE if counts.total() == counts["answered"] else PROBLEM
+
+
+async def _ask(
+    url: str,
+    channel: Channel[Any],
+    bodies: Iterator[bytes],
+    options: dict[str, Any],
+    at_least: int | None,
+    counts: Counter[str],
+    *,
+    as_json: bool,
+    no_wait: bool,
+) -> None:
+    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
+    async with connect(url, waiting=note, **settings) as broker:
+        while chunk := await in_background(lambda: list(itertools.islice(bodies, _AT_ONCE))):
+            for result in await asyncio.gather(*(_one(broker, channel, body, options, at_least) for body in chunk)):
+                counts["failed" if result["error"] else "answered"] += 1
+                if as_json:
+                    print_json(result)
+                elif result["error"]:
+                    note(f"{result['error']['type']}: {result['error']['message']}")
+                else:
+                    for answer in result["answers"]:
+                        print(answer if isinstance(answer, str) else msgspec.json.encode(answer).decode())
+
+
+async def _one(
+    broker: Broker, channel: Channel[Any], body: bytes, options: dict[str, Any], at_least: int | None
+) -> dict[str, Any]:
+    begin = time.monotonic()
+    answers: list[Any] = []
+    error: dict[str, Any] | None = None
+    try:
+        if at_least is None:
+            answers = [await broker.request(channel, body, **options)]
+        else:
+            answers = await broker.gather(channel, body, at_least=at_least, **options)
+    except RemoteError as failed:
+        error = {"type": failed.type, "message": failed.message, "retryable": failed.retryable}
+    except (RequestError, PublishError) as failed:
+        error = {
+            "type": type(failed).__name__,
+            "message": one_line(failed),
+            "retryable": isinstance(failed, RequestError | Overloaded),
+        }
+    seconds = round(time.monotonic() - begin, 6)
+    return {"channel": channel.name, "answers": [_shown(each) for each in answers], "error": error, "seconds": seconds}
+
+
+def _shown(answer: Any) -> Any:
+    """An answer as JSON: bytes as text, or as base64 where they are none."""
+    if not isinstance(answer, bytes):
+        return answer
+    try:
+        return answer.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(answer).decode()

@@ -1,0 +1,90 @@
+"""Lag: what waits for a consumer in its source, in its retry channels, and in its dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from atleastonce.channels import Source
+from atleastonce.consumer import Consumer
+from atleastonce.contract import Adapter, Backlog, Capabilities
+from atleastonce.errors import AtLeastOnceError
+
+Role = Literal["main", "retry", "dead-letter"]
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """What waits in one channel for one group. None is *unknown*, never 0.
+
+    Attributes:
+        channel, group: what is read, and by whom; a queue's only group is None.
+        role: the consumer's source, a channel where its retries wait, or its dead letters.
+        waiting: ready, and handed out to nobody.
+        in_flight: handed out and unsettled, over all workers.
+        delayed: waiting for a due time.
+        oldest_age_s: seconds since the oldest that waits was published.
+        true_lag: on Kafka, records that nobody has handled yet: some of the committed lag are done already.
+        detail: why something is unknown.
+    """
+
+    channel: str
+    group: str | None
+    role: Role
+    waiting: int | None = None
+    in_flight: int | None = None
+    delayed: int | None = None
+    oldest_age_s: float | None = None
+    true_lag: int | None = None
+    detail: str = ""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where something may wait."""
+
+    source: Source
+    group: str | None
+    role: Role
+
+
+def places(consumer: Consumer, capabilities: Capabilities) -> list[Place]:
+    """Where messages of ``consumer`` may wait on a broker with ``capabilities``.
+
+    Raises:
+        ConfigurationError: it cannot run there.
+    """
+    home = consumer.home
+    found = [Place(home, home.group, "main")]
+    found += [
+        Place(Source(delay.channel), home.group, "retry")
+        for delay in consumer.topology(capabilities).delays
+        if delay.delay
+    ]
+    if consumer.dead_letter:
+        found.append(Place(Source(home.dead_letter_channel), home.group, "dead-letter"))
+    return found
+
+
+async def measure(adapter: Adapter, where: Iterable[Place]) -> Sequence[Lag]:
+    """Ask for all of them at once. What cannot be had is None in its row, with the reason."""
+    return await asyncio.gather(*(_measure(adapter, place) for place in where))
+
+
+async def _measure(adapter: Adapter, place: Place) -> Lag:
+    try:
+        found = await adapter.backlog(place.source)
+    except AtLeastOnceError as error:
+        found = Backlog(detail=str(error))
+    return Lag(
+        channel=place.source.channel.name,
+        group=place.group,
+        role=place.role,
+        waiting=found.waiting,
+        in_flight=found.in_flight,
+        delayed=found.delayed,
+        oldest_age_s=None if found.oldest_age is None else round(found.oldest_age, 3),
+        true_lag=found.true_waiting,
+        detail=found.detail,
+    )

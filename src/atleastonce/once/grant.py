@@ -1,0 +1,109 @@
+"""The claim of one delivery under a lease: asked for, held, over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from atleastonce.once.item import Item
+from atleastonce.patterns.once.keys import external_key
+from atleastonce.stores.records import MAX_RESULT, Claim, ClaimRequest, Lease, Status
+
+log = logging.getLogger("atleastonce")
+
+
+class Grant:
+    """What is known of one delivery's claim.
+
+    Attributes:
+        item: the delivery, its key and fingerprint.
+        request: as the store is asked; repeated as it is while the answer is unknown.
+        lease: None until it is granted.
+        fence, in_doubt: of the claim.
+        until: when the lease ends, by the clock that this process has for itself (``time.monotonic``), never too late.
+        lost: whether somebody has taken over.
+        cut: whether a run began and did not end by itself. Its effect may have happened: the lease is left to end.
+        result: what the handler gave, encoded, once it has succeeded.
+        copies: whether what it published has to be confirmed before it is done.
+        leaving: whether it has its verdict.
+        waits: how often it was busy.
+    """
+
+    __slots__ = (
+        "copies",
+        "cut",
+        "fence",
+        "in_doubt",
+        "item",
+        "lease",
+        "leaving",
+        "lost",
+        "payload",
+        "request",
+        "result",
+        "until",
+        "waits",
+    )
+
+    def __init__(self, item: Item, request: ClaimRequest) -> None:
+        self.item = item
+        self.request = request
+        self.payload = item.payload
+        self.lease: Lease | None = None
+        self.fence = 0
+        self.in_doubt = self.lost = self.cut = self.copies = self.leaving = False
+        self.result: bytes | None = None
+        self.waits = 0
+        self.until = 0.0
+
+    @property
+    def external_key(self) -> str:
+        """See `Context.idempotency_key`."""
+        return external_key(self.request.scope, self.request.id)
+
+    @property
+    def over(self) -> bool:
+        """Whether a run must not begin: somebody has taken over, or may have, since this process was frozen past the lease or
+        has not heard from the store for as long."""
+        return self.lost or time.monotonic() >= self.until
+
+    def won(self, claim: Claim, until: float) -> None:
+        """It is ours."""
+        self.until = until
+        self.lease, self.fence, self.in_doubt = claim.lease, claim.fence, claim.status is Status.RECLAIMED
+
+    def take_payload(self) -> Any:
+        """The decoded payload, once: a handler may change it."""
+        payload, self.payload = self.payload, None
+        return payload
+
+    def succeeded(self, result: Any, *, copies: bool) -> None:
+        """The handler has returned ``result``. One that cannot be kept is left out: its effect has happened, so it is done."""
+        if result is None:
+            self.keep(b"", copies=copies)
+            return
+        try:
+            encoded = msgspec.json.encode(result)
+        except Exception as error:  # noqa: BLE001 - whatever a result's own code raises
+            self._not_kept(f"{type(error).__name__}: {error}; return what msgspec can encode as JSON, or None")
+            self.copies = copies
+        else:
+            self.keep(encoded, copies=copies)
+
+    def keep(self, result: bytes, *, copies: bool) -> None:
+        """The handler has succeeded, with ``result`` for its duplicates."""
+        self.copies = copies
+        self.result = result
+        if len(result) > MAX_RESULT:
+            self._not_kept(f"it has {len(result)} bytes and may have {MAX_RESULT}; return a reference to it")
+
+    def _not_kept(self, why: str) -> None:
+        self.result = b""
+        log.error(
+            "%s is done, but its handler's result is not kept, and duplicates get none: %s",
+            self.item.delivery.message.id,
+            why,
+        )

@@ -1,0 +1,213 @@
+"""Runs of a handler inside the transaction that also remembers its message: claim, effects, outbox rows, commit; then settle."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, cast
+
+from atleastonce.bound import Bound, on_a_thread
+from atleastonce.context import InboxContext
+from atleastonce.contract import Code, Delivery, Fault
+from atleastonce.engine.decision import DONE, Decision, again
+from atleastonce.errors import ConfigurationError, Control, TransactionEnded
+from atleastonce.once.item import DUPLICATE, Item, Items
+from atleastonce.patterns.failure import causes, ensure_failure
+from atleastonce.patterns.hops import one_line, words
+from atleastonce.patterns.once.keys import external_key
+from atleastonce.patterns.once.options import Inbox
+from atleastonce.patterns.once.outage import Outage
+from atleastonce.patterns.once.sessions import (
+    UNDONE,
+    Transactions,
+    driver_of,
+    ensure_open,
+    is_drivers,
+    is_spoilt,
+    unsuspended,
+)
+from atleastonce.stores.contract import TransactionalStore
+from atleastonce.stores.outbox import OutboxStore
+from atleastonce.stores.records import Entry
+
+log = logging.getLogger("atleastonce")
+
+# What another transaction was in the way of begins again after up to this long: longer than most transactions take.
+_CONFLICT_SECONDS = 0.2
+
+Decisions = dict[Delivery, Decision]
+
+
+class _Stage(enum.Enum):
+    """How far a transaction has come."""
+
+    CLAIM = "claim"
+    HANDLER = "handler"
+    COMMIT = "commit"
+
+
+class _Undo(Exception):
+    """These messages failed by the handler's own account; the others are to run without them."""
+
+    def __init__(self, failures: dict[Delivery, Exception]) -> None:
+        self.failures = failures
+
+
+class InboxBound(Bound):
+    """A consumer with an `Inbox`, on one broker."""
+
+    def __init__(self, *args: Any, inbox: Inbox, scope: str, outage: Outage, **named: Any) -> None:
+        super().__init__(*args, **named)
+        binding = self.consumer.binding
+        self._store = cast(TransactionalStore, inbox.store)
+        self._transactions = Transactions(inbox, binding.name, blocking=not binding.is_async)
+        self._items = Items(self, inbox, decode=True)
+        self._scope = scope
+        self._ttl = inbox.remembered
+        self._outage = outage
+
+    async def process(self, delivery: Delivery) -> Decision:
+        return (await self._process([delivery]))[0]
+
+    def process_sync(self, delivery: Delivery) -> Decision:
+        return unsuspended(self._process([delivery]))[0]
+
+    async def process_batch(self, batch: Sequence[Delivery]) -> Sequence[Decision]:
+        if self.consumer.binding.is_async:
+            return await self._process(batch)
+        return cast(Sequence[Decision], await on_a_thread(lambda: unsuspended(self._process(batch))))
+
+    async def _process(self, batch: Sequence[Delivery]) -> list[Decision]:
+        if self._outage.active:
+            return [self._outage.hold(delivery) for delivery in batch]
+        decisions: Decisions = {}
+        items: list[Item] = []
+        for delivery in batch:
+            made = self._items.make(delivery)
+            if isinstance(made, Decision):
+                decisions[delivery] = made
+            else:
+                items.append(made)
+        if items:
+            await self._decide(items, decisions)
+        return [decisions[delivery] for delivery in batch]
+
+    # ------------------------------------------------------------------------------------------------- one transaction
+
+    async def _decide(self, items: list[Item], decisions: Decisions) -> None:
+        """Run ``items`` in one transaction; where that fails, each in one of its own. A decision for each."""
+        stage, driver = _Stage.CLAIM, None
+        try:
+            async with self._transactions.begin() as tx:
+                driver = await driver_of(tx)
+                entries = await self._store.claim_in(
+                    driver, self._scope, [item.key for item in items], [item.print for item in items], ttl=self._ttl
+                )
+                new = [item for item, entry in zip(items, entries, strict=True) if entry is Entry.NEW]
+                if new:
+                    stage = _Stage.HANDLER
+                    await self._run(new, tx, driver)
+                stage = _Stage.COMMIT
+        except _Undo as undo:
+            await self._without(items, undo.failures, decisions)
+        except BaseException as error:  # noqa: BLE001 - whatever ended it, each message gets its decision
+            ensure_failure(error, awaited=True)
+            await self._undone(items, stage, error, driver, decisions)
+        else:
+            for item, entry in zip(items, entries, strict=True):
+                decisions[item.delivery] = self._committed(item, entry)
+
+    def _committed(self, item: Item, entry: Entry) -> Decision:
+        if entry is Entry.NEW:
+            return DONE
+        if entry is Entry.SEEN:
+            return DUPLICATE
+        return self._items.mismatch(item)
+
+    async def _run(self, items: list[Item], tx: Any, driver: Any) -> None:
+        """The handler, once, for ``items``, and the rows of what it published."""
+        contexts = [
+            InboxContext(item.delivery, self._compose, self._history, tx, external_key(self._scope, item.key))
+            for item in items
+        ]
+        results = await self._call(items, contexts)
+        ensure_open(tx, driver)
+        if not await self._store.holds_in(driver, self._scope, items[0].key):
+            raise TransactionEnded(UNDONE)
+        if failures := {
+            item.delivery: result for item, result in zip(items, results, strict=True) if isinstance(result, Exception)
+        }:
+            raise _Undo(failures)
+        if outputs := [output for context in contexts for output in context.outputs]:
+            if not isinstance(self._store, OutboxStore):
+                raise ConfigurationError(
+                    f"ctx.publish: {self._store!r} has no outbox for what an inbox's handler publishes"
+                )
+            await self._store.outbox_append(driver, outputs)
+
+    async def _call(self, items: list[Item], contexts: list[InboxContext]) -> Sequence[Any]:
+        binding, batching = self.consumer.binding, self.consumer.batching is not None
+        extra: dict[str, Any] = {}
+        if binding.context is not None:
+            extra[binding.context] = contexts if batching else contexts[0]
+        result = binding.call([item.payload for item in items] if batching else items[0].payload, **extra)
+        if binding.is_async:
+            result = await result
+        elif result is not None:
+            self._check_done(result)
+        if not batching or result is None:
+            return [None] * len(items)
+        if isinstance(result, list | tuple) and len(result) == len(items):
+            return result
+        wrong = TypeError(f"{binding.name} must return None or one result per message, {len(items)} here")
+        raise _Undo(dict.fromkeys((item.delivery for item in items), wrong))
+
+    # ------------------------------------------------------------------------------------------------ when it is undone
+
+    async def _without(self, items: list[Item], failures: dict[Delivery, Exception], decisions: Decisions) -> None:
+        for delivery, error in failures.items():
+            decisions[delivery] = self.failed(delivery, error)
+        if rest := [item for item in items if item.delivery not in failures]:
+            await self._decide(rest, decisions)
+
+    async def _undone(
+        self, items: list[Item], stage: _Stage, error: BaseException, driver: Any, decisions: Decisions
+    ) -> None:
+        fault = self._trouble(stage, error, driver)
+        if fault is not None and fault.code is not Code.CONFLICT:
+            # At the commit nobody knows how it ended: the row says so the next time.
+            self._outage.begin(fault)
+            for item in items:
+                decisions[item.delivery] = self._outage.hold(item.delivery)
+        elif isinstance(error, TransactionEnded):
+            for item in items:
+                decisions[item.delivery] = self.condemned(item.delivery, error, "handler")
+        elif len(items) > 1:
+            name = self.consumer.binding.name
+            log.warning(
+                "%s failed for a batch of %d (%s); running them one by one", name, len(items), one_line(words(error))
+            )
+            for item in items:
+                await self._decide([item], decisions)
+        elif fault is not None:
+            wait = random.uniform(0.01, _CONFLICT_SECONDS)
+            decisions[items[0].delivery] = again(items[0].delivery, wait, "conflicts")
+        else:
+            decisions[items[0].delivery] = self.failed(items[0].delivery, error)
+
+    def _trouble(self, stage: _Stage, error: BaseException, driver: Any) -> Fault | None:
+        """The store's fault behind ``error``; None if it is the handler's own."""
+        chain = list(causes(error))
+        if any(isinstance(cause, Control | TransactionEnded) for cause in chain):
+            return None
+        if stage is _Stage.CLAIM:
+            found = [self._store.classify(cause) for cause in chain]
+            return next((fault for fault in found if fault.code is not Code.INTERNAL), found[0])
+        for cause in chain:
+            if driver is not None and is_drivers(cause, driver):
+                fault = self._store.classify(cause)
+                if fault.retryable and (stage is _Stage.COMMIT or is_spoilt(driver)):
+                    return fault
+        return None

@@ -1,0 +1,158 @@
+"""Why a message is dead, whoever wrote it down: our own header fields, a broker's net, another library.
+
+Everything here comes from the wire: it is believed for being shown, grouped and sent back, parsed defensively, and safe to
+print. A dead letter that says nothing has an obituary too, of which only the message itself is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from atleastonce import wire
+from atleastonce.contract import Annotated, Delivery
+from atleastonce.patterns import foreign
+from atleastonce.patterns.hops import one_line
+
+_LONGEST = 1024
+# A name, a place: what a table shows in one column.
+_SHORT = 256
+_LONGEST_TRACE = 16_384
+
+
+class Obituary(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about a dead letter. Empty text and None mean that nobody said.
+
+    Attributes:
+        writer: who gave it up, as far as its marks tell: ``atleastonce``, ``rabbitmq``, ``sqs``, ``pubsub`` (their own nets),
+            ``spring``, ``masstransit``, ``nservicebus``, ``wolverine``, ``smallrye``, ``kafka-connect``; "" where there is no mark.
+        error_type, error_message: the exception, or the broker's reason (``delivery_limit``, ``rejected``, ``expired``).
+        stage: decode, key, mismatch, handler, expired, crash-loop, parked, rejected; only ours is known.
+        attempts: how often it was tried.
+        origin: the channel (queue, subscription) where it failed.
+        position: where in the origin: partition and offset, a sequence.
+        group: whose failure it is.
+        first_failed, last_failed: seconds since the epoch.
+        service, host: who ran the handler.
+        fingerprint: the same for failures that have one cause; never empty.
+        redrives: how often it came back from the dead letters.
+        raw_traceback: as it travelled, safe for nothing; `traceback` is what to show.
+    """
+
+    writer: str = ""
+    error_type: str = ""
+    error_message: str = ""
+    stage: str = ""
+    attempts: int | None = None
+    origin: str = ""
+    position: str = ""
+    group: str = ""
+    first_failed: float | None = None
+    last_failed: float | None = None
+    service: str = ""
+    host: str = ""
+    fingerprint: str = ""
+    redrives: int = 0
+    raw_traceback: str = ""
+
+    @property
+    def traceback(self) -> str:
+        """Where it failed, in lines that are safe to print. Made when asked for: a list of many letters shows none."""
+        return "\n".join(_line(line, _LONGEST) for line in self.raw_traceback[:_LONGEST_TRACE].splitlines())
+
+
+def read_obituary(delivery: Delivery) -> Obituary:
+    """The obituary of a message that was delivered, or looked at, in a dead-letter queue. Pure; never raises for what is
+    on the wire.
+
+    Where several wrote (a library republished what a broker's net had caught), the one that knows the error comes
+    first, and the others fill in what it left open.
+    """
+    fields: dict[str, Any] = {**dict(delivery.message.headers.items()), **_notes(delivery)}
+    facts = _ours(fields) if wire.ERROR_STAGE in fields else {}
+    for reader in foreign.READERS:
+        for name, value in reader(fields).items():
+            if value not in ("", None):
+                facts.setdefault(name, value)
+    if wire.GROUP in fields and wire.ERROR_STAGE not in fields:  # caught by a net on its way through our retries
+        for name, value in _ours(fields).items():
+            facts.setdefault(name, value)
+    return _printable(facts)
+
+
+def _notes(delivery: Delivery) -> Mapping[str, Any]:
+    """What the broker itself says about the message."""
+    for place in (delivery.raw, delivery.message.native):
+        if isinstance(place, Annotated):
+            return place.annotations()
+        if isinstance(place, Mapping) and isinstance(system := place.get("Attributes"), Mapping):
+            return system  # as SQS' clients show a message
+    return {}
+
+
+def _ours(fields: Mapping[str, Any]) -> dict[str, Any]:
+    text = foreign.text
+    origin, _, position = text(fields, wire.ORIGIN).partition("/")
+    facts: dict[str, Any] = {
+        "writer": "atleastonce",
+        "error_type": text(fields, wire.ERROR_TYPE),
+        "error_message": text(fields, wire.ERROR_MESSAGE),
+        "stage": text(fields, wire.ERROR_STAGE),
+        "attempts": foreign.number(text(fields, wire.ATTEMPT), high=wire.MAX_ATTEMPT),
+        "origin": origin,
+        "position": position,
+        "group": text(fields, wire.GROUP),
+        "first_failed": foreign.millis(text(fields, wire.FIRST_FAILED)),
+        "last_failed": foreign.millis(text(fields, wire.ERROR_AT)),
+        "service": text(fields, wire.SERVICE),
+        "host": text(fields, wire.HOST),
+        "fingerprint": text(fields, wire.FINGERPRINT),
+        "traceback": text(fields, wire.TRACEBACK).replace(" | ", "\n"),
+        "redrives": foreign.number(text(fields, wire.REDRIVES), high=wire.MAX_ATTEMPT),
+    }
+    return {name: value for name, value in facts.items() if value not in ("", None)}
+
+
+_LONG = {"error_message": _LONGEST}
+
+
+def _printable(facts: dict[str, Any]) -> Obituary:
+    trace = facts.pop("traceback", "")
+    clean: dict[str, Any] = {
+        name: _line(value, _LONG.get(name, _SHORT)) if isinstance(value, str) else value
+        for name, value in facts.items()
+    }
+    if "fingerprint" not in clean:
+        clean["fingerprint"] = _fingerprint(clean, trace)
+    return Obituary(**clean, raw_traceback=trace)
+
+
+def _line(value: str, limit: int) -> str:
+    # What nearly all are: nothing to mask, nothing to escape. A list of 100 000 entries is made of these.
+    if len(value) <= limit and value.isascii() and value.isprintable() and not _MAYBE_SECRET.search(value):
+        return value
+    return one_line(value, limit)
+
+
+_MAYBE_SECRET = re.compile(r"[@=:]")
+
+# The frame that raised: the first one of a Java or .NET trace, the last one of a Python trace.
+_AT = re.compile(r"^\s*at (\S[^\n]{0,500})", re.MULTILINE)
+_FILE = re.compile(r'File "([^"\n]{0,300})", line (\d+)')
+
+
+def _fingerprint(facts: Mapping[str, Any], trace: str) -> str:
+    """For letters without one of ours: who, what and, where a trace tells, the frame that raised it."""
+    trace = trace[:_LONGEST_TRACE]
+    frame = ""
+    if (at := _AT.search(trace)) is not None:
+        frame = at[1].strip()
+    elif files := _FILE.findall(trace):
+        frame = ":".join(files[-1])
+    # Without a trace the place is all there is; the words of a message hold ids and would make a group of each.
+    place = frame or f"{facts.get('origin', '')}/{facts.get('group', '')}"
+    return hashlib.sha256(f"{facts.get('writer', '')} {facts.get('error_type', '')}@{place}".encode()).hexdigest()[:12]

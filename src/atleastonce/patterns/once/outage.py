@@ -1,0 +1,123 @@
+"""A store that is away: its consumer stops reading, what was received waits, and all goes on when the store answers again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from atleastonce.contract import Delivery, Fault
+from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.decision import Decision, again
+from atleastonce.engine.worker import Worker
+from atleastonce.stores.contract import LeaseStore
+from atleastonce.stores.records import LOST, Lease, new_token
+
+log = logging.getLogger("atleastonce")
+
+REASON = "store unavailable"
+# Quick at first, for most losses are one restarted server; ten seconds at most, since a person may watch the recovery.
+_PROBES = Backoff("200ms", factor=2, maximum="10s")
+# What waits for the end of an outage is woken by it. Should it be missed, it looks by itself after this.
+_HELD = 5.0
+# An outage this soon after the last one goes on with its pauses: the probe succeeds, and the handlers' work still does not.
+_SAME = 30.0
+
+
+class Outage:
+    """One consumer's view of its store. Made on the event loop.
+
+    Args:
+        name: of the consumer's source, for logs.
+        probe: asks the store for next to nothing; the fault if it does not answer.
+
+    Attributes:
+        detail: why nothing is read; "" while the store answers.
+    """
+
+    def __init__(self, name: str, probe: Callable[[], Awaitable[Fault | None]]) -> None:
+        self.detail = ""
+        self._name = name
+        self._probe = probe
+        self._workers: list[Worker] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._held: set[Delivery] = set()
+        self._closed = False
+        self._ended = 0.0
+        self._tried = 0
+
+    def add(self, worker: Worker) -> None:
+        """One more reader to be paused."""
+        self._workers.append(worker)
+
+    def on_end(self, listener: Callable[[], None]) -> None:
+        """Call ``listener``, on the loop, whenever an outage is over."""
+        self._listeners.append(listener)
+
+    @property
+    def active(self) -> bool:
+        """Whether the store is away, as far as is known."""
+        return bool(self.detail)
+
+    def begin(self, fault: Fault) -> None:
+        """The store did not do what it was asked, through no fault of a message. From any thread."""
+        if not self.detail:
+            self.detail = f"{REASON}: {fault.detail or fault.code.value}"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._watch)
+
+    def hold(self, delivery: Delivery) -> Decision:
+        """``delivery`` runs when the store is back. That is no try. From any thread."""
+        self._held.add(delivery)
+        return again(delivery, _HELD, "held")
+
+    def close(self) -> None:
+        """The readers are stopping: leave them alone."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _watch(self) -> None:
+        if not self._closed and (self._task is None or self._task.done()):
+            self._task = self._loop.create_task(self._watching(), name=f"atleastonce-outage-{self._name}")
+
+    async def _watching(self) -> None:
+        log.error("%s: paused: %s", self._name, self.detail)
+        for worker in self._workers:
+            await worker.pause(REASON)
+        if time.monotonic() - self._ended > _SAME:
+            self._tried = 0
+        while True:
+            self._tried += 1
+            await asyncio.sleep(_PROBES.wait(self._tried) or 0.0)
+            fault = await self._probe()
+            if fault is None:
+                break
+            self.detail = f"{REASON}: {fault.detail or fault.code.value}"
+        self.detail = ""
+        self._ended = time.monotonic()
+        log.warning("%s: the store answers again", self._name)
+        for worker in self._workers:
+            await worker.resume(REASON)
+        held, self._held = self._held, set()
+        for worker in self._workers:
+            worker.hasten(held.__contains__)
+        for listener in self._listeners:
+            listener()
+
+
+def probe_of(store: LeaseStore, scope: str) -> Callable[[], Awaitable[Fault | None]]:
+    """A question that costs one round trip and writes nothing: to extend a lease that nobody holds."""
+
+    async def probe() -> Fault | None:
+        try:
+            (outcome,) = await store.extend([Lease(scope, "probe", new_token())], 1.0)
+        except Exception as error:  # noqa: BLE001 - closed, or whatever a client library raises
+            return store.classify(error)
+        return None if outcome == LOST else outcome.fault
+
+    return probe

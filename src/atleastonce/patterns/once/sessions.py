@@ -1,0 +1,190 @@
+"""Transactions of an inbox: the store's own or the user's session, blocking or not, and what their driver says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from inspect import isawaitable, iscoroutinefunction
+from types import TracebackType
+from typing import Any, TypeVar
+
+from atleastonce.errors import ConfigurationError, TransactionEnded
+from atleastonce.patterns.once.options import Inbox
+
+T = TypeVar("T")
+
+
+class Transactions:
+    """Begins the transactions of one handler.
+
+    Args:
+        inbox: whose store or session.
+        handler: for errors.
+        blocking: for a ``def`` handler, which runs on a thread without a loop.
+
+    Raises:
+        ConfigurationError: the session cannot be used by this kind of handler.
+    """
+
+    def __init__(self, inbox: Inbox, handler: str, *, blocking: bool) -> None:
+        self._inbox = inbox
+        self._blocking = blocking
+        if inbox.session is not None:
+            made = inbox.session()
+            if not hasattr(made, "__enter__" if blocking else "__aenter__"):
+                kind, other = ("def", "with") if blocking else ("async def", "async with")
+                raise ConfigurationError(
+                    f"{handler}: its inbox's session gives a {type(made).__name__}, and {kind} handlers need one for "
+                    f'"{other}"'
+                )
+
+    def begin(self) -> AbstractAsyncContextManager[Any]:
+        """One transaction; commits at the end of the block, undone by an exception."""
+        session, store = self._inbox.session, self._inbox.store
+        if session is not None:
+            made: Any = session()
+        else:
+            made = store.transaction_sync() if self._blocking else store.transaction()  # type: ignore[attr-defined]
+        return _Unsuspended(made) if self._blocking else made
+
+
+class _Unsuspended(AbstractAsyncContextManager[Any]):
+    """A blocking context manager where an awaited one is written, so that there is one code for both."""
+
+    def __init__(self, blocking: AbstractContextManager[Any]) -> None:
+        self._blocking = blocking
+
+    async def __aenter__(self) -> Any:
+        return self._blocking.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._blocking.__exit__(kind, error, trace)
+
+
+def unsuspended(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which never has to wait on a loop: everything that it awaits blocks instead."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    work.close()
+    raise ConfigurationError(_AWAITED)
+
+
+def ensure_blocking(tx: Any) -> None:
+    """Return unless ``tx`` plainly has to be awaited: what was begun with it and not awaited would spoil its connection.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    if iscoroutinefunction(getattr(tx, "execute", None)) or _root(tx) == "aiosqlite":
+        raise ConfigurationError(_AWAITED)
+
+
+_AWAITED = "a transaction that is awaited was given where nothing can be awaited; give a blocking session or store"
+
+
+async def driver_of(tx: Any) -> Any:
+    """The driver's connection inside ``tx``: a SQLAlchemy session or connection, a Django connection, or the driver's own."""
+    if any(kind.__module__.startswith("sqlalchemy.") for kind in type(tx).__mro__):
+        connection = tx.connection() if callable(getattr(tx, "connection", None)) else tx
+        if isawaitable(connection):
+            connection = await connection
+        raw = getattr(connection, "get_raw_connection", None)
+        pooled = await raw() if raw is not None else connection.connection
+        tx = pooled.driver_connection
+    elif hasattr(tx, "ensure_connection"):
+        tx.ensure_connection()
+        tx = tx.connection
+    if tx is None or _root(tx) == "asyncpg":
+        raise ConfigurationError(
+            f"an inbox's session gave {'nothing' if tx is None else 'an asyncpg connection'}; it must give a transaction over "
+            "psycopg 3 (postgresql+psycopg://), a driver of MySQL, or sqlite3"
+        )
+    return tx
+
+
+def ensure_open(tx: Any, driver: Any) -> None:
+    """Return if ``tx`` is still as its handler was given it, so that a commit is one.
+
+    Raises:
+        TransactionEnded: the handler has ended it.
+        RuntimeError: one of its statements has failed, so that a commit would undo everything without a word.
+    """
+    for each in (tx, driver):
+        inside = getattr(each, "in_transaction", None)
+        if inside is not None and not (inside() if callable(inside) else inside):
+            raise TransactionEnded(_ENDED)
+    state = _state(driver)
+    if state == "IDLE" or _mysql_in_transaction(driver) is False:
+        raise TransactionEnded(_ENDED)
+    if state == "INERROR" or getattr(tx, "needs_rollback", False):
+        raise RuntimeError(
+            "a statement of ctx.tx failed and its error was swallowed; the database has undone the whole transaction. Let the "
+            "error out, or use a savepoint"
+        )
+
+
+def ensure_begun(driver: Any) -> None:
+    """Return if what is written through ``driver`` now is part of a transaction.
+
+    Raises:
+        ConfigurationError: each statement would be committed by itself.
+    """
+    if _state(driver) is not None:
+        alone = _state(driver) == "IDLE" and getattr(driver, "autocommit", False)
+    elif (inside := _mysql_in_transaction(driver)) is not None:
+        alone = not inside and driver.get_autocommit()
+    else:  # sqlite3, which begins by itself unless it was told not to
+        alone = not getattr(driver, "in_transaction", True) and getattr(driver, "isolation_level", "") is None
+    if alone:
+        raise ConfigurationError(
+            "outbox: this connection is in no transaction, so a message would leave whatever happens to the rest; begin one "
+            "(async with outbox.transaction(), Session.begin(), transaction.atomic(), connection.transaction())"
+        )
+
+
+UNDONE = (
+    "the database has undone the whole transaction of ctx.tx (a deadlock does that), and its error was swallowed; let the error "
+    "out, so that all of it is tried again"
+)
+_ENDED = (
+    "the handler committed or rolled back ctx.tx itself; leave that to the inbox, which commits when the handler returns and "
+    "rolls back when it raises"
+)
+
+
+def is_spoilt(driver: Any) -> bool:
+    """Whether the transaction cannot go on, as far as the driver says; True where it says nothing."""
+    if getattr(driver, "closed", False) or getattr(driver, "broken", False):
+        return True
+    return _state(driver) not in ("INTRANS", "ACTIVE")
+
+
+def is_drivers(error: BaseException, driver: Any) -> bool:
+    """Whether ``error`` was raised by the driver of ``driver``."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(driver).__mro__}
+    return _root(error) in roots | {_ERRORS_OF[root] for root in roots & _ERRORS_OF.keys()}
+
+
+# Drivers that raise another one's errors.
+_ERRORS_OF = {"aiosqlite": "sqlite3", "aiomysql": "pymysql"}
+
+
+def _mysql_in_transaction(driver: Any) -> bool | None:
+    """What a MySQL server said with its last answer; None where the driver is another one, or does not tell (mysqlclient)."""
+    status = getattr(driver, "server_status", None)
+    return bool(status & 1) if isinstance(status, int) else None  # SERVER_STATUS_IN_TRANS
+
+
+def _state(driver: Any) -> str | None:
+    """libpq's transaction status; None where the driver is another one."""
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return getattr(status, "name", None)
+
+
+def _root(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]

@@ -1,0 +1,136 @@
+"""The rows that a relay has read and not yet seen removed. Pure: no IO, no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from atleastonce.stores.outbox import OutboxRow
+
+Key: TypeAlias = tuple[str, bytes]
+
+
+class Line:
+    """Hands out rows in order, and of each key the next one only when the one before has ended.
+
+    A row is *waiting* until `take` hands it out, then *out* until `end` or `again`; what has ended is still *held*, that is not
+    to be read again, until it was `forget`-ed because the store has removed it.
+
+    Args:
+        ordered: False: keys do not matter.
+    """
+
+    def __init__(self, *, ordered: bool = True) -> None:
+        self._ordered = ordered
+        self._ready: deque[OutboxRow] = deque()
+        # For each key with a row that is ready or out: what waits behind that row.
+        self._behind: dict[Key, deque[OutboxRow]] = {}
+        self._held: dict[int, OutboxRow] = {}
+        self._out: set[int] = set()
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        """How many rows are waiting."""
+        return self._waiting
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would hand something out."""
+        return bool(self._ready)
+
+    @property
+    def out(self) -> int:
+        """How many rows are out."""
+        return len(self._out)
+
+    @property
+    def held(self) -> list[int]:
+        """The numbers of all rows that are not to be read again."""
+        return list(self._held)
+
+    def slots(self) -> set[int]:
+        """Of what is out, or has ended and not been removed."""
+        waiting = {row.seq for row in self._all_waiting()}
+        return {row.slot for seq, row in self._held.items() if seq not in waiting}
+
+    def add(self, rows: Iterable[OutboxRow]) -> int:
+        """Queue what was read; return how many of them are new."""
+        fresh = 0
+        for row in rows:
+            if row.seq in self._held:
+                continue
+            self._held[row.seq] = row
+            fresh += 1
+            key = self._key(row)
+            if key is None:
+                self._ready.append(row)
+            elif key in self._behind:
+                self._behind[key].append(row)
+            else:
+                self._behind[key] = deque()
+                self._ready.append(row)
+        self._waiting += fresh
+        return fresh
+
+    def take(self, most: int) -> list[OutboxRow]:
+        """The next rows, at most ``most``."""
+        ready = self._ready
+        rows = [ready.popleft() for _ in range(min(most, len(ready)))]
+        self._out.update(row.seq for row in rows)
+        self._waiting -= len(rows)
+        return rows
+
+    def end(self, row: OutboxRow) -> None:
+        """``row`` has ended; the next of its key may go. It is held until `forget`."""
+        self._out.discard(row.seq)
+        key = self._key(row)
+        if key is not None:
+            behind = self._behind.get(key)
+            if behind:
+                self._ready.append(behind.popleft())
+            else:
+                self._behind.pop(key, None)
+
+    def again(self, row: OutboxRow) -> None:
+        """``row`` is to be read again, and with it what waits behind it."""
+        self._out.discard(row.seq)
+        self._held.pop(row.seq, None)
+        key = self._key(row)
+        if key is not None:
+            for each in self._behind.pop(key, ()):
+                self._waiting -= 1
+                del self._held[each.seq]
+
+    def forget(self, seqs: Iterable[int]) -> None:
+        """The store has removed or parked these."""
+        for seq in seqs:
+            self._held.pop(seq, None)
+
+    def drop(self, unwanted: Callable[[OutboxRow], bool]) -> None:
+        """Let go of what waits and is ``unwanted``: of a destination that is away, of a slot that is another's. What is out or has
+        ended is not touched. A key whose rows are unwanted is dropped as a whole, for all are of one destination and slot."""
+        gone = [row for row in self._all_waiting() if unwanted(row)]
+        if not gone:
+            return
+        numbers = {row.seq for row in gone}
+        self._ready = deque(row for row in self._ready if row.seq not in numbers)
+        for row in gone:
+            del self._held[row.seq]
+        self._waiting -= len(gone)
+        out = {self._key(self._held[seq]) for seq in self._out if seq in self._held}
+        for key in {key for row in gone if (key := self._key(row)) is not None}:
+            if key in out:  # whose end finds nothing behind it
+                self._behind[key] = deque()
+            else:
+                del self._behind[key]
+
+    def _all_waiting(self) -> Iterable[OutboxRow]:
+        yield from self._ready
+        for behind in self._behind.values():
+            yield from behind
+
+    def _key(self, row: OutboxRow) -> Key | None:
+        if not self._ordered or row.outgoing is None or row.outgoing.message.key is None:
+            return None
+        return row.destination, row.outgoing.message.key

@@ -1,0 +1,242 @@
+"""Asking: one inbox for a process, one future for each request that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from atleastonce import wire
+from atleastonce.contract import Code, Outcome, Outgoing, Replies, Reply, ReplyInbox, Status
+from atleastonce.errors import (
+    BrokerUnavailable,
+    Closed,
+    NoResponder,
+    Overloaded,
+    QuorumMissed,
+    RemoteError,
+    RequestTimeout,
+)
+from atleastonce.message import Message
+from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
+from atleastonce.patterns.replies.table import Table
+
+_NOBODY = frozenset({Code.NOT_FOUND, Code.UNROUTABLE})
+
+
+class Post(Protocol):
+    """`Publisher.post`."""
+
+    async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None: ...
+
+
+class Waiter:
+    """Who waits for one answer, or for several.
+
+    Attributes:
+        future: done once there is nothing more to wait for.
+        replies: the good answers.
+        errors: the others.
+        doubt: why it is not known whether the request was sent; "" if it was, as far as anybody knows.
+    """
+
+    __slots__ = ("_enough", "_seen", "doubt", "errors", "future", "replies")
+
+    def __init__(self, enough: int | None) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.replies: list[Message] = []
+        self.errors: list[RemoteError] = []
+        self.doubt = ""
+        self._enough = enough
+        self._seen: set[str] = set()
+
+    def take(self, message: Message) -> bool:
+        """An answer came. Whether it counts: of one responder the first does, however often it was asked."""
+        responder = message.headers.get(wire.RESPONDER)
+        if responder is not None:
+            if responder in self._seen:
+                return False
+            self._seen.add(responder)
+        error = error_in(message)
+        if error is None:
+            self.replies.append(message)
+        else:
+            self.errors.append(error)
+        if self._enough is not None and len(self.replies) >= self._enough:
+            self.done()
+        return True
+
+    def done(self) -> None:
+        """Wait no longer."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _One(Waiter):
+    """Who waits for one answer: an error is one as well."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def take(self, message: Message) -> bool:
+        self.replies.append(message)
+        self.done()
+        return True
+
+
+class Asker:
+    """All requests of one connection.
+
+    Args:
+        replies: how answers come back.
+        post: sends a request.
+        refused: told of a request that the broker refused, and makes the exception.
+        limit: how many may wait at once.
+    """
+
+    def __init__(
+        self,
+        replies: Replies,
+        post: Post,
+        refused: Callable[[Outgoing, Outcome], Exception],
+        limit: int,
+    ) -> None:
+        self.table: Table[Waiter] = Table(limit)
+        self._replies = replies
+        self._post = post
+        self._refused = refused
+        self._limit = limit
+        self._inbox: ReplyInbox | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    async def ask(self, item: Outgoing, within: float) -> Message:
+        """One answer to ``item``.
+
+        Raises:
+            RequestTimeout, RemoteError, NoResponder, Overloaded, Closed, Rejected: as named.
+        """
+        waiter = _One()
+        await self._wait(item, waiter, within)
+        if not waiter.replies:
+            raise RequestTimeout(_no_answer(item, within, waiter))
+        message = waiter.replies[0]
+        error = error_in(message)
+        if error is not None:
+            raise error
+        return message
+
+    async def gather(
+        self, item: Outgoing, within: float, at_least: int | None
+    ) -> tuple[list[Message], list[RemoteError]]:
+        """The answers of ``at_least`` responders, as soon as there are so many; None: all that come in time.
+
+        Raises:
+            QuorumMissed: fewer answered.
+            NoResponder, Overloaded, Closed, Rejected: as named.
+        """
+        waiter = Waiter(at_least)
+        await self._wait(item, waiter, within)
+        if at_least is not None and len(waiter.replies) < at_least:
+            text = f"{len(waiter.replies)} of {at_least} answers to {_named(item)} within {within:g} s"
+            if waiter.errors:
+                text += f", and {len(waiter.errors)} errors ({waiter.errors[0]})"
+            raise QuorumMissed(text, waiter.replies, waiter.errors)
+        return waiter.replies, waiter.errors
+
+    async def close(self) -> None:
+        """Nobody waits any more, and the inbox goes. Idempotent."""
+        self._closed = True
+        for waiter in self.table.waiting():
+            waiter.fail(Closed("the broker was closed while a request waited for its answer"))
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.close()
+
+    async def _wait(self, item: Outgoing, waiter: Waiter, within: float) -> None:
+        """Send ``item`` and wait until ``waiter`` is done, or ``within`` seconds have passed. The time begins now: a broker
+        that is away must not keep anybody longer."""
+        loop = asyncio.get_running_loop()
+        end, deadline = loop.time() + within, time.time() + within
+        inbox = self._inbox or await self._opened(item, end, within)
+        table = self.table
+        if table.full:
+            raise Overloaded(
+                f"not sent: {self._limit} requests are waiting for their answers; ask less, or raise max_requests"
+            )
+        correlation = table.add(waiter)
+        timer = loop.call_at(end, waiter.done)
+        try:
+            asked = request_of(item, inbox.address(correlation), correlation, deadline)
+            await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=within)
+            await waiter.future
+        finally:
+            timer.cancel()
+            waiter.future.cancel()  # if it is not done: what is told later is told nobody
+            table.gone(correlation)
+
+    async def _opened(self, item: Outgoing, end: float, within: float) -> ReplyInbox:
+        try:
+            async with asyncio.timeout_at(end):
+                return await self._open()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"request to {_named(item)} not sent: the inbox for its answer could not be opened within {within:g} s"
+            ) from None
+
+    def _told(self, item: Outgoing, waiter: Waiter, outcome: Outcome) -> None:
+        if outcome.ok or waiter.future.done():
+            return
+        fault = outcome.fault
+        if outcome.status is not Status.REJECTED or fault is None:
+            waiter.doubt = str(fault)  # it may be there: an answer is still possible
+        elif fault.code in _NOBODY:
+            waiter.fail(NoResponder(f"nobody answers requests to {_named(item)}: {fault.detail}"))
+        else:
+            waiter.fail(self._refused(item, outcome))
+
+    async def _open(self) -> ReplyInbox:
+        async with self._opening:
+            if self._closed:
+                raise Closed("the broker was closed")
+            if self._inbox is None:
+                try:
+                    self._inbox = await self._replies.open_inbox(self._arrived)
+                except TimeoutError as error:  # a client's own: not the time of whoever asks
+                    raise BrokerUnavailable(f"the inbox for replies could not be opened: {error}") from error
+            return self._inbox
+
+    def _arrived(self, batch: Sequence[Reply]) -> None:
+        table = self.table
+        for correlation, message in batch:
+            if message is None:
+                if (waiter := table.answered(correlation)) is not None:
+                    waiter.fail(NoResponder("nobody answers requests there: no responder listens"))
+                continue
+            name = correlation or correlation_of(message)
+            waiter = table.get(name)
+            if waiter is None:
+                continue
+            if not waiter.take(message):
+                table.counts["duplicate"] += 1
+            elif waiter.future.done():
+                table.answered(name)
+
+
+def _named(item: Outgoing) -> str:
+    return item.destination.name
+
+
+def _no_answer(item: Outgoing, within: float, waiter: Waiter) -> str:
+    text = f"no answer to {item.message.id} from {_named(item)} within {within:g} s"
+    if waiter.doubt:
+        text += f"; whether it was sent is unknown ({waiter.doubt})"
+    return f"{text}; it may have been handled all the same"

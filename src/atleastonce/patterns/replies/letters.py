@@ -1,0 +1,124 @@
+"""What a request and its answer say on the wire.
+
+An answer is the payload as any message has it; an error is JSON, marked by the header ``alo-error-type``, so that clients of any
+kind can read both. Everything that arrives is untrusted and read defensively.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from atleastonce import wire
+from atleastonce.codecs import JSON, encode
+from atleastonce.contract import Outgoing, ReplyTo
+from atleastonce.errors import RemoteError
+from atleastonce.message import Headers, HeaderValue, Message, new_id
+
+_LONGEST_TYPE, _LONGEST_TEXT = 256, 2048
+
+MAX_ADDRESS = 512
+"""Characters of the longest address that is looked at."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error as it travels."""
+
+    type: str
+    message: str = ""
+    retryable: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A reply's bytes, and what they are."""
+
+    body: bytes
+    content_type: str
+
+    def packed(self) -> bytes:
+        """As one value, to be remembered."""
+        return self.content_type.encode() + b"\n" + self.body
+
+    @classmethod
+    def unpacked(cls, stored: bytes) -> Answer | None:
+        """What `packed` gave; None where there is nothing."""
+        content_type, found, body = stored.partition(b"\n")
+        return cls(body, content_type.decode("ascii", "replace")) if found else None
+
+
+def answer_of(result: Any) -> Answer:
+    """What a handler returned.
+
+    Raises:
+        EncodeError: it has no encoding.
+    """
+    return Answer(*encode(result))
+
+
+def request_of(item: Outgoing, address: str, correlation: str, deadline: float) -> Outgoing:
+    """``item`` as a question that is answered to ``address`` until ``deadline``, in seconds since the epoch."""
+    message = item.message
+    *others, last = message.headers.items()  # the id: composed messages end with it
+    # By name: brokers that keep no order need not be told of one.
+    fields: list[tuple[str, HeaderValue]] = [
+        *others,
+        (wire.CORRELATION, correlation),
+        (wire.DEADLINE, wire.millis(deadline)),
+        last,
+        (wire.REPLY_TO, address),
+    ]
+    return Outgoing(item.destination, Message(message.id, message.body, message.key, Headers(fields)))
+
+
+def reply_of(answer: Answer, to: ReplyTo, correlation: str, responder: str) -> Outgoing:
+    """An answer on its way."""
+    return _reply(to, answer.body, answer.content_type, correlation, responder)
+
+
+def failure_of(failure: Failure, to: ReplyTo, correlation: str, responder: str) -> Outgoing:
+    """An error on its way."""
+    short = Failure(failure.type[:_LONGEST_TYPE], failure.message[:_LONGEST_TEXT], failure.retryable)
+    return _reply(to, msgspec.json.encode(short), JSON, correlation, responder, (wire.ERROR_TYPE, short.type))
+
+
+def _reply(
+    to: ReplyTo, body: bytes, content_type: str, correlation: str, responder: str, *more: tuple[str, HeaderValue]
+) -> Outgoing:
+    fields: list[tuple[str, HeaderValue]] = [(wire.CONTENT_TYPE, content_type)]
+    if correlation:
+        fields.append((wire.CORRELATION, correlation))
+    fields += *more, (wire.RESPONDER, responder)
+    return Outgoing(to, Message(correlation or new_id(), body, None, Headers(fields)))
+
+
+def correlation_of(message: Message) -> str:
+    """Which request an answer is for; "" if it does not say."""
+    return message.headers.get(wire.CORRELATION) or ""
+
+
+def error_in(message: Message) -> RemoteError | None:
+    """The error that an answer is; None if it is none."""
+    kind = message.headers.get(wire.ERROR_TYPE)
+    if kind is None:
+        return None
+    try:
+        failure = msgspec.json.decode(message.body, type=Failure)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        failure = Failure(kind)
+    return RemoteError(
+        failure.type[:_LONGEST_TYPE] or "Error", failure.message[:_LONGEST_TEXT], retryable=failure.retryable
+    )
+
+
+__all__ = [
+    "Answer",
+    "Failure",
+    "MAX_ADDRESS",
+    "answer_of",
+    "correlation_of",
+    "error_in",
+    "failure_of",
+    "reply_of",
+    "request_of",
+]

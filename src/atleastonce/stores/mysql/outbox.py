@@ -1,0 +1,216 @@
+"""The outbox of the MySQL store: every value a literal, as in `sql`; each relay looks at the time's distance."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from atleastonce.contract.moves import Outgoing
+from atleastonce.errors import ConfigurationError
+from atleastonce.stores.mysql import faults
+from atleastonce.stores.mysql.pool import Pool, affected
+from atleastonce.stores.mysql.sql import NOW, RESULTS, blob
+from atleastonce.stores.outbox import (
+    FETCHED,
+    Holding,
+    OutboxRow,
+    OutboxStats,
+    OutboxStore,
+    ParkedRow,
+    Parking,
+    Stored,
+    share,
+    stored,
+)
+from atleastonce.stores.protocol import SECOND, micros
+
+if TYPE_CHECKING:
+    from aiomysql import Connection
+
+_T = TypeVar("_T")
+_COLUMNS = ", ".join("`key`" if name == "key" else name for name in FETCHED)
+
+
+class MySQLOutbox(OutboxStore):
+    """The part of the store that is the outbox."""
+
+    _prefix: str
+
+    @abstractmethod
+    async def _run(self, work: Callable[[Connection], Awaitable[_T]], pool: Pool | None = None) -> _T: ...
+
+    @abstractmethod
+    async def _ask(self, *statements: str) -> list[tuple[Any, ...]]: ...
+
+    async def _outbox(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        self._check_open()
+        try:
+            return await self._persist(call)
+        except Exception as error:  # noqa: BLE001 - whatever a driver makes of a failing server
+            if faults.number_of(error) == faults.NO_TABLE:
+                raise ConfigurationError(
+                    f"{self!r}: there are no tables of an outbox yet; call the store's init()"
+                ) from None
+            raise faults.as_error(error, repr(self)) from None
+
+    async def _outbox_change(self, statement: str) -> int:
+        async def change(connection: Connection) -> int:
+            return int(await connection.query(statement))
+
+        return await self._outbox(lambda: self._run(change))
+
+    # -------------------------------------------------------------------------------------------------------- the user
+
+    async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
+        """``tx``: as in `claim_in`. One statement for each four megabytes."""
+        for rows in _portions(stored(outputs)):
+            values = ", ".join(
+                f"({row.slot:d}, {row.state:d}, {blob(row.id)}, {blob(row.destination)}, {_or_null(row.settings)}, "
+                f"{_or_null(row.key)}, {blob(row.headers)}, {blob(row.body)}, {NOW}, {NOW} + {micros(row.delay)})"
+                for row in rows
+            )
+            await affected(
+                tx,
+                f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, `key`, headers, body, created, due) "
+                f"VALUES {values}",
+            )
+
+    # ------------------------------------------------------------------------------------------------------- the relay
+
+    async def outbox_hold(self, relay: bytes, name: str, lease: float) -> Holding:
+        slot, relays, me = f"{self._prefix}_outbox_slot", f"{self._prefix}_outbox_relay", blob(relay)
+        until = f"{NOW} + {micros(lease)}"
+
+        async def hold() -> Holding:
+            ((living, mine),) = await self._ask(
+                f"INSERT INTO {relays} (relay, name, until) VALUES ({me}, {blob(name)}, {until}) "
+                "ON DUPLICATE KEY UPDATE until = VALUES(until)",
+                f"DELETE FROM {relays} WHERE until <= {NOW}",
+                f"UPDATE {slot} SET until = {until} WHERE relay = {me}",
+                f"SELECT (SELECT count(*) FROM {relays}), (SELECT count(*) FROM {slot} WHERE relay = {me})",
+            )
+            wanted = share(living)
+            # A row that another one is just taking is waited for, and then it is not free any more.
+            rows = await self._ask(
+                f"UPDATE {slot} SET until = {until}, relay = {me} WHERE relay IS NULL OR until <= {NOW} "
+                f"ORDER BY slot LIMIT {max(0, wanted - mine):d}",
+                f"SELECT slot FROM {slot} WHERE relay = {me}",
+            )
+            return Holding(frozenset(row[0] for row in rows), wanted)
+
+        return await self._outbox(hold)
+
+    async def outbox_leave(self, relay: bytes, slots: Collection[int] | None = None) -> None:
+        where = "" if slots is None else f" AND slot IN ({_numbers(slots)})"
+        change = f"UPDATE {self._prefix}_outbox_slot SET relay = NULL WHERE relay = {blob(relay)}{where}"
+        await self._outbox_change(change)
+        if slots is None:
+            await self._outbox_change(f"DELETE FROM {self._prefix}_outbox_relay WHERE relay = {blob(relay)}")
+
+    async def outbox_fetch(
+        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+    ) -> list[OutboxRow]:
+        if not slots:
+            return []
+        outbox, without = f"{self._prefix}_outbox", ""
+        if held:
+            without += f" AND o.seq NOT IN ({_numbers(held)})"
+        if paused:
+            without += f" AND o.destination NOT IN ({', '.join(map(blob, paused))})"
+        look = " UNION ALL ".join(
+            f"(SELECT {_COLUMNS} FROM {outbox} o WHERE o.slot = {slot:d} AND o.state = 0{without} AND NOT EXISTS (SELECT 1 FROM "
+            f"{outbox} p WHERE p.slot = {slot:d} AND p.state = 3 AND p.destination = o.destination AND p.`key` = o.`key`) "
+            f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = {slot:d} AND s.relay = {blob(relay)} AND s.until > {NOW}) "
+            f"ORDER BY o.seq LIMIT {limit:d})"
+            for slot in slots
+        )
+        rows = await self._outbox(lambda: self._ask(look))
+        return [
+            OutboxRow.of(
+                seq, slot, _text(destination) or "", _text(settings), _text(id) or "", key, _text(headers) or "", body
+            )
+            for seq, slot, destination, settings, id, key, headers, body in sorted(rows, key=lambda row: int(row[0]))
+        ]
+
+    async def outbox_remove(self, seqs: Sequence[int]) -> None:
+        if seqs:
+            await self._outbox_change(f"DELETE FROM {self._prefix}_outbox WHERE seq IN ({_numbers(seqs)})")
+
+    async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
+        if rows:
+            reasons = " ".join(f"WHEN {row.seq:d} THEN {blob(row.reason)}" for row in rows)
+            await self._outbox_change(
+                f"UPDATE {self._prefix}_outbox SET reason = CASE seq {reasons} END, parked = {NOW}, "
+                f"state = IF({blocking:d} AND `key` IS NOT NULL, 3, 2) "
+                f"WHERE seq IN ({_numbers(row.seq for row in rows)}) AND state = 0"
+            )
+
+    async def outbox_promote(self) -> None:
+        await self._outbox_change(f"UPDATE {self._prefix}_outbox SET state = 0 WHERE state = 1 AND due <= {NOW}")
+
+    # ---------------------------------------------------------------------------------------------------------- people
+
+    async def outbox_stats(self) -> OutboxStats:
+        outbox = f"{self._prefix}_outbox"
+        ((waiting, oldest, delayed, parked, relays),) = await self._outbox(
+            lambda: self._ask(
+                f"SELECT sum(state = 0), {NOW} - min(IF(state = 0, created, NULL)), sum(state = 1), sum(state >= 2), "
+                f"(SELECT count(*) FROM {outbox}_relay WHERE until > {NOW}) FROM {outbox}"
+            )
+        )
+        age = None if oldest is None else max(0.0, float(oldest) / SECOND)
+        return OutboxStats(int(waiting or 0), age, int(delayed or 0), int(parked or 0), int(relays))
+
+    async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
+        rows = await self._outbox(
+            lambda: self._ask(
+                f"SELECT seq, id, destination, `key`, length(body), reason, state = 3, {NOW} - created, {NOW} - parked "
+                f"FROM {self._prefix}_outbox WHERE state IN (2, 3) ORDER BY seq LIMIT {limit:d}"
+            )
+        )
+        return [
+            ParkedRow.of(
+                seq, _text(id) or "", _text(where) or "", key, size, _text(reason) or "", bool(blocking),
+                *(float(each) / SECOND for each in ages),
+            )
+            for seq, id, where, key, size, reason, blocking, *ages in rows
+        ]  # fmt: skip
+
+    async def outbox_redrive(self, ids: Sequence[str] | None = None) -> int:
+        return await self._outbox_parked_rows("UPDATE", "SET state = 0, reason = NULL, parked = NULL", ids)
+
+    async def outbox_discard(self, ids: Sequence[str]) -> int:
+        return await self._outbox_parked_rows("DELETE FROM", "", ids)
+
+    async def _outbox_parked_rows(self, verb: str, values: str, ids: Sequence[str] | None) -> int:
+        if ids is not None and not ids:
+            return 0
+        chosen = "" if ids is None else f" AND id IN ({', '.join(map(blob, ids))})"
+        return await self._outbox_change(f"{verb} {self._prefix}_outbox {values} WHERE state IN (2, 3){chosen}")
+
+
+def _portions(rows: Sequence[Stored]) -> Iterator[list[Stored]]:
+    """As much as a server takes in one statement."""
+    some, size = list[Stored](), 0
+    for row in rows:
+        more = len(row.body) + len(row.headers) + 200
+        if some and size + more > RESULTS:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += more
+    if some:
+        yield some
+
+
+def _or_null(value: bytes | str | None) -> str:
+    return "NULL" if value is None else blob(value)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(f"{value:d}" for value in values)
+
+
+def _text(value: bytes | str | None) -> str | None:
+    return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else value

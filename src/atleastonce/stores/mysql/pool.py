@@ -1,0 +1,143 @@
+"""Connections of aiomysql for coroutines and of PyMySQL for threads, and speaking through the user's own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from atleastonce.errors import StoreUnavailable
+from atleastonce.stores import pools
+from atleastonce.stores.mysql.address import Address
+
+if TYPE_CHECKING:
+    from aiomysql import Connection
+    from pymysql.connections import Connection as BlockingConnection
+
+_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+_SSL = 1 << 11  # CLIENT_SSL, in what the server can do
+
+
+class Session:
+    """What each connection is told first, and how long it may be unused.
+
+    Args:
+        lock_timeout: seconds that a row is waited for: whole ones, that is what the server counts.
+        idle: seconds after which the server ends a silent connection, in a transaction or not.
+    """
+
+    def __init__(self, lock_timeout: float, idle: float) -> None:
+        self.idle = idle
+        self.statements = (
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')",
+            f"SET SESSION innodb_lock_wait_timeout = {max(1, round(lock_timeout))}",
+            f"SET SESSION wait_timeout = {max(1, round(idle))}",
+        )
+
+
+def in_transaction(connection: Any) -> bool | None:
+    """What the server said with its last answer; None where the driver does not tell (mysqlclient)."""
+    status = getattr(connection, "server_status", None)
+    return bool(status & _IN_TRANSACTION) if isinstance(status, int) else None
+
+
+class Pool(pools.Pool["Connection"]):
+    """For coroutines."""
+
+    def __init__(self, address: Address, size: int, connect_timeout: float, session: Session) -> None:
+        super().__init__(size, trusted=session.idle / 2)
+        self._address, self._timeout, self._session = address, connect_timeout, session
+
+    def is_idle(self, connection: Connection) -> bool:
+        return not self.is_broken(connection) and not in_transaction(connection)
+
+    def is_broken(self, connection: Connection) -> bool:
+        return bool(connection.closed)
+
+    async def drop(self, connection: Connection) -> None:
+        connection.close()  # without a word to the server, which may not be there
+
+    async def make(self) -> Connection:
+        from aiomysql import Connection
+
+        class Encrypted(Connection):  # type: ignore[misc]  # aiomysql ships no types
+            async def _request_authentication(self) -> None:
+                # aiomysql would go on unencrypted, with the password.
+                if not self.server_capabilities & _SSL:
+                    raise StoreUnavailable(_NO_TLS)
+                await super()._request_authentication()
+
+        tls = self._address.tls
+        arguments = dict(self._address.arguments)
+        arguments["db"] = arguments.pop("database")
+        connection = (Connection if tls is None else Encrypted)(**arguments, ssl=tls)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection._connect()
+                await connection.query(";".join(self._session.statements))
+                for _ in self._session.statements[1:]:
+                    await connection.next_result()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class BlockingPool(pools.BlockingPool["BlockingConnection[Any]"]):
+    """For threads."""
+
+    def __init__(self, address: Address, size: int, connect_timeout: float, session: Session) -> None:
+        super().__init__(size, trusted=session.idle / 2)
+        self._address, self._timeout, self._session = address, connect_timeout, session
+
+    def is_idle(self, connection: BlockingConnection[Any]) -> bool:
+        return not self.is_broken(connection) and not in_transaction(connection)
+
+    def is_broken(self, connection: BlockingConnection[Any]) -> bool:
+        return not connection.open
+
+    def drop(self, connection: BlockingConnection[Any]) -> None:
+        connection._force_close()
+
+    def make(self) -> BlockingConnection[Any]:
+        import pymysql
+
+        tls = self._address.tls
+        how: dict[str, Any] = {"ssl_disabled": True} if tls is None else {"ssl": tls}
+        connection = pymysql.connect(**self._address.arguments, **how, connect_timeout=max(1, round(self._timeout)))
+        try:
+            for statement in self._session.statements:
+                connection.query(statement)
+        except BaseException:
+            connection._force_close()
+            raise
+        return connection
+
+
+_NO_TLS = "the server has no TLS, and ssl_mode asks for it"
+
+
+async def affected(tx: Any, statement: str) -> int:
+    """Run ``statement`` on the user's connection or cursor, whichever driver's; how many rows it affected."""
+    cursor = await _executed(tx, statement)
+    return int(cursor.rowcount)
+
+
+async def rows_of(tx: Any, statement: str) -> list[tuple[Any, ...]]:
+    """All rows, whatever the kind of its cursors."""
+    cursor = await _executed(tx, statement)
+    rows = cursor.fetchall()
+    found = await rows if inspect.isawaitable(rows) else rows
+    return [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in found]
+
+
+async def _executed(tx: Any, statement: str) -> Any:
+    connection = getattr(tx, "connection", tx)
+    cursor = connection.cursor()
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    done = cursor.execute(statement)
+    if inspect.isawaitable(done):
+        await done
+    return cursor

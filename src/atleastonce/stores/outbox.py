@@ -1,0 +1,372 @@
+"""THE outbox contract: what a database does so that messages leave if, and only if, the transaction that wrote them committed.
+
+A row is appended in the user's own transaction. A *relay* reads what has become visible, publishes it, and removes it when the
+broker has confirmed it. A relay that dies in between leaves the row: it is published again, with the same id.
+
+Rules that hold for every store
+    **No last id.** Numbers are given out in another order than transactions commit in, so a row may become visible *before* the
+    rows that were read. Each fetch begins at the first row that is left; what a relay has read and not removed yet it names.
+
+    **Slots.** Each row belongs to one of `SLOTS` slots, by its destination and key (without a key: by its destination). A relay
+    holds slots by lease, and only their rows are given to it, so the rows of one key are read by one relay at a time, in the
+    order of their numbers. That is all the coordination there is: reading writes nothing, and removing asks nobody.
+
+    **The store's clock.** As for leases: no time of a client enters a decision.
+
+    **Removing is always right.** Who removes a row knows that the broker has confirmed it, slot or no slot.
+
+    **Parked is not lost.** A row that the broker will never take stays, with the reason, until somebody redrives or discards it.
+    It may *block*: later rows of its key then wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from atleastonce.channels import Channel, Queue, Topic
+from atleastonce.contract.moves import Outgoing
+from atleastonce.errors import ConfigurationError, InvalidMessage
+from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.stores.contract import TransactionalStore
+
+SLOTS = 8
+"""How many relays of one outbox can work at a time; more of them stand by. Part of the schema."""
+
+
+class State(enum.IntEnum):
+    """Of a row."""
+
+    READY = 0
+    DELAYED = 1
+    PARKED = 2
+    BLOCKING = 3
+    """Parked, and later rows of its key wait."""
+
+
+class Stored(NamedTuple):
+    """One message as the columns of its row, in this order; besides them ``seq`` (rising), ``created`` and ``due``."""
+
+    slot: int
+    state: int
+    delay: float
+    """Seconds from now until it is ready: ``due`` is ``created`` plus this."""
+    id: str
+    destination: str
+    """``queue:NAME`` or ``topic:NAME``."""
+    settings: str | None
+    """What else the channel says of itself, as JSON: a relay may have to create it."""
+    key: bytes | None
+    headers: str
+    """A JSON list of names and values; bytes are ``{"base64": ...}``."""
+    body: bytes
+
+
+FETCHED = ("seq", "slot", "destination", "settings", "id", "key", "headers", "body")
+"""The columns that `OutboxRow.of` takes, in this order."""
+
+
+class OutboxRow(msgspec.Struct, frozen=True, gc=False):
+    """One row as a relay has it.
+
+    Attributes:
+        seq: its number.
+        slot: by which it is held.
+        destination: ``queue:NAME`` or ``topic:NAME``.
+        outgoing: what to publish; None if the row does not say.
+        flaw: why not.
+    """
+
+    seq: int
+    slot: int
+    destination: str
+    outgoing: Outgoing | None
+    flaw: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        seq: int,
+        slot: int,
+        destination: str,
+        settings: str | None,
+        id: str,
+        key: bytes | None,
+        headers: str,
+        body: bytes,
+    ) -> OutboxRow:
+        """From the columns in `FETCHED`. A row that somebody else's SQL has written badly is given with its flaw."""
+        try:
+            channel = _channel(destination, settings)
+            fields = _decoded(headers)
+        except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
+            return cls(seq, slot, destination, None, f"the row cannot be read: {error}")
+        return cls(seq, slot, destination, Outgoing(channel, Message(id, body, key, Headers(fields))))
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """What a relay may read.
+
+    Attributes:
+        slots: these are its own until the lease ends.
+        share: how many it should have, with the relays that there are; what it holds beyond them it gives back.
+    """
+
+    slots: frozenset[int]
+    share: int
+
+
+class Parking(msgspec.Struct, frozen=True):
+    """A row to be parked, and why."""
+
+    seq: int
+    reason: str
+
+
+class ParkedRow(msgspec.Struct, frozen=True):
+    """A parked row, for people.
+
+    Attributes:
+        seq, id, destination, key: of the row; the key as text, as far as it is one.
+        size: of its body, in bytes.
+        reason: what the broker said.
+        blocking: whether later rows of its key wait for it.
+        age: seconds since it was appended.
+        parked_for: seconds since it was parked.
+    """
+
+    seq: int
+    id: str
+    destination: str
+    key: str | None
+    size: int
+    reason: str
+    blocking: bool
+    age: float
+    parked_for: float
+
+    @classmethod
+    def of(
+        cls,
+        seq: int,
+        id: str,
+        destination: str,
+        key: bytes | None,
+        size: int,
+        reason: str,
+        blocking: bool,
+        *ages: float,
+    ) -> ParkedRow:
+        """From columns, in the attributes' order."""
+        text = None if key is None else key.decode("utf-8", "replace")
+        age, parked_for = (max(0.0, float(each)) for each in ages)
+        return cls(seq, id, destination, text, size, reason, bool(blocking), age, parked_for)
+
+
+class OutboxStats(msgspec.Struct, frozen=True):
+    """How far behind the relays are.
+
+    Attributes:
+        waiting: rows that are ready and not removed: to be published, or being published.
+        oldest: seconds since the oldest of them was appended; None without any.
+        delayed: rows that are not due yet.
+        parked: rows that the broker has refused.
+        relays: how many are alive.
+    """
+
+    waiting: int
+    oldest: float | None
+    delayed: int
+    parked: int
+    relays: int
+
+
+class OutboxStore(TransactionalStore):
+    """A database that can also be an outbox.
+
+    All but `outbox_append` raise `StoreUnavailable`, `PermissionDenied`, and `ConfigurationError` where its tables are missing
+    (they come with `init`), and may be repeated.
+    """
+
+    @abstractmethod
+    async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
+        """Write rows in the transaction ``tx``, which may be the user's own: one statement, in order (see `stored`).
+
+        Args:
+            tx: the driver's connection, inside a transaction.
+            outputs: to channels; ``delay`` is the outbox's to keep, whatever the broker can.
+
+        Raises:
+            ConfigurationError, InvalidMessage: before anything was written.
+            The driver's own errors: as `TransactionalStore.claim_in`.
+        """
+
+    @abstractmethod
+    async def outbox_hold(self, relay: bytes, name: str, lease: float) -> Holding:
+        """Say that ``relay`` lives, keep its slots for ``lease`` more seconds, and take free ones up to its share.
+
+        Free is what nobody holds, or whose lease is over. The share is `share` of the relays whose lease runs.
+        """
+
+    @abstractmethod
+    async def outbox_leave(self, relay: bytes, slots: Collection[int] | None = None) -> None:
+        """Give back these slots, as far as they are ``relay``'s; None: all, for it ends."""
+
+    @abstractmethod
+    async def outbox_fetch(
+        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+    ) -> list[OutboxRow]:
+        """Ready rows, by number: at most ``limit`` of each of ``slots`` that ``relay`` holds now; writes nothing.
+
+        Not given: the rows with the numbers ``held``, those to a destination in ``paused``, and those whose destination and
+        key have a row that blocks.
+        """
+
+    @abstractmethod
+    async def outbox_remove(self, seqs: Sequence[int]) -> None:
+        """Delete what was published. Need not survive a power cut: what comes back is published again."""
+
+    @abstractmethod
+    async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
+        """Put aside what the broker will never take. Keyless rows block nothing."""
+
+    @abstractmethod
+    async def outbox_promote(self) -> None:
+        """Make what is due ready. It keeps its number; its order against others of its key is not promised."""
+
+    async def outbox_wait(self, within: float) -> None:
+        """Return when rows may have been appended, at the latest after ``within`` seconds. A store that is away is no error."""
+        await asyncio.sleep(within)
+
+    @abstractmethod
+    async def outbox_stats(self) -> OutboxStats:
+        """The lag, counted now."""
+
+    @abstractmethod
+    async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
+        """The parked rows, by number."""
+
+    @abstractmethod
+    async def outbox_redrive(self, ids: Sequence[str] | None = None) -> int:
+        """Make parked rows ready again, at their old numbers; these message ids, or all. Returns how many."""
+
+    @abstractmethod
+    async def outbox_discard(self, ids: Sequence[str]) -> int:
+        """Delete parked rows for good. Returns how many."""
+
+
+def share(relays: int) -> int:
+    """How many slots each of so many relays should have; no less than all together."""
+    return -(-SLOTS // max(1, relays))
+
+
+def slot_of(destination: str, key: bytes | None) -> int:
+    """Where all rows of one key are."""
+    start = crc32(destination.encode())
+    return (start if key is None else crc32(key, start)) % SLOTS
+
+
+def stored(outputs: Sequence[Outgoing]) -> list[Stored]:
+    """The rows of ``outputs``.
+
+    Raises:
+        ConfigurationError: a destination that is no channel, or whose options are no JSON.
+        InvalidMessage: header values that are neither text nor bytes.
+    """
+    rows = []
+    for each in outputs:
+        destination, settings = _named(each.destination)
+        message = each.message
+        rows.append(
+            Stored(
+                slot_of(destination, message.key),
+                State.DELAYED if each.delay > 0 else State.READY,
+                float(each.delay),
+                message.id,
+                destination,
+                settings,
+                message.key,
+                _encode_headers(message.headers),
+                message.body,
+            )
+        )
+    return rows
+
+
+class _Bytes(msgspec.Struct):
+    base64: bytes
+
+
+class _Settings(msgspec.Struct, omit_defaults=True):
+    partitions: int | None = None
+    fifo: bool = False
+    single_active: bool = False
+    options: dict[str, dict[str, Any]] = {}
+
+
+_decode_texts: Callable[[str], list[tuple[str, HeaderValue]]] = msgspec.json.Decoder(
+    list[tuple[str, str | None]]
+).decode  # type: ignore[assignment]
+_decode_headers = msgspec.json.Decoder(list[tuple[str, str | _Bytes | None]]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _decoded(headers: str) -> list[tuple[str, HeaderValue]]:
+    if "{" not in headers:  # as nearly all are
+        return _decode_texts(headers)
+    return [(name, value.base64 if isinstance(value, _Bytes) else value) for name, value in _decode_headers(headers)]
+
+
+def _encode_headers(headers: Headers) -> str:
+    fields: list[tuple[str, HeaderValue | _Bytes]] = list(headers.items())
+    if any(value.__class__ is bytes for _, value in fields):
+        fields = [(name, _Bytes(value) if isinstance(value, bytes) else value) for name, value in fields]
+    try:
+        return _encode(fields).decode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InvalidMessage(f"headers: {error}") from None
+
+
+def _named(destination: object) -> tuple[str, str | None]:
+    if not isinstance(destination, Queue | Topic):
+        raise ConfigurationError(f"an outbox publishes to a Queue or Topic, not to {destination!r}")
+    settings = None
+    more = _Settings(
+        destination.partitions,
+        destination.fifo,
+        isinstance(destination, Queue) and destination.single_active,
+        {name: dict(options) for name, options in destination.options.items()} if destination.options else {},
+    )
+    if more != _PLAIN:
+        try:
+            settings = _encode(more).decode()
+        except (TypeError, UnicodeEncodeError) as error:
+            raise ConfigurationError(f"{destination.name}: its options are no JSON: {error}") from None
+    return f"{'queue' if isinstance(destination, Queue) else 'topic'}:{destination.name}", settings
+
+
+_PLAIN = _Settings()
+
+
+@lru_cache(maxsize=1024)
+def _channel(destination: str, settings: str | None) -> Channel[Any]:
+    kind, _, name = destination.partition(":")
+    more = msgspec.json.decode(settings, type=_Settings) if settings is not None else _PLAIN
+    if kind == "queue":
+        return Queue(
+            name,
+            partitions=more.partitions,
+            fifo=more.fifo,
+            single_active=more.single_active,
+            options=more.options,
+        )
+    if kind == "topic":
+        return Topic(name, partitions=more.partitions, fifo=more.fifo, options=more.options)
+    raise ConfigurationError(f'destination "{destination}" is neither queue:NAME nor topic:NAME')

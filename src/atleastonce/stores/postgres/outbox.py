@@ -1,0 +1,233 @@
+"""The outbox of the PostgreSQL store: lists as arrays, one statement each; relays are woken by ``NOTIFY``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from atleastonce.contract.moves import Outgoing
+from atleastonce.contract.outcomes import Code
+from atleastonce.errors import ConfigurationError
+from atleastonce.stores.outbox import (
+    FETCHED,
+    Holding,
+    OutboxRow,
+    OutboxStats,
+    OutboxStore,
+    ParkedRow,
+    Parking,
+    Stored,
+    share,
+    stored,
+)
+from atleastonce.stores.postgres import faults
+from atleastonce.stores.postgres.pool import Pool, rows_of
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+_T = TypeVar("_T")
+_NOW = "clock_timestamp()"
+_LEASE = f"{_NOW} + %s * interval '1 second'"
+
+
+class PostgresOutbox(OutboxStore):
+    """The part of the store that is the outbox."""
+
+    _prefix: str
+    _notify: bool
+    _pool: Pool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ear: AsyncConnection[Any] | None = None
+
+    @abstractmethod
+    async def _run(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], pool: Pool | None = None) -> _T: ...
+
+    @property
+    @abstractmethod
+    def _shown(self) -> str: ...
+
+    async def _outbox(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]]) -> _T:
+        self._check_open()
+        try:
+            return await self._persist(lambda: self._run(work))
+        except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
+            if faults.classify(error).code is Code.NOT_FOUND:
+                text = f"postgres store {self._shown}: there are no tables of an outbox yet; call the store's init()"
+                raise ConfigurationError(text) from None
+            raise faults.as_error(error, self._shown) from None
+
+    async def _outbox_rows(self, statement: str, given: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        async def ask(connection: AsyncConnection[Any]) -> list[Any]:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(statement.encode(), given)
+            return await cursor.fetchall() if cursor.description else [cursor.rowcount]
+
+        return await self._outbox(ask)
+
+    # -------------------------------------------------------------------------------------------------------- the user
+
+    async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
+        """``tx``: a psycopg 3 connection or cursor, async or sync (a sync one blocks the loop that awaits this)."""
+        if not outputs:
+            return
+        columns = ", ".join(f"{name}" for name in Stored._fields if name != "delay")
+        rows = f"""
+INSERT INTO {self._prefix}_outbox ({columns}, created, due)
+SELECT {columns}, {_NOW}, {_NOW} + delay * interval '1 second'
+FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bytea[])
+    WITH ORDINALITY AS a({", ".join(Stored._fields)}, position) ORDER BY position RETURNING 1"""
+        told = f"pg_notify('{self._prefix}_outbox', '')" if self._notify else "1"
+        await rows_of(
+            tx,
+            f"WITH rows AS ({rows}) SELECT {told} FROM rows LIMIT 1",
+            [list(each) for each in zip(*stored(outputs), strict=True)],
+        )
+
+    # ------------------------------------------------------------------------------------------------------- the relay
+
+    async def outbox_hold(self, relay: bytes, name: str, lease: float) -> Holding:
+        slot, relays = f"{self._prefix}_outbox_slot", f"{self._prefix}_outbox_relay"
+
+        async def work(connection: AsyncConnection[Any]) -> Holding:
+            async with connection.transaction():
+                await connection.execute(
+                    f"INSERT INTO {relays} VALUES (%s, %s, {_LEASE}) "
+                    "ON CONFLICT (relay) DO UPDATE SET until = excluded.until".encode(),
+                    (relay, name, lease),
+                )
+                # SKIP LOCKED: two whose leases have ended, and who come at once, would each wait to delete the other.
+                await connection.execute(
+                    f"DELETE FROM {relays} WHERE relay IN "
+                    f"(SELECT relay FROM {relays} WHERE until <= {_NOW} FOR UPDATE SKIP LOCKED)".encode()
+                )
+                living = await connection.execute(f"SELECT count(*) FROM {relays}".encode())
+                wanted = share((await living.fetchone() or (1,))[0])
+                mine = await connection.execute(
+                    f"UPDATE {slot} SET until = {_LEASE} WHERE relay = %s RETURNING slot".encode(), (lease, relay)
+                )
+                slots = {row[0] for row in await mine.fetchall()}
+                if len(slots) < wanted:
+                    # SKIP LOCKED: of two that come at once each takes others, and neither waits.
+                    taken = await connection.execute(
+                        f"UPDATE {slot} SET relay = %s, until = {_LEASE} WHERE slot IN (SELECT slot FROM {slot} WHERE relay IS "
+                        f"NULL OR until <= {_NOW} ORDER BY slot LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING slot".encode(),
+                        (relay, lease, wanted - len(slots)),
+                    )
+                    slots.update(row[0] for row in await taken.fetchall())
+                return Holding(frozenset(slots), wanted)
+
+        return await self._outbox(work)
+
+    async def outbox_leave(self, relay: bytes, slots: Collection[int] | None = None) -> None:
+        await self._outbox_rows(
+            f"UPDATE {self._prefix}_outbox_slot SET relay = NULL WHERE relay = %s AND (%s OR slot = ANY(%s::smallint[]))",
+            (relay, slots is None, list(slots or ())),
+        )
+        if slots is None:
+            await self._outbox_rows(f"DELETE FROM {self._prefix}_outbox_relay WHERE relay = %s", (relay,))
+
+    async def outbox_fetch(
+        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+    ) -> list[OutboxRow]:
+        outbox = f"{self._prefix}_outbox"
+        rows = await self._outbox_rows(
+            f"""
+SELECT {", ".join(f"o.{name}" for name in FETCHED)} FROM {outbox}_slot s CROSS JOIN LATERAL (
+    SELECT * FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0
+        AND o.seq <> ALL(%(held)s::bigint[]) AND o.destination <> ALL(%(paused)s::text[])
+        AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)
+    ORDER BY o.seq LIMIT %(limit)s) o
+WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq""",
+            {"held": list(held), "paused": list(paused), "limit": limit, "slots": list(slots), "relay": relay},
+        )
+        return [OutboxRow.of(*row) for row in rows]
+
+    async def outbox_remove(self, seqs: Sequence[int]) -> None:
+        # The commit need not wait for the disk: at worst a power cut brings back what was removed.
+        await self._outbox_rows(
+            f"DELETE FROM {self._prefix}_outbox WHERE seq = ANY(%s::bigint[]) "
+            "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            (list(seqs),),
+        )
+
+    async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
+        await self._outbox_rows(
+            f"UPDATE {self._prefix}_outbox o SET state = CASE WHEN %s AND o.key IS NOT NULL THEN 3 ELSE 2 END, reason = a.reason, "
+            f"parked = {_NOW} FROM unnest(%s::bigint[], %s::text[]) AS a(seq, reason) WHERE o.seq = a.seq AND o.state = 0",
+            (blocking, [row.seq for row in rows], [row.reason.replace("\0", "") for row in rows]),
+        )
+
+    async def outbox_promote(self) -> None:
+        await self._outbox_rows(f"UPDATE {self._prefix}_outbox SET state = 0 WHERE state = 1 AND due <= {_NOW}")
+
+    async def outbox_wait(self, within: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + within
+        if self._notify and self.is_open:
+            try:
+                async with asyncio.timeout(within + 1.0):
+                    ear = self._ear or await self._listen()
+                    async for _ in ear.notifies(timeout=within, stop_after=1):
+                        return
+            except Exception:  # noqa: BLE001 - whoever waits looks by itself
+                await self._outbox_close()
+            except BaseException:
+                await self._outbox_close()
+                raise
+        await asyncio.sleep(max(0.0, end - loop.time()))
+
+    async def _listen(self) -> AsyncConnection[Any]:
+        ear = await self._pool.make()
+        try:
+            await ear.execute(f'LISTEN "{self._prefix}_outbox"'.encode())
+        except BaseException:
+            await ear.close()
+            raise
+        self._ear = ear
+        return ear
+
+    async def _outbox_close(self) -> None:
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            with contextlib.suppress(Exception):
+                await ear.close()
+
+    # ---------------------------------------------------------------------------------------------------------- people
+
+    async def outbox_stats(self) -> OutboxStats:
+        outbox = f"{self._prefix}_outbox"
+        ((waiting, oldest, delayed, parked, relays),) = await self._outbox_rows(
+            "SELECT count(*) FILTER (WHERE state = 0), "
+            f"extract(epoch FROM {_NOW} - min(created) FILTER (WHERE state = 0))::float8, "
+            "count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state >= 2), "
+            f"(SELECT count(*) FROM {outbox}_relay WHERE until > {_NOW}) FROM {outbox}"
+        )
+        return OutboxStats(waiting, None if oldest is None else max(0.0, oldest), delayed, parked, relays)
+
+    async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
+        rows = await self._outbox_rows(
+            "SELECT seq, id, destination, key, length(body), reason, state = 3, extract(epoch FROM "
+            f"{_NOW} - created)::float8, extract(epoch FROM {_NOW} - parked)::float8 "
+            f"FROM {self._prefix}_outbox WHERE state >= 2 ORDER BY seq LIMIT %s",
+            (limit,),
+        )
+        return [ParkedRow.of(*row) for row in rows]
+
+    async def outbox_redrive(self, ids: Sequence[str] | None = None) -> int:
+        return await self._outbox_parked_rows("UPDATE", "SET state = 0, reason = NULL, parked = NULL", ids)
+
+    async def outbox_discard(self, ids: Sequence[str]) -> int:
+        return await self._outbox_parked_rows("DELETE FROM", "", ids)
+
+    async def _outbox_parked_rows(self, verb: str, values: str, ids: Sequence[str] | None) -> int:
+        (count,) = await self._outbox_rows(
+            f"{verb} {self._prefix}_outbox {values} WHERE state >= 2 AND (%s OR id = ANY(%s::text[]))",
+            (ids is None, list(ids or ())),
+        )
+        return int(count)

@@ -1,0 +1,72 @@
+"""Connections of psycopg for coroutines, and reading from the user's own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from atleastonce.stores import pools
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+
+def is_idle(connection: AsyncConnection[Any] | Connection[Any]) -> bool:
+    """Whether it can be used again: connected, in no transaction, nothing under way."""
+    return not connection.closed and connection.info.transaction_status.name == "IDLE"
+
+
+class Pool(pools.Pool["AsyncConnection[Any]"]):
+    """At most ``size`` connections in use at a time.
+
+    Args:
+        dsn: of libpq.
+        size: of the pool.
+        connect_timeout: seconds.
+        settings: of each session.
+    """
+
+    def __init__(self, dsn: str, size: int, connect_timeout: float, settings: dict[str, str]) -> None:
+        super().__init__(size)
+        self._dsn = dsn
+        self._connect_timeout = connect_timeout
+        self._settings = settings
+
+    def is_idle(self, connection: AsyncConnection[Any]) -> bool:
+        return is_idle(connection)
+
+    def is_broken(self, connection: AsyncConnection[Any]) -> bool:
+        return connection.broken
+
+    async def drop(self, connection: AsyncConnection[Any]) -> None:
+        await connection.close()
+
+    async def make(self) -> AsyncConnection[Any]:
+        import psycopg
+
+        async with asyncio.timeout(self._connect_timeout):
+            connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+        try:
+            # Set here and not in the DSN: connection poolers refuse start-up options that they do not know.
+            calls = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
+            values = [text for pair in self._settings.items() for text in pair]
+            await connection.execute(f"SELECT {calls}".encode(), values)
+        except BaseException:
+            await self._drop(connection)
+            raise
+        return connection
+
+
+async def rows_of(tx: Any, statement: str, parameters: Sequence[Any]) -> list[Any]:
+    """All rows as tuples, from a connection or cursor that awaits or does not, whatever its row factory."""
+    from psycopg.rows import tuple_row
+
+    connection = getattr(tx, "connection", tx)
+    cursor = connection.cursor(row_factory=tuple_row)
+    done = cursor.execute(statement.encode(), parameters)
+    if inspect.isawaitable(done):
+        await done
+    rows = cursor.fetchall()
+    return list(await rows if inspect.isawaitable(rows) else rows)

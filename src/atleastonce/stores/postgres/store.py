@@ -1,0 +1,288 @@
+"""The store: one round trip a list, by arrays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from atleastonce.contract.outcomes import Code, Fault
+from atleastonce.durations import Duration, seconds, whole
+from atleastonce.errors import AtLeastOnceError, MissingExtra
+from atleastonce.stores import protocol
+from atleastonce.stores.inbox import Asked, finish
+from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, table_prefix, wrong_version
+from atleastonce.stores.postgres import faults, sql
+from atleastonce.stores.postgres.blocking import BlockingPool
+from atleastonce.stores.postgres.outbox import PostgresOutbox
+from atleastonce.stores.postgres.pool import Pool, rows_of
+from atleastonce.stores.records import (
+    MISMATCH,
+    WEEK,
+    Claim,
+    ClaimRequest,
+    Completion,
+    Count,
+    Entry,
+    Lease,
+    Stats,
+    Status,
+)
+from atleastonce.urls import mask_url
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+_T = TypeVar("_T")
+_EXACT = 100_000  # rows up to which counting them all is cheap
+
+
+class PostgresStore(PostgresOutbox):
+    """Leases, inbox and outbox in PostgreSQL 12 or later, through psycopg 3 (``pip install "atleastonce[postgres]"``).
+
+    Args:
+        dsn: ``postgresql://user:password@host/database?...``, or libpq's ``key=value`` text.
+        prefix: begins the names of the tables; may name a schema (``messaging.alo``).
+        create: make the tables where they are missing (needs the right to).
+        connections: at most so many at a time. Fewer: lists wait for each other. More: the server has more to hold.
+        lock_timeout: how long a row is waited for. Shorter: more repeats under contention. Longer: a hanging transaction
+            holds up its duplicates as long.
+        timeout: how long a call may take.
+        idle_in_transaction: after so long a silence in a transaction the server ends it, so that a frozen handler does not
+            hold up its successor for ever. Longer than the longest pause between two statements of a handler.
+        notify: whether a commit with outbox rows wakes the relays (``NOTIFY``). Off: where very many transactions a second write
+            rows, for PostgreSQL lets those that notify commit one after the other; or behind a pooler that cannot ``LISTEN``.
+    """
+
+    scheme: ClassVar[str] = "postgresql"
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        prefix: str = "alo",
+        create: bool = False,
+        connections: int = 4,
+        lock_timeout: Duration = "2s",
+        timeout: Duration = "10s",
+        connect_timeout: Duration = "5s",
+        idle_in_transaction: Duration = "60s",
+        notify: bool = True,
+    ) -> None:
+        super().__init__()
+        self._dsn = dsn
+        self._prefix = table_prefix(prefix, "postgres store")
+        self._notify = notify
+        self._create = create
+        self._timeout = seconds(timeout, name="timeout", minimum=0.01)
+        self._sql = sql.Statements(self._prefix)
+        self._size = whole(connections, name="connections", high=1000)
+        self._connect_timeout = seconds(connect_timeout, name="connect_timeout", minimum=0.01)
+        self._settings = {
+            "lock_timeout": f"{seconds(lock_timeout, name='lock_timeout', minimum=0.001) * 1000:.0f}",
+            "idle_in_transaction_session_timeout": f"{seconds(idle_in_transaction, name='idle_in_transaction') * 1000:.0f}",
+            "application_name": "atleastonce",
+        }
+        self._pool = self._make_pool()
+        self._threads = BlockingPool(self._dsn, self._size, self._connect_timeout, self._settings)
+
+    def __repr__(self) -> str:
+        return f"PostgresStore({self._shown!r})"
+
+    @property
+    def _shown(self) -> str:
+        return mask_url(self._dsn) if "://" in self._dsn else "..."
+
+    def _make_pool(self) -> Pool:
+        return Pool(self._dsn, self._size, self._connect_timeout, self._settings)
+
+    def schema(self) -> str:
+        """The tables as SQL, for one's own migrations."""
+        return sql.schema(self._prefix)
+
+    # ------------------------------------------------------------------------------------------------------- lifecycle
+
+    async def init(self) -> None:
+        async def make(connection: AsyncConnection[Any]) -> None:
+            async with connection.transaction():
+                # IF NOT EXISTS is not safe against itself: two at once both find nothing.
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('atleastonce.stores'))")
+                for statement in self.schema().split(";\n"):
+                    if statement.strip():
+                        await connection.execute(statement.encode())
+
+        pool = self._make_pool()
+        try:
+            await self._told(self._run(make, pool))
+            await self._told(self._run(self._check_schema, pool))
+        finally:
+            await pool.close()
+
+    async def _check_schema(self, connection: AsyncConnection[Any]) -> None:
+        import psycopg
+
+        try:
+            row = await (await connection.execute(self._sql.version.encode())).fetchone()
+        except psycopg.errors.UndefinedTable:
+            raise missing_schema("postgres store", self._shown) from None
+        if row is None or row[0] != SCHEMA_VERSION:
+            raise wrong_version("postgres store", self._shown, row[0] if row else "unknown")
+
+    async def _connect(self) -> None:
+        try:
+            import psycopg  # noqa: F401
+        except ModuleNotFoundError:
+            raise MissingExtra("postgres", "psycopg") from None
+        if self._create:
+            await self.init()
+        self._pool = self._make_pool()
+        try:
+            await self._told(self._run(self._check_schema))
+        except BaseException:
+            await self._pool.close()
+            raise
+
+    async def _disconnect(self) -> None:
+        await self._outbox_close()
+        await self._pool.close()
+        self._threads.close()
+
+    async def _run(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], pool: Pool | None = None) -> _T:
+        async with asyncio.timeout(self._timeout), (pool or self._pool).connection() as connection:
+            return await work(connection)
+
+    async def _told(self, work: Awaitable[_T]) -> _T:
+        try:
+            return await work
+        except AtLeastOnceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
+            raise faults.as_error(error, self._shown) from None
+
+    # ---------------------------------------------------------------------------------------------------------- leases
+
+    async def _claim(self, requests: Sequence[ClaimRequest]) -> Sequence[Claim]:
+        asked = {
+            "scopes": [each.scope for each in requests],
+            "ids": [each.id for each in requests],
+            "tokens": [each.token for each in requests],
+            "fingerprints": [each.fingerprint for each in requests],
+            "leases": [float(each.lease) for each in requests],
+            "ttls": [float(each.ttl) for each in requests],
+        }
+
+        async def ask(connection: AsyncConnection[Any]) -> list[Any]:
+            # One round trip and, without BEGIN, one transaction: a pipeline up to its sync.
+            async with connection.pipeline():
+                await connection.execute(self._sql.claim.encode(), asked)
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(self._sql.look.encode(), asked)
+            return await cursor.fetchall()
+
+        answers = [Claim(Status.UNKNOWN, fault=Fault(Code.CONFLICT, True, detail="purged meanwhile"))] * len(requests)
+        for position, state, token, fence, attempts, doubt, fingerprint, result, left in await self._run(ask):
+            request = requests[position - 1]
+            if fingerprint != request.fingerprint:
+                answer = MISMATCH
+            elif state == protocol.State.DONE:
+                answer = Claim(Status.DONE, result=result)
+            elif token == request.token and state == protocol.State.HELD:
+                answer = protocol.grant(request, fence, attempts, doubt=doubt)
+            else:
+                answer = protocol.busy(left)
+            answers[position - 1] = answer
+        return answers
+
+    async def _change(self, statement: str, leases: Sequence[Lease], **arrays: Sequence[Any]) -> Sequence[bool]:
+        asked = {
+            "scopes": [each.scope for each in leases],
+            "ids": [each.id for each in leases],
+            "tokens": [each.token for each in leases],
+            **arrays,
+        }
+
+        async def ask(connection: AsyncConnection[Any]) -> list[Any]:
+            return await (await connection.execute(statement.encode(), asked)).fetchall()
+
+        held = {position for (position,) in await self._run(ask)}
+        return [position in held for position in range(1, len(leases) + 1)]
+
+    async def _extend(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
+        return await self._change(self._sql.extend, leases, spans=[float(seconds)] * len(leases))
+
+    async def _complete(self, completions: Sequence[Completion]) -> Sequence[bool]:
+        return await self._change(
+            self._sql.complete,
+            [each.lease for each in completions],
+            results=[each.result for each in completions],
+            spans=[float(each.ttl) for each in completions],
+        )
+
+    async def _release(self, leases: Sequence[Lease]) -> Sequence[bool]:
+        return await self._change(self._sql.release, leases)
+
+    # ---------------------------------------------------------------------------------------------------- housekeeping
+
+    async def purge(self, limit: int = 1000) -> int:
+        self._check_open()
+
+        async def remove(connection: AsyncConnection[Any]) -> int:
+            return sum([(await connection.execute(each.encode(), [limit])).rowcount for each in self._sql.purges])
+
+        return await self._told(self._persist(lambda: self._run(remove)))
+
+    async def stats(self) -> Stats:
+        self._check_open()
+
+        async def look(connection: AsyncConnection[Any]) -> Stats:
+            found = []
+            for look, count in zip(self._sql.stats, self._sql.counts, strict=True):
+                rows, size, oldest = await (await connection.execute(look.encode())).fetchone() or (None, 0, None)
+                detail = "estimated by the server when it last analysed the table"
+                if size < _EXACT * 64 or rows is None or rows < 0:
+                    (rows,) = await (await connection.execute(count.encode())).fetchone() or (None,)
+                    detail = ""
+                found.append(Count(rows, oldest, detail))
+            return Stats(*found)
+
+        return await self._told(self._persist(lambda: self._run(look)))
+
+    def classify(self, error: BaseException) -> Fault:
+        return faults.classify(error)
+
+    # ----------------------------------------------------------------------------------------------------------- inbox
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
+        self._check_open()
+        stack = contextlib.AsyncExitStack()
+        async with stack:
+            connection = await self._told(stack.enter_async_context(self._pool.connection()))
+            async with connection.transaction():
+                yield connection
+
+    @contextlib.contextmanager
+    def transaction_sync(self) -> Iterator[Connection[Any]]:
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._threads.connection())
+            except AtLeastOnceError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
+                raise faults.as_error(error, self._shown) from None
+            with connection.transaction():
+                yield connection
+
+    async def claim_in(
+        self, tx: Any, scope: str, ids: Sequence[str], fingerprints: Sequence[bytes], *, ttl: float = WEEK
+    ) -> list[Entry]:
+        """``tx``: a psycopg 3 connection or cursor, async or sync (a sync one blocks the loop that awaits this)."""
+        asked = Asked.of(scope, ids, fingerprints, ttl)
+        given = (scope, float(ttl), list(asked.distinct), list(asked.distinct.values()))
+        new = {row[0] for row in await rows_of(tx, self._sql.insert_inbox, given)}
+        known: dict[str, bytes] = {}
+        if len(new) < len(asked.distinct):
+            others = [id for id in asked.distinct if id not in new]
+            known = {id: bytes(value) for id, value in await rows_of(tx, self._sql.read_inbox, (scope, others))}
+        return finish(asked, new, known)

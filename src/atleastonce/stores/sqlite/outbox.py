@@ -1,0 +1,228 @@
+"""The outbox of the SQLite store. Its relay has a connection of its own, whose commits need not survive a power cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from atleastonce.contract.moves import Outgoing
+from atleastonce.contract.outcomes import Code
+from atleastonce.errors import ConfigurationError
+from atleastonce.stores.outbox import (
+    FETCHED,
+    Holding,
+    OutboxRow,
+    OutboxStats,
+    OutboxStore,
+    ParkedRow,
+    Parking,
+    State,
+    share,
+    stored,
+)
+from atleastonce.stores.protocol import SECOND, micros
+from atleastonce.stores.sqlite import schema
+from atleastonce.stores.sqlite.desk import NOW, Desk
+
+_T = TypeVar("_T")
+
+
+class SQLiteOutbox(OutboxStore):
+    """The part of the store that is the outbox."""
+
+    path: Path
+    _prefix: str
+    _patience: float
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outbox_desk: Desk | None = None
+        self._outbox_opening = asyncio.Lock()
+
+    async def _outbox_close(self) -> None:
+        desk, self._outbox_desk = self._outbox_desk, None
+        if desk is not None:
+            await desk.close()
+
+    async def _at_outbox(self) -> Desk:
+        self._check_open()
+        async with self._outbox_opening:
+            if self._outbox_desk is None:
+                self._outbox_desk = await Desk.open(self._outbox_connect, "sqlite outbox")
+            return self._outbox_desk
+
+    def _outbox_connect(self) -> sqlite3.Connection:
+        connection = schema.connect(self.path, self._patience)
+        # No fsync for each commit: at worst a power cut brings back what was removed. Others' commits are as safe as before.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    async def _outbox_write(self, work: Callable[[sqlite3.Connection, int], _T]) -> _T:
+        desk = await self._at_outbox()
+        try:
+            return await self._persist(lambda: desk.write(work))
+        except sqlite3.Error as error:
+            raise self._outbox_error(error) from None
+
+    async def _outbox_read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        desk = await self._at_outbox()
+        try:
+            return await self._persist(lambda: desk.read(work))
+        except sqlite3.Error as error:
+            raise self._outbox_error(error) from None
+
+    def _outbox_error(self, error: sqlite3.Error) -> Exception:
+        if self.classify(error).code is Code.NOT_FOUND:
+            return ConfigurationError(
+                f"sqlite store {self.path}: there are no tables of an outbox yet; call the store's init()"
+            )
+        return schema.as_error(error, self.path)
+
+    # -------------------------------------------------------------------------------------------------------- the user
+
+    async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
+        """``tx``: a ``sqlite3.Connection`` or an ``aiosqlite.Connection``."""
+        rows = [(*row[:2], *row[3:], micros(row.delay)) for row in stored(outputs)]
+        if not rows:
+            return
+        done = tx.executemany(
+            f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, key, headers, body, created, due) "
+            f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {NOW}, {NOW} + ?)",
+            rows,
+        )
+        if hasattr(done, "__await__"):
+            await done
+
+    # ------------------------------------------------------------------------------------------------------- the relay
+
+    async def outbox_hold(self, relay: bytes, name: str, lease: float) -> Holding:
+        slot, relays = f"{self._prefix}_outbox_slot", f"{self._prefix}_outbox_relay"
+
+        def work(connection: sqlite3.Connection, now: int) -> Holding:
+            until = now + micros(lease)
+            connection.execute(f"INSERT OR REPLACE INTO {relays} VALUES (?, ?, ?)", (relay, name, until))
+            connection.execute(f"DELETE FROM {relays} WHERE until <= ?", (now,))
+            wanted = share(connection.execute(f"SELECT count(*) FROM {relays}").fetchone()[0])
+            mine = connection.execute(f"UPDATE {slot} SET until = ? WHERE relay = ? RETURNING slot", (until, relay))
+            slots = {row[0] for row in mine.fetchall()}
+            taken = connection.execute(
+                f"UPDATE {slot} SET relay = ?, until = ? WHERE slot IN (SELECT slot FROM {slot} "
+                "WHERE relay IS NULL OR until <= ? ORDER BY slot LIMIT ?) RETURNING slot",
+                (relay, until, now, max(0, wanted - len(slots))),
+            )
+            slots.update(row[0] for row in taken.fetchall())
+            return Holding(frozenset(slots), wanted)
+
+        return await self._outbox_write(work)
+
+    async def outbox_leave(self, relay: bytes, slots: Collection[int] | None = None) -> None:
+        def work(connection: sqlite3.Connection, _: int) -> None:
+            connection.execute(
+                f"UPDATE {self._prefix}_outbox_slot SET relay = NULL WHERE relay = ? "
+                "AND (? OR slot IN (SELECT value FROM json_each(?)))",
+                (relay, slots is None, json.dumps(sorted(slots or ()))),
+            )
+            if slots is None:
+                connection.execute(f"DELETE FROM {self._prefix}_outbox_relay WHERE relay = ?", (relay,))
+
+        await self._outbox_write(work)
+
+    async def outbox_fetch(
+        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+    ) -> list[OutboxRow]:
+        outbox = f"{self._prefix}_outbox"
+        held_, paused_ = json.dumps(list(held)), json.dumps(list(paused))
+        # All rows as one text: Python gives up its lock for each row that SQLite hands out, and gets it back late while the loop's
+        # thread is busy.
+        look = (
+            "SELECT json_group_array(json_array(seq, slot, CAST(destination AS TEXT), CAST(settings AS TEXT), CAST(id AS TEXT), "
+            "hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) "
+            f"FROM (SELECT {', '.join(FETCHED)} FROM {outbox} o WHERE slot = ? AND state = 0 "
+            "AND seq NOT IN (SELECT value FROM json_each(?)) AND destination NOT IN (SELECT value FROM json_each(?)) "
+            f"AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key) "
+            f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = ? AND s.relay = ? AND s.until > {NOW}) "
+            "ORDER BY seq LIMIT ?)"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[OutboxRow]:
+            found: list[list[Any]] = []
+            for slot in sorted(slots):
+                found += json.loads(connection.execute(look, (slot, held_, paused_, slot, relay, limit)).fetchone()[0])
+            found.sort(key=lambda row: row[0])
+            return [
+                OutboxRow.of(
+                    seq, slot, destination, settings, id,
+                    None if keyless else bytes.fromhex(key), headers, bytes.fromhex(body),
+                )
+                for seq, slot, destination, settings, id, key, keyless, headers, body in found
+            ]  # fmt: skip
+
+        return await self._outbox_read(work)
+
+    async def outbox_remove(self, seqs: Sequence[int]) -> None:
+        sql = f"DELETE FROM {self._prefix}_outbox WHERE seq IN (SELECT value FROM json_each(?))"
+        await self._outbox_write(lambda connection, _: connection.execute(sql, (json.dumps(list(seqs)),)))
+
+    async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
+        def work(connection: sqlite3.Connection, now: int) -> None:
+            connection.executemany(
+                f"UPDATE {self._prefix}_outbox SET state = CASE WHEN ? AND key IS NOT NULL THEN 3 ELSE 2 END, "
+                "reason = ?, parked = ? WHERE seq = ? AND state = 0",
+                [(blocking, row.reason, now, row.seq) for row in rows],
+            )
+
+        await self._outbox_write(work)
+
+    async def outbox_promote(self) -> None:
+        outbox = f"{self._prefix}_outbox"
+        due = f"state = {State.DELAYED:d} AND due <= {NOW}"
+        if await self._outbox_read(lambda c: c.execute(f"SELECT 1 FROM {outbox} WHERE {due} LIMIT 1").fetchone()):
+            await self._outbox_write(lambda c, _: c.execute(f"UPDATE {outbox} SET state = 0 WHERE {due}"))
+
+    # --------------------------------------------------------------------------------------------------------- people
+
+    async def outbox_stats(self) -> OutboxStats:
+        outbox = f"{self._prefix}_outbox"
+
+        def work(connection: sqlite3.Connection) -> OutboxStats:
+            (now,) = connection.execute(f"SELECT {NOW}").fetchone()
+            counts = dict(connection.execute(f"SELECT state, count(*) FROM {outbox} GROUP BY state").fetchall())
+            (oldest,) = connection.execute(f"SELECT min(created) FROM {outbox} WHERE state = 0").fetchone()
+            (relays,) = connection.execute(f"SELECT count(*) FROM {outbox}_relay WHERE until > ?", (now,)).fetchone()
+            return OutboxStats(
+                counts.get(State.READY, 0),
+                None if oldest is None else max(0.0, (now - oldest) / SECOND),
+                counts.get(State.DELAYED, 0),
+                counts.get(State.PARKED, 0) + counts.get(State.BLOCKING, 0),
+                relays,
+            )
+
+        return await self._outbox_read(work)
+
+    async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
+        def work(connection: sqlite3.Connection) -> list[ParkedRow]:
+            rows = connection.execute(
+                "SELECT seq, id, destination, key, length(body), reason, state = 3, (n.t - created) / 1e6, (n.t - parked) / 1e6 "
+                f"FROM {self._prefix}_outbox, (SELECT {NOW} AS t) n WHERE state >= 2 ORDER BY seq LIMIT ?",
+                (limit,),
+            )
+            return [ParkedRow.of(*row) for row in rows.fetchall()]
+
+        return await self._outbox_read(work)
+
+    async def outbox_redrive(self, ids: Sequence[str] | None = None) -> int:
+        return await self._outbox_parked_rows(
+            f"UPDATE {self._prefix}_outbox SET state = 0, reason = NULL, parked = NULL", ids
+        )
+
+    async def outbox_discard(self, ids: Sequence[str]) -> int:
+        return await self._outbox_parked_rows(f"DELETE FROM {self._prefix}_outbox", ids)
+
+    async def _outbox_parked_rows(self, change: str, ids: Sequence[str] | None) -> int:
+        sql = f"{change} WHERE state >= 2 AND (? OR id IN (SELECT value FROM json_each(?)))"
+        given = (ids is None, json.dumps(list(ids or ())))
+        return await self._outbox_write(lambda connection, _: connection.execute(sql, given).rowcount)

@@ -1,0 +1,82 @@
+"""What happens with the suspects of one consumer: into their channel, judged before they run, and out of it again."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from atleastonce.bound import Bound
+from atleastonce.contract import Capabilities, Delivery, Outgoing
+from atleastonce.engine.decision import Decision
+from atleastonce.engine.worker import Suspicion
+from atleastonce.errors import CrashLoop
+from atleastonce.patterns.crash_loops import is_guilty, suspect_copy
+from atleastonce.patterns.history import read_history
+
+log = logging.getLogger("atleastonce")
+
+# How many messages this process remembers to have been handed alone. Too few: one that comes back after a lost connection looks
+# as if it had ended a process.
+_REMEMBERED = 10_000
+
+
+class Suspects:
+    """The suspects of one consumer.
+
+    Args:
+        bound: the consumer.
+        capabilities: of its broker.
+        moved: told that something is on its way into the channel.
+    """
+
+    def __init__(self, bound: Bound, capabilities: Capabilities, moved: Callable[[], None]) -> None:
+        self._bound = bound
+        self._home = bound.consumer.home
+        self._policy = bound.policy
+        self._moved = moved
+        self._outlived: OrderedDict[str, None] = OrderedDict()
+        self.suspicion = Suspicion(bound.consumer.suspected_from(capabilities), self.move)
+        """For the workers that read everything else."""
+
+    def move(self, delivery: Delivery) -> Decision:
+        """Into the channel of suspects, instead of running now."""
+        log.warning(
+            "%s: %s was handed out %d times and not settled; it will run alone",
+            self._home,
+            delivery.message.id,
+            delivery.count - 1,
+        )
+        self._moved()
+        return self._again(delivery, "suspected")
+
+    def judge(self, delivery: Delivery) -> float | Decision:
+        """Of a delivery from the channel of suspects, before it runs: that it may (0.0), or what becomes of it instead."""
+        identity = delivery.message.id
+        if delivery.count > 1 and identity in self._outlived:
+            # It was handed to this very process before, and the process lives: a connection was lost, or a lease. What the
+            # broker has counted so far proves nothing any more.
+            return self._again(delivery, "suspected")
+        if is_guilty(self._policy, delivery.count):
+            runs = delivery.count - 1
+            error = CrashLoop(
+                f"ended its process {runs} times running alone; crash_limit is {self._policy.crash_limit}"
+            )
+            log.error("%s: %s goes to the dead letters: %s", self._home, identity, error)
+            return self._bound.condemned(delivery, error)
+        self._outlived[identity] = None
+        self._outlived.move_to_end(identity)
+        if len(self._outlived) > _REMEMBERED:
+            self._outlived.popitem(last=False)
+        return 0.0
+
+    def give_back(self, delivery: Delivery) -> Decision:
+        """What becomes of a suspect that was cut off: a copy that was never handed out, since a `Release` counts on some
+        brokers."""
+        return self._again(delivery, "released")
+
+    def _again(self, delivery: Delivery, name: str) -> Decision:
+        # Without the broker's count: what it says of retries cannot be told from accidents any more, and an accident burns no
+        # attempt.
+        copy = suspect_copy(delivery, self._home, read_history(delivery, self._home, counted=False))
+        return Decision(copies=(Outgoing(self._home.suspects_channel, copy),), name=name)

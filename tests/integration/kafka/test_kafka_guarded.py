@@ -1,0 +1,76 @@
+"""TLS, passwords and rights, on a broker that has all three."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+from kafka_kit import WINDOW, Recorder, declared, member, message, opened, publish
+from kafka_servers import CA, USERS, Server, guarded
+
+from atleastonce.brokers import Unavailable
+from atleastonce.channels import Source
+from atleastonce.contract import Code, Outgoing, Topology
+from atleastonce.errors import BrokerUnavailable, PermissionDenied
+from atleastonce.testing.brokers import required
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    try:
+        with guarded(tmp_path_factory.mktemp("guarded")) as running:
+            yield running
+    except Unavailable as missing:
+        pytest.fail(str(missing)) if required(["kafka"]) else pytest.skip(str(missing))
+
+
+def url(server: Server, user: str, password: str | None = None, *, trusted: bool = True, more: str = "") -> str:
+    trust = f"ssl.ca.location={server.folder / CA}&" if trusted else ""
+    return f"kafka://{user}:{password or USERS[user]}@{server.address}?{trust}request.timeout=5s{more}"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+async def test_messages_go_over_tls_with_a_password(server: Server, mechanism: str) -> None:
+    at = url(server, "alice", more=f"&sasl.mechanisms={mechanism}")
+    async with opened(at) as adapter:
+        source = await declared(adapter)
+        await publish(adapter, source.channel, [message(b"%d" % n) for n in range(20)])
+        async with member(at, source) as one:
+            await one.ack(await one.take(20))
+        assert (await adapter.backlog(source)).waiting == 0
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+async def test_a_wrong_password_is_denied_at_once_and_not_shown(server: Server, mechanism: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(PermissionDenied) as denied:
+        async with opened(url(server, "alice", "wr0ng-secret", more=f"&sasl.mechanisms={mechanism}")):
+            pass
+    assert time.monotonic() - begin < 15
+    assert "wr0ng-secret" not in str(denied.value)
+
+
+async def test_a_server_that_nobody_vouches_for_is_not_spoken_to(server: Server) -> None:
+    with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
+        async with opened(url(server, "alice", trusted=False)):
+            pass
+
+
+async def test_who_has_no_rights_is_told_which(server: Server) -> None:
+    async with opened(url(server, "alice")) as owner, opened(url(server, "bob")) as adapter:
+        source = await declared(owner)
+        (outcome,) = await adapter.send([Outgoing(source.channel, message(b"x"))])
+        assert not outcome.ok
+        assert outcome.fault is not None
+        assert outcome.fault.code is Code.PERMISSION, outcome.fault
+        with pytest.raises(PermissionDenied):
+            await adapter.declare(Topology(sources=(Source(source.channel),)))
+        with pytest.raises(PermissionDenied, match="AUTHORIZATION_FAILED"):
+            await adapter.subscribe(source, WINDOW, Recorder())

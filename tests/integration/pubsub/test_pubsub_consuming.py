@@ -1,0 +1,204 @@
+"""Reading from Pub/Sub: leases, counts, order, and subscriptions that are not what they were."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pubsub_kit import Listening, message, opened, publish, raw, reading, take, topology, until
+
+from atleastonce.adapters.pubsub import channel as api
+from atleastonce.brokers import Running
+from atleastonce.channels import Queue, Source, Topic
+from atleastonce.contract import ACK, RELEASE, Code, Level, Retry, Status, Window
+from atleastonce.errors import ConfigurationError, NotFound
+from atleastonce.testing.brokers import killable
+from atleastonce.testing.proxy import FaultProxy
+
+MakeQueue = Callable[..., Queue[Any]]
+MakeTopic = Callable[..., Topic[Any]]
+
+
+async def test_a_retry_is_a_deadline_that_nobody_extends(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, message())
+        subscription = await reading(adapter, work)
+        (got,) = await take(subscription, 1)
+        given = time.monotonic()
+        assert (await subscription.settle([(got, Retry(2.0))]))[0].ok
+        (outcome,) = await subscription.extend([got], 30.0)
+        assert outcome.status is Status.REJECTED
+        (again,) = await take(subscription, 1)
+        assert time.monotonic() - given >= 1.95
+        assert again.count == 2
+
+
+async def test_a_delay_beyond_ten_minutes_is_no_deadline(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        assert adapter.capabilities.delay.limit == 600
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, message())
+        (got,) = await take(subscription := await reading(adapter, work), 1)
+        (refused,) = await subscription.settle([(got, Retry(601))])
+        assert refused.fault is not None
+        assert refused.fault.code is Code.INVALID
+        assert (await subscription.settle([(got, ACK)]))[0].ok
+
+
+async def test_more_acknowledgements_than_a_request_takes(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, *(message() for _ in range(2500)))
+        subscription = await adapter.subscribe(Source(work), Window(2500, 1 << 26), Listening())
+        got = await take(subscription, 2500)
+        assert all(o.ok for o in await subscription.extend(got, 30))
+        assert all(o.ok for o in await subscription.settle([(each, ACK) for each in got]))
+        await publish(adapter, work, last := message())
+        assert [each.message.id for each in await take(subscription, 1)] == [last.id]
+
+
+async def test_an_acknowledgement_without_an_answer_is_no_success(
+    pubsub_broker: Running, toxiproxy_broker: Running, queue: MakeQueue
+) -> None:
+    """Google's own client reports SUCCESS for an acknowledgement whose request failed, unless delivery is exactly-once."""
+    upstream = pubsub_broker.url.removeprefix("pubsub://").partition("/")[0]
+    async with (
+        FaultProxy(toxiproxy_broker.url, upstream) as proxy,
+        opened(f"pubsub://{proxy.address}", operation_timeout=2.0) as adapter,
+    ):
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, message())
+        subscription = await reading(adapter, work)
+        (held,) = await take(subscription, 1)
+        async with proxy.black_hole():
+            (lost,) = await subscription.settle([(held, ACK)])
+            assert lost.status is Status.UNKNOWN
+            assert held.lost is False
+        (told,) = await subscription.settle([(held, ACK)])
+        assert told.ok
+
+
+async def test_what_waits_behind_a_retried_key_does_not_overtake_it(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue(fifo=True)))
+        sent = [message(b"%d" % n, key=b"a") for n in range(3)]
+        await publish(adapter, work, *sent)
+        subscription = await reading(adapter, work)
+        (first,) = await take(subscription, 1, most=1)
+        await subscription.settle([(first, Retry(1.0))])
+        order: list[str] = []
+        while len(order) < 3:
+            (got,) = await take(subscription, 1, most=1)
+            order.append(got.message.id)
+            await subscription.settle([(got, ACK)])
+        assert order == [each.id for each in sent]
+
+
+async def test_without_a_net_there_is_no_count_and_no_native_delay(pubsub_url: str, queue: MakeQueue) -> None:
+    """Pub/Sub counts for subscriptions with a dead-letter policy alone: uncounted redelivery would never end."""
+    async with opened(pubsub_url, max_delivery_attempts=0) as bare, opened(pubsub_url) as adapter:
+        assert bare.capabilities.delay.level is Level.NONE
+        await bare.declare(topology(work := queue()))
+        await publish(bare, work, message())
+        (got,) = await take(await reading(bare, work), 1)
+        assert got.count == 0
+        with pytest.raises(ConfigurationError, match="no dead-letter policy"):
+            await reading(adapter, work)
+        drifts = await adapter.declare(topology(work))
+        assert [(drift.setting, drift.breaks) for drift in drifts] == [("dead_letter_topic", True)]
+
+
+async def test_pubsub_moves_what_is_never_settled_to_the_dead_letters(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url, max_delivery_attempts=5) as adapter:
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, poison := message(b"poison", key=b"k", headers=[("h", "v")]))
+        subscription = await reading(adapter, work)
+        for attempt in range(1, 6):
+            (got,) = await take(subscription, 1)
+            assert got.count == attempt
+            await subscription.settle([(got, RELEASE)])
+        dead = await reading(adapter, Source(work).dead_letter_channel)
+        await subscription.receive(1, 0.1)  # the fake moves it when somebody asks
+        (letter,) = await take(dead, 1)
+        assert (letter.message.id, letter.body, letter.message.key) == (poison.id, b"poison", b"k")
+
+
+async def test_each_group_has_its_own_count(pubsub_url: str, topic: MakeTopic) -> None:
+    async with opened(pubsub_url) as adapter:
+        groups = [Source(events := topic(), name) for name in ("one", "two")]
+        await adapter.declare(topology(*groups))
+        await publish(adapter, events, message())
+        for group in groups:
+            (got,) = await take(await reading(adapter, group), 1)
+            assert got.count == 1
+
+
+async def test_a_changed_subscription_is_reported(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter, opened(pubsub_url, lease="60s") as longer:
+        await adapter.declare(topology(work := queue(options={"pubsub": {"subscription": {"filter": "attributes:a"}}})))
+        plain: Queue[Any] = Queue(work.name)
+        found = {drift.setting: drift for drift in await longer.declare(topology(plain))}
+        assert found["filter"].breaks
+        assert (found["ack_deadline_seconds"].wanted, found["ack_deadline_seconds"].found) == ("60", "30")
+        ordered = {drift.setting for drift in await adapter.declare(topology(Queue(work.name, fifo=True)))}
+        assert "enable_message_ordering" in ordered
+
+
+async def test_a_lease_follows_the_subscriptions_own_deadline(pubsub_url: str, queue: MakeQueue) -> None:
+    """A subscription whose deadline is shorter than our lease would hand messages to others behind our back."""
+    async with opened(pubsub_url, lease="10s") as short, opened(pubsub_url, lease="60s") as long:
+        await short.declare(topology(work := queue()))
+        await publish(short, work, message())
+        began = time.monotonic()
+        (got,) = await take(await reading(long, work), 1)
+        assert got.lease_until <= began + 12
+
+
+async def test_a_subscription_without_its_topic_is_told(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter, raw(pubsub_url) as (link, config):
+        await adapter.declare(topology(work := queue()))
+        await link.call("DeleteTopic", api.DeleteTopicRequest(topic=config.topic(work.name)), seconds=5)
+        with pytest.raises(NotFound, match="topic of this subscription was deleted"):
+            await reading(adapter, work)
+        drifts = await adapter.declare(topology(work))
+        assert [(drift.setting, drift.found, drift.breaks) for drift in drifts] == [("topic", "_deleted-topic_", True)]
+
+
+async def test_a_backlog_is_unknown_and_never_nothing(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        found = await adapter.backlog(Source(work))
+        assert found.waiting is None
+        assert found.in_flight is None
+        assert "num_undelivered_messages" in found.detail
+
+
+async def test_a_reader_is_told_that_its_broker_went_and_came(queue: MakeQueue) -> None:
+    async with killable("pubsub") as broker, opened(broker.url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        listener = Listening()
+        subscription = await reading(adapter, work, listener)
+        receiving = asyncio.create_task(subscription.receive(1, 60.0))
+        await broker.kill()
+        await until(lambda: "disconnected" in listener.conditions)
+        await broker.start()
+        await until(lambda: listener.conditions[-1] == "connected")
+        with pytest.raises(NotFound):  # the fake forgot everything
+            await asyncio.wait_for(receiving, 15)
+        await adapter.declare(topology(work))
+        await publish(adapter, work, sent := message())
+        assert [each.message.id for each in await take(await reading(adapter, work), 1)] == [sent.id]
+
+
+async def test_closing_waits_for_no_message_that_never_comes(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        subscription = await reading(adapter, work)
+        await subscription.receive(10, 0.2)
+        began = time.monotonic()
+        await subscription.close()
+        assert time.monotonic() - began < 1.5

@@ -1,0 +1,80 @@
+"""Dead-letter queues that others made: looking at them must not use up their delivery limit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from atleastonce import Broker, Queue, Selection, connect
+from atleastonce.adapters.rabbitmq.adapter import RabbitMQAdapter
+from atleastonce.adapters.rabbitmq.topology import is_unlimited
+from atleastonce.contract import Outgoing, Topology
+from atleastonce.message import Headers, Message
+
+LIMIT = 20  # the default since RabbitMQ 4.0
+
+
+def entries(queue: Queue[Any], count: int) -> list[Outgoing]:
+    return [Outgoing(queue, Message(f"m{n}", b"{}", b"k", Headers({"alo-id": f"m{n}"}))) for n in range(count)]
+
+
+async def back(broker: Broker, queue: Queue[Any], count: int) -> None:
+    """The broker has taken notice that we gave all back."""
+    end = time.monotonic() + 10
+    while (found := (await broker.backlog(queue)).waiting) != count:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.01)
+
+
+async def filled(broker: Broker, queue: Queue[Any], count: int) -> None:
+    await broker.declare(Topology(channels=(queue,)))
+    assert all(outcome.ok for outcome in await broker.adapter.send(entries(queue, count)))
+
+
+@pytest.mark.parametrize("limit", [LIMIT, 12])
+async def test_a_queue_with_a_delivery_limit_outlives_thirty_looks(rabbitmq_url: str, limit: int) -> None:
+    queue = Queue[Any](f"theirs.{uuid.uuid4().hex[:8]}", options={"rabbitmq": {"x-delivery-limit": limit}})
+    async with connect(rabbitmq_url) as broker:
+        adapter = broker.adapter
+        assert isinstance(adapter, RabbitMQAdapter)
+        await filled(broker, queue, 300)
+        highest = 0
+        for _ in range(30):
+            found = [delivery async for batch in adapter.scan(queue) for delivery in batch]
+            assert sorted(each.message.id for each in found) == sorted(f"m{n}" for n in range(300))
+            assert {(each.body, each.message.key) for each in found} == {(b"{}", b"k")}
+            highest = max(highest, *(each.count for each in found))
+            await back(broker, queue, 300)
+        assert 8 <= highest <= 12, "each look counts on this broker, and none came near the limit"
+        await adapter.delete(Topology(channels=(queue,)))
+
+
+async def test_a_limit_outlives_redrives_that_want_others(rabbitmq_url: str) -> None:
+    home = Queue[Any](f"home.{uuid.uuid4().hex[:8]}")
+    queue = Queue[Any](f"theirs.{uuid.uuid4().hex[:8]}", options={"rabbitmq": {"x-delivery-limit": 12}})
+    async with connect(rabbitmq_url) as broker:
+        await broker.declare(home)
+        await filled(broker, queue, 50)
+        dead = broker.dead_letters(home, queue=Queue(queue.name))
+        for _ in range(25):
+            account = await dead.redrive(Selection(id=["nobody"]))
+            assert (account.matched, account.skipped) == (0, 50)
+            await back(broker, queue, 50)
+        assert {letter.id async for letter in dead.letters()} == {f"m{n}" for n in range(50)}
+        await broker.adapter.delete(Topology(channels=(queue, home)))  # type: ignore[attr-defined]
+
+
+async def test_our_own_have_no_limit(rabbitmq_url: str) -> None:
+    ours, theirs = Queue[Any](f"a.{uuid.uuid4().hex[:8]}.dlq"), Queue[Any](f"b.{uuid.uuid4().hex[:8]}")
+    async with connect(rabbitmq_url) as broker:
+        await broker.declare(Topology(dead_letters=(ours,)), theirs)
+        adapter = broker.adapter
+        assert isinstance(adapter, RabbitMQAdapter)
+        connection = await adapter._control.get()
+        assert await is_unlimited(connection, ours.name)
+        assert not await is_unlimited(connection, theirs.name)
+        await adapter.delete(Topology(channels=(theirs,), dead_letters=(ours,)))

@@ -1,0 +1,117 @@
+"""``atleastonce lag``: on a service, on one channel, watched, and asked wrongly."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atleastonce import Queue, Topic, connect, connect_sync
+
+APP = """
+from atleastonce import Queue, Service, Topic
+
+service = Service("billing", broker="{url}")
+
+@service.consumer(Topic("{topic}", dict, partitions=2), retry=["5s"])
+async def charge(order: dict) -> None: ...
+
+@service.consumer(Queue("{queue}", dict, partitions=2), dead_letter=None)
+async def store(order: dict) -> None: ...
+"""
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "atleastonce", "lag", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+async def test_lag_of_a_service(backend_url: str, tmp_path: Path) -> None:
+    if backend_url.startswith("memory"):
+        pytest.skip("other processes do not see a memory broker")
+    run = uuid.uuid4().hex[:8]
+    orders, audit = Topic[Any](f"orders.{run}", dict, partitions=2), Queue[Any](f"audit.{run}", dict, partitions=2)
+    (tmp_path / "app.py").write_text(APP.format(url=backend_url, topic=orders.name, queue=audit.name))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import importlib
+
+        service = importlib.import_module("app").service
+        async with connect(backend_url) as broker:
+            for consumer in service.consumers:
+                await broker.declare(consumer.topology(broker.adapter.capabilities))
+            await broker.publish_many(orders, [{"n": n} for n in range(7)])
+            await broker.publish_many(audit, [{"n": n} for n in range(3)])
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("app", None)
+    done = command("app:service", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["channel"], row["role"]): row for row in json.loads(done.stdout)}
+    assert {"channel", "group", "role", "waiting", "in_flight", "oldest_age_s", "true_lag"} <= set(
+        next(iter(rows.values()))
+    )
+    main = rows[orders.name, "main"]
+    assert main["group"] == "billing"
+    assert main["waiting"] in (7, None)  # Pub/Sub does not say
+    assert rows[audit.name, "main"]["waiting"] in (3, None)
+    assert rows[audit.name, "main"]["group"] is None
+    assert rows[f"{orders.name}.billing.dlq", "dead-letter"]["waiting"] in (0, None)
+    assert (f"{audit.name}.dlq", "dead-letter") not in rows
+    if main["waiting"] is None:
+        assert main["detail"]
+    text = command("app:service", cwd=tmp_path)
+    assert text.returncode == 0
+    assert "dead-letter" in text.stdout
+
+
+def test_lag_of_a_channel_watched(tmp_path: Path, queue: Callable[[str], Queue[Any]]) -> None:
+    work, url = queue("work"), f"sqlite:///{tmp_path}/q.db"
+    with connect_sync(url) as broker:
+        broker.publish_many(work, [1, 2, 3])
+    words = ["lag", "--broker", url, "--queue", "--channel", work.name, "--watch", "--every", "100ms", "--json"]
+    process = subprocess.Popen([sys.executable, "-m", "atleastonce", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for _ in range(3):
+            (row,) = json.loads(process.stdout.readline())
+            assert (row["channel"], row["role"], row["waiting"]) == (work.name, "main", 3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "whose lag?"),
+        (["app:service", "--channel", "x"], "whose lag?"),
+        (["--channel", "x", "--broker", "memory://"], "say --queue or --topic"),
+        (["--channel", "x", "--topic", "--broker", "memory://"], "with --group"),
+        (["--channel", "x", "--queue"], "no broker: give --broker"),
+        (["--channel", "x", "--queue", "--broker", "memory://", "--watch", "--every", "soon"], "--every"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ALO_BROKER", raising=False)
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1

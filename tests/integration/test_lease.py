@@ -1,0 +1,213 @@
+"""Consumers with a lease, on every backend and over every store: effects are lines of a list in the test."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from once_kit import Order, counts, dead_letters, settled, until
+
+from atleastonce import (
+    Context,
+    DynamoDBStore,
+    FailurePolicy,
+    Lease,
+    MemoryStore,
+    MySQLStore,
+    PostgresStore,
+    Queue,
+    RedisStore,
+    RetryChain,
+    Service,
+    SQLiteStore,
+    wire,
+)
+from atleastonce.stores import LeaseStore
+
+MakeQueue = Callable[[str], Queue[Any]]
+MakeStore = Callable[[], LeaseStore]
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres", "mysql", "redis", "dynamodb"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """Each call another store object over the same records (in memory: the same object)."""
+    prefix = f"alo_{uuid.uuid4().hex[:8]}"
+    if request.param == "memory":
+        store = MemoryStore()
+        return lambda: store
+    if request.param == "sqlite":
+        return lambda: SQLiteStore(tmp_path / "leases.db")
+    if request.param == "postgres":
+        dsn = request.getfixturevalue("shop_dsn")
+        return lambda: PostgresStore(dsn, prefix=prefix, create=True)
+    if request.param == "mysql":
+        dsn = request.getfixturevalue("mysql_url")
+        return lambda: MySQLStore(dsn, prefix=prefix, create=True)
+    if request.param == "dynamodb":  # on an emulator
+        table = request.getfixturevalue("sqs_url").replace("sqs://", "dynamodb://test:test@") + f"/{prefix}"
+        return lambda: DynamoDBStore(table, create=True)
+    url = request.getfixturevalue("redis_url")
+    return lambda: RedisStore(url, prefix=prefix)
+
+
+async def test_duplicates_do_not_run(backend_url: str, queue: MakeQueue, make_store: MakeStore) -> None:
+    orders = queue("orders")
+    service = Service("billing", broker=backend_url)
+    runs: list[int] = []
+
+    @service.consumer(orders, idempotency=Lease(make_store()))
+    async def charge(order: Order, ctx: Context) -> dict[str, int]:
+        assert ctx.fence > 0
+        assert len(ctx.idempotency_key) == 32
+        runs.append(order.n)
+        await asyncio.sleep(0.01)
+        return {"receipt": order.n}
+
+    async with service:
+        for _ in range(3):
+            await asyncio.gather(*(service.broker.publish(orders, Order(n), id=f"order-{n}") for n in range(30)))
+        await until(lambda: counts(service)["done"] == 30 and settled(service), service)
+        await until(lambda: counts(service)["duplicates"] == counts(service)["received"] - 30, service)
+        assert not counts(service)["dead"]
+    assert Counter(runs) == Counter(range(30))
+
+
+async def test_two_services_share_the_work_and_no_effect(queue: MakeQueue, make_store: MakeStore) -> None:
+    broker = f"memory://{uuid.uuid4().hex}"
+    runs: list[int] = []
+    services = []
+    orders = queue("orders")
+    for _ in range(2):
+        service = Service("billing", broker=broker)
+
+        @service.consumer(orders, idempotency=Lease(make_store(), key="n"))
+        async def charge(order: Order) -> None:
+            runs.append(order.n)
+            await asyncio.sleep(0.05)
+
+        services.append(service)
+    async with services[0], services[1]:
+        for _ in range(4):
+            await asyncio.gather(*(services[0].broker.publish(orders, Order(n)) for n in range(20)))
+        total = lambda name: sum(counts(service)[name] for service in services)  # noqa: E731
+        await until(lambda: total("done") + total("duplicates") == 80, *services)
+    assert Counter(runs) == Counter(range(20))
+
+
+async def test_a_failed_run_gives_its_claim_back(queue: MakeQueue, make_store: MakeStore) -> None:
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs: list[tuple[int, int]] = []
+
+    @service.consumer(
+        orders := queue("orders"),
+        idempotency=Lease(make_store()),
+        failure=FailurePolicy(in_place=None, chain=RetryChain("100ms")),
+    )
+    async def charge(order: Order, ctx: Context) -> None:
+        runs.append((order.n, ctx.attempt))
+        if order.n == 2 or (order.n == 1 and ctx.attempt == 1):
+            raise ValueError("not now")
+
+    async with service:
+        for n in range(3):
+            await service.broker.publish(orders, Order(n), id=f"order-{n}")
+        await until(lambda: counts(service)["done"] == 2 and counts(service)["dead"] == 1, service)
+    assert sorted(runs) == [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+async def test_a_lone_message_that_fails_runs_again_in_place() -> None:
+    """Nothing else comes that could wake its handler."""
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    orders: Queue[Any] = Queue("orders")
+    runs: list[int] = []
+
+    @service.consumer(orders, idempotency=Lease(MemoryStore()))
+    async def charge(order: Order, ctx: Context) -> None:
+        runs.append(order.n)
+        if len(runs) == 1:
+            raise ValueError("not yet")
+
+    async with service:
+        await service.broker.publish(orders, Order(1))
+        await until(lambda: counts(service)["done"] == 1 and settled(service), service)
+    assert runs == [1, 1]
+
+
+async def test_same_key_with_another_body_is_parked(queue: MakeQueue, make_store: MakeStore) -> None:
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs: list[str | None] = []
+
+    @service.consumer(orders := queue("orders"), idempotency=Lease(make_store(), key="n"))
+    def charge(order: Order) -> None:
+        runs.append(order.note)
+
+    async with service:
+        await service.broker.publish(orders, Order(1, "first"))
+        await until(lambda: counts(service)["done"] == 1, service)
+        await service.broker.publish(orders, Order(1, "second"))
+        await until(lambda: counts(service)["dead"] == 1, service)
+        (letter,) = await dead_letters(service, 1)
+    assert letter.message.headers.get(wire.ERROR_STAGE) == "mismatch"
+    assert runs == ["first"]
+
+
+async def test_a_batch_handler_under_leases(queue: MakeQueue, make_store: MakeStore) -> None:
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs: list[int] = []
+
+    @service.batch_consumer(orders := queue("orders"), idempotency=Lease(make_store()), max_messages=10)
+    async def charge(batch: list[Order], contexts: list[Context]) -> None:
+        assert all(ctx.fence for ctx in contexts)
+        if len(batch) > 1 and any(order.n == 13 for order in batch):
+            raise ValueError("one by one, then")
+        runs.extend(order.n for order in batch)
+
+    async with service:
+        for _ in range(2):
+            await asyncio.gather(*(service.broker.publish(orders, Order(n), id=f"o{n}") for n in range(30)))
+        await until(lambda: counts(service)["done"] == 30 and counts(service)["duplicates"] == 30, service)
+    assert Counter(runs) == Counter(range(30))
+
+
+async def test_ten_thousand_duplicates_of_one_id(queue: MakeQueue, make_store: MakeStore) -> None:
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs: list[int] = []
+
+    @service.consumer(orders := queue("orders"), idempotency=Lease(make_store(), key="n"))
+    async def charge(order: Order) -> None:
+        runs.append(order.n)
+        await asyncio.sleep(0.3)
+
+    async with service:
+        await service.broker.publish_many(orders, [Order(7)] * 10_000)
+        await until(lambda: counts(service)["duplicates"] == 9_999 and counts(service)["done"] == 1, service)
+    assert runs == [7]
+
+
+async def test_a_result_that_cannot_be_kept_is_logged_and_runs_once(
+    queue: MakeQueue, make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs: list[int] = []
+
+    @service.consumer(orders := queue("orders"), idempotency=Lease(make_store()))
+    async def charge(order: Order) -> object:
+        runs.append(order.n)
+        return object() if order.n else "x" * 100_000
+
+    async with service:
+        for _ in range(2):
+            for n in range(2):
+                await service.broker.publish(orders, Order(n), id=f"o{n}")
+        await until(lambda: counts(service)["duplicates"] == 2 and counts(service)["done"] == 2, service)
+    assert sorted(runs) == [0, 1]
+    assert "its handler's result is not kept" in caplog.text

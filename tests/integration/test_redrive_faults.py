@@ -1,0 +1,127 @@
+"""A redrive whose broker goes away, or whose destination is full: what was not moved is still dead."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from atleastonce import Broker, BrokerUnavailable, Queue, Source, connect, wire
+from atleastonce.brokers import Running
+from atleastonce.contract import ACK, Outgoing, Topology, Window
+from atleastonce.message import Headers, Message
+from atleastonce.patterns.redrive import Purged, Redriven
+from atleastonce.patterns.redrive.passage import _Listener
+from atleastonce.testing.brokers import own_broker
+
+COUNT = 3000
+
+
+def entries(dead: Queue[Any], count: int) -> list[Outgoing]:
+    return [
+        Outgoing(dead, Message(f"m{n}", b"{}", None, Headers({wire.ID: f"m{n}", wire.ERROR_STAGE: "handler"})))
+        for n in range(count)
+    ]
+
+
+async def bury(broker: Broker, home: Queue[Any], count: int) -> None:
+    dead = Source(home).dead_letter_channel
+    await broker.declare(Topology(channels=(home,), sources=(Source(home),), dead_letters=(dead,)))
+    assert all(outcome.ok for outcome in await broker.adapter.send(entries(dead, count)))
+
+
+async def registered(server: Running, home: Queue[Any]) -> None:
+    """RabbitMQ 3.10 saves the register of its quorum queues half a second after the last change. Killed before, it forgets
+    which log belongs to a new queue."""
+    assert server.log
+    registers = list((server.log.parent / "data").rglob("quorum/*/names.dets"))
+    name, longer = home.name.encode(), Source(home).dead_letter_channel.name.encode()
+    end = time.monotonic() + 20
+    while not any((found := file.read_bytes()).count(name) > found.count(longer) > 0 for file in registers):
+        assert time.monotonic() < end, registers
+        await asyncio.sleep(0.05)
+
+
+async def taken(broker: Broker, source: Source, wanted: int) -> Counter[str]:
+    """All that is in ``source``: until it is ``wanted`` messages and nothing more comes."""
+    found: Counter[str] = Counter()
+    end = time.monotonic() + 60
+    subscription = await broker.adapter.subscribe(source, Window(2000, 64 << 20), _Listener())
+    try:
+        quiet = 0
+        while quiet < 3 or (len(found) < wanted and time.monotonic() < end):
+            batch = await subscription.receive(1000, 0.5)
+            quiet = 0 if batch else quiet + 1
+            found.update(delivery.message.id for delivery in batch)
+            await subscription.settle([(delivery, ACK) for delivery in batch])
+    finally:
+        await subscription.close()
+    return found
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.parametrize("name", ["kafka", "rabbitmq"])
+async def test_a_broker_that_dies_in_the_middle_costs_nothing(name: str) -> None:
+    home = Queue[Any](f"faults.{uuid.uuid4().hex[:8]}", partitions=2)
+    timeouts = {"kafka": {"message.timeout.ms": 5000}, "rabbitmq": {"send_timeout": 5}}
+    with own_broker(name) as server:
+        moved = asyncio.Event()
+        seen: list[Redriven | Purged] = []
+
+        def told(account: Redriven | Purged, _seen: int, _total: int | None) -> None:
+            seen.append(account)
+            if isinstance(account, Redriven) and account.redriven > 500:
+                moved.set()
+
+        async with connect(server.url, timeouts[name]) as broker:
+            await bury(broker, home, COUNT)
+            if name == "rabbitmq":
+                await registered(server, home)
+            run = asyncio.create_task(broker.dead_letters(home).redrive(rate="1500/s", progress=told))
+            await moved.wait()
+            await asyncio.to_thread(server.kill)
+            try:
+                account: Redriven | Purged = await asyncio.wait_for(run, 120)
+            except BrokerUnavailable:
+                account = seen[-1]
+            else:
+                assert account.stopped, "it went on without a broker"
+            assert isinstance(account, Redriven)
+            assert 500 < account.redriven < COUNT
+        await asyncio.to_thread(server.start)
+        async with connect(server.url) as broker:
+            again = Redriven(failed=1)
+            for _ in range(5):  # a queue that is electing its leader takes nothing: the run says so, and is run again
+                again = await broker.dead_letters(home).redrive()
+                if not again.failed:
+                    break
+            assert not again.failed
+            arrived = await taken(broker, Source(home), COUNT)
+            assert set(arrived) == {f"m{n}" for n in range(COUNT)}
+            assert await broker.dead_letters(home).groups() == []
+
+
+async def test_a_full_destination_leaves_the_rest_dead(rabbitmq_url: str) -> None:
+    """A queue that refuses publishes beyond its length, as a quorum queue does, within a few of its limit."""
+    options = {"rabbitmq": {"x-max-length": 100, "x-overflow": "reject-publish"}}
+    home = Queue[Any](f"full.{uuid.uuid4().hex[:8]}", options=options)
+    async with connect(rabbitmq_url) as broker:
+        await bury(broker, home, 2000)
+        account = await broker.dead_letters(home).redrive()
+        assert account.failed > 0
+        assert account.stopped == f"{home.name} takes nothing at present"
+        assert 100 <= account.redriven < 2000
+        dead = {letter.id async for letter in broker.dead_letters(home).letters()}
+        arrived = await taken(broker, Source(home), account.redriven)
+        assert len(arrived) == account.redriven
+        assert dead | set(arrived) == {f"m{n}" for n in range(2000)}
+        assert not dead & set(arrived)
+        await broker.adapter.delete(  # type: ignore[attr-defined]
+            Topology(channels=(home,), dead_letters=(Source(home).dead_letter_channel,))
+        )

@@ -1,0 +1,73 @@
+"""When the channel of suspects is looked at, where the broker cannot say what waits in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from engine_kit import LEASED, Rig, ScriptedAdapter, ScriptedSubscription, delivery, until
+
+from atleastonce.contract import Delivery, Window
+from atleastonce.engine import quarantine
+from atleastonce.engine.decision import DONE, Decision
+from atleastonce.engine.quarantine import Quarantine
+from atleastonce.engine.turnstile import Turnstile
+
+
+class Looks:
+    """A quarantine over a broker that says nothing, with a short lease, and the visits that it made."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.adapter = ScriptedAdapter(msgspec.structs.replace(LEASED, lease_seconds=0.2))
+        rig = Rig(self._run, adapter=self.adapter, concurrency=1, window=Window(1, 2**20, counted=True))
+        self.quarantine = Quarantine(self.adapter, rig.worker, Turnstile())
+
+    async def _run(self, item: Delivery) -> Decision:
+        self.ran.append(item.message.id)
+        return DONE
+
+    @property
+    def visits(self) -> int:
+        return sum(each.closed for each in self.adapter.subscriptions)
+
+    def with_message(self, name: str) -> ScriptedSubscription:
+        found = ScriptedSubscription()
+        found.feed([delivery(name)])
+        return found
+
+
+@pytest.fixture
+async def looks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Looks]:
+    monkeypatch.setattr(quarantine, "_LEASED_WAIT", 0.02)
+    monkeypatch.setattr(quarantine, "_NEXT_WAIT", 0.02)
+    monkeypatch.setattr(quarantine, "_BLIND_SLACK", 0.05)
+    made = Looks()
+    yield made
+    await made.quarantine.stop(1.0)
+
+
+async def test_what_a_dead_process_had_in_hand_is_found_when_its_lease_is_over(looks: Looks) -> None:
+    looks.adapter.prepared.extend([ScriptedSubscription(), looks.with_message("held")])
+    await looks.quarantine.start(1.0)
+    assert (looks.visits, looks.ran) == (1, [])
+    await until(lambda: looks.ran == ["held"])
+
+
+async def test_after_that_it_looks_seldom(looks: Looks) -> None:
+    await looks.quarantine.start(1.0)
+    await until(lambda: looks.visits == 2)
+    await asyncio.sleep(1.0)  # time in which a third look would show
+    assert looks.visits == 2
+    looks.adapter.prepared.append(looks.with_message("called"))
+    looks.quarantine.call()
+    await until(lambda: looks.ran == ["called"])
+
+
+async def test_seldom_is_not_never(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "_BLIND_SECONDS", 0.3)
+    looks.adapter.prepared.extend([ScriptedSubscription(), ScriptedSubscription(), looks.with_message("late")])
+    await looks.quarantine.start(1.0)
+    await until(lambda: looks.ran == ["late"])

@@ -1,0 +1,175 @@
+"""The line of rows, against a model; and what is away."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atleastonce import ConfigurationError, MemoryStore, Message, Outbox, RelayOptions, Service, Topic
+from atleastonce.contract import Outgoing
+from atleastonce.patterns.outbox.away import Away
+from atleastonce.patterns.outbox.line import Line
+from atleastonce.stores.outbox import SLOTS, OutboxRow, share, slot_of
+
+
+def row(seq: int, key: bytes | None = None, topic: str = "t") -> OutboxRow:
+    destination = f"topic:{topic}"
+    return OutboxRow(seq, slot_of(destination, key), destination, Outgoing(Topic(topic), Message(f"{seq}", b"", key)))
+
+
+def test_of_a_key_one_row_is_out_at_a_time() -> None:
+    line = Line()
+    rows = [row(1, b"a"), row(2, b"a"), row(3), row(4, b"b"), row(5, b"a"), row(6)]
+    assert line.add(rows) == 6
+    assert line.add(rows) == 0, "what is held is not new"
+    assert [each.seq for each in line.take(10)] == [1, 3, 4, 6]
+    assert (len(line), line.out, line.ready) == (2, 4, False)
+    line.end(rows[0])
+    assert [each.seq for each in line.take(10)] == [2]
+    assert sorted(line.held) == [1, 2, 3, 4, 5, 6]
+    line.forget([1])
+    assert sorted(line.held) == [2, 3, 4, 5, 6]
+
+
+def test_without_order_all_go_at_once() -> None:
+    line = Line(ordered=False)
+    line.add([row(1, b"a"), row(2, b"a")])
+    assert [each.seq for each in line.take(10)] == [1, 2]
+
+
+def test_a_failed_row_and_what_is_behind_it_are_read_again() -> None:
+    line = Line()
+    rows = [row(1, b"a"), row(2, b"a"), row(3, b"b")]
+    line.add(rows)
+    line.take(10)
+    line.again(rows[0])
+    assert line.held == [3]
+    line.add(rows[:2])
+    assert [each.seq for each in line.take(10)] == [1]
+
+
+def test_dropping_leaves_what_is_out() -> None:
+    line = Line()
+    rows = [row(1, b"a"), row(2, b"a"), row(3, topic="other"), row(4, b"c")]
+    line.add(rows)
+    assert [each.seq for each in line.take(1)] == [1]
+    line.drop(lambda each: each.destination == "topic:t")
+    assert sorted(line.held) == [1, 3]
+    assert line.slots() == {rows[0].slot}
+    line.end(rows[0])
+    assert [each.seq for each in line.take(9)] == [3]
+    line.add([row(5, b"a")])
+    assert [each.seq for each in line.take(9)] == [5]
+
+
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.lists(st.sampled_from([None, b"a", b"b", b"c"]), min_size=1, max_size=6)),
+        st.tuples(st.sampled_from(["take", "end", "again", "drop"]), st.integers(0, 5)),
+    ),
+    max_size=30,
+)
+
+
+@given(_STEPS)
+def test_any_use_of_it_keeps_each_keys_order_and_loses_nothing(steps: list[tuple[str, object]]) -> None:
+    """A store of rows, read again and again from its beginning; each row ends once, in its key's order."""
+    line = Line()
+    left: dict[int, OutboxRow] = {}
+    out: list[OutboxRow] = []
+    ended: dict[bytes, list[int]] = defaultdict(list)
+    number = total = 0
+
+    def read() -> None:
+        line.add([left[seq] for seq in sorted(left)])
+
+    def end(each: OutboxRow) -> None:
+        line.end(each)
+        key = each.outgoing.message.key if each.outgoing else None
+        if key is not None:
+            ended[key].append(each.seq)
+        del left[each.seq]
+        line.forget([each.seq])
+
+    for step, what in steps:
+        if step == "add":
+            for key in what:  # type: ignore[attr-defined]
+                number += 1
+                total += 1
+                left[number] = row(number, key)
+            read()
+        elif step == "take":
+            out += line.take(int(what))  # type: ignore[call-overload]
+        elif step == "drop":
+            line.drop(lambda each, what=what: each.slot % 6 == what)  # type: ignore[misc]
+            read()
+        elif out:
+            each = out.pop(int(what) % len(out))  # type: ignore[call-overload]
+            if step == "end":
+                end(each)
+            else:
+                line.again(each)
+        keys = [each.outgoing.message.key for each in out if each.outgoing and each.outgoing.message.key]
+        assert len(keys) == len(set(keys)), "one of each key"
+    while left:
+        read()
+        out += line.take(100)
+        assert out
+        while out:
+            end(out.pop(0))
+    assert len(line) == 0
+    assert line.held == []
+    for seqs in ended.values():
+        assert seqs == sorted(set(seqs))
+
+
+def test_what_is_away_is_left_alone_for_longer_and_longer() -> None:
+    away = Away()
+    assert (away.paused(0), away.wait(0), away.detail) == ([], None, "")
+    first, second = away.failed("topic:t", "gone", 0.0), away.failed("topic:t", "gone", 0.0)
+    assert 0 < first < second
+    away.failed("queue:q", "full", 0.0)
+    assert away.paused(0.0) == ["topic:t", "queue:q"]
+    assert away.wait(0.0) is not None
+    assert "topic:t: gone" in away.detail
+    assert away.paused(60) == []
+    assert away.worked("topic:t")
+    assert not away.worked("topic:t")
+    assert away.detail == "queue:q: full"
+
+
+def test_slots_are_shared_so_that_none_is_left_over() -> None:
+    assert [share(relays) for relays in (0, 1, 2, 3, SLOTS, 100)] == [SLOTS, SLOTS, 4, 3, 1, 1]
+    assert slot_of("topic:t", None) == slot_of("topic:t", None)
+    assert len({slot_of("topic:t", f"{number}".encode()) for number in range(200)}) == SLOTS
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"batch": 0}, "batch"),
+        ({"batch": 10_001}, "batch"),
+        ({"batch": "many"}, "batch"),
+        ({"poll": "0s"}, "poll"),
+        ({"poll": "often"}, "poll"),
+        ({"lease": "100ms"}, "lease"),
+    ],
+)
+def test_options_out_of_range_are_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        RelayOptions(**given)
+
+
+def test_what_is_no_outbox_is_refused() -> None:
+    wrong: Any = MemoryStore()
+    with pytest.raises(ConfigurationError, match="no database in which messages could be rows"):
+        Outbox(wrong)
+
+
+async def test_a_service_is_given_an_outbox_or_none() -> None:
+    wrong: Any = "postgresql://localhost/shop"
+    service = Service("s", broker="memory://", outbox=wrong)
+    with pytest.raises(ConfigurationError, match="give an Outbox"):
+        await service.start()

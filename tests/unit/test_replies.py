@@ -1,0 +1,153 @@
+"""Which answers count, and what travels: the pure parts of request-reply."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from atleastonce import Queue, RemoteError, wire
+from atleastonce.contract import Outgoing, ReplyTo
+from atleastonce.message import Headers, Message, check_headers
+from atleastonce.patterns.replies import Answer, Failure, Table, failure_of, reply_of
+from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
+
+
+class Waiting(RuleBasedStateMachine):
+    """Any requests, answers, time-outs and forgeries in any order, against a model that remembers everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Table[int] = Table(5)
+        self.waiting: dict[str, int] = {}
+        self.answered: list[str] = []
+        self.given_up: list[str] = []
+        self.asked = 0
+
+    @precondition(lambda self: not self.table.full)
+    @rule()
+    def ask(self) -> None:
+        self.asked += 1
+        correlation = self.table.add(self.asked)
+        assert correlation not in {*self.waiting, *self.answered, *self.given_up}
+        self.waiting[correlation] = self.asked
+
+    @precondition(lambda self: self.waiting)
+    @rule(at=st.integers(0, 99))
+    def answer(self, at: int) -> None:
+        correlation = list(self.waiting)[at % len(self.waiting)]
+        assert self.table.answered(correlation) == self.waiting.pop(correlation)
+        self.answered.append(correlation)
+
+    @precondition(lambda self: self.waiting)
+    @rule(at=st.integers(0, 99))
+    def give_up(self, at: int) -> None:
+        correlation = list(self.waiting)[at % len(self.waiting)]
+        del self.waiting[correlation]
+        self.table.gone(correlation)
+        self.given_up.append(correlation)
+
+    @precondition(lambda self: self.answered)
+    @rule(at=st.integers(0, 99), final=st.booleans())
+    def answer_again(self, at: int, final: bool) -> None:
+        before = self.table.counts["duplicate"]
+        correlation = self.answered[at % len(self.answered)]
+        assert (self.table.answered if final else self.table.get)(correlation) is None
+        assert self.table.counts["duplicate"] == before + 1
+        self.table.gone(correlation)  # says nothing any more
+
+    @precondition(lambda self: self.given_up)
+    @rule(at=st.integers(0, 99))
+    def answer_too_late(self, at: int) -> None:
+        before = self.table.counts["late"]
+        assert self.table.answered(self.given_up[at % len(self.given_up)]) is None
+        assert self.table.counts["late"] == before + 1
+
+    @rule(forged=st.text(max_size=40))
+    def forge(self, forged: str) -> None:
+        before = self.table.counts["unknown"]
+        assert self.table.get(forged) is None
+        assert self.table.counts["unknown"] == before + 1
+
+    @invariant()
+    def keeps_count(self) -> None:
+        assert len(self.table) == len(self.waiting)
+        assert sorted(self.table.waiting()) == sorted(self.waiting.values())
+        assert self.table.full is (len(self.waiting) >= 5)
+        assert self.table.counts["answered"] == len(self.answered)
+        assert self.table.counts["expired"] == len(self.given_up)
+
+
+TestWaiting = Waiting.TestCase
+
+
+def test_what_is_over_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atleastonce.patterns.replies.table._REMEMBERED", 3)
+    table: Table[int] = Table(1)
+    names = []
+    for _ in range(5):
+        names.append(table.add(1))
+        table.answered(names[-1])
+    for name in names:
+        table.get(name)
+    assert (table.counts["unknown"], table.counts["duplicate"]) == (2, 3)
+
+
+def test_correlations_are_128_random_bits() -> None:
+    table: Table[int] = Table(1000)
+    names = {table.add(1) for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(len(name) == 32 and int(name, 16) >= 0 for name in names)
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=300)
+
+
+@given(TEXT, TEXT, st.booleans())
+def test_an_error_comes_out_as_it_went_in(kind: str, text: str, retryable: bool) -> None:
+    from atleastonce.patterns.hops import one_line
+
+    failure = Failure(one_line(kind, 256) or "Error", one_line(text), retryable)
+    item = failure_of(failure, ReplyTo("inbox"), "c" * 32, "quotes")
+    check_headers(item.message.headers)
+    found = error_in(item.message)
+    assert isinstance(found, RemoteError)
+    assert (found.type, found.message, found.retryable) == (failure.type, failure.message, retryable)
+    assert correlation_of(item.message) == "c" * 32
+
+
+@given(st.binary(max_size=200), st.text(max_size=30))
+def test_a_foreign_error_is_read_defensively(body: bytes, kind: str) -> None:
+    found = error_in(Message("m", body, None, Headers([(wire.ERROR_TYPE, kind)])))
+    assert found is not None
+    assert len(found.type) <= 256
+    assert len(found.message) <= 2048
+
+
+@given(st.binary(max_size=200), st.sampled_from(["application/json", "application/octet-stream"]))
+def test_an_answer_is_remembered_as_it_is(body: bytes, kind: str) -> None:
+    answer = Answer(body, kind)
+    assert Answer.unpacked(answer.packed()) == answer
+    assert Answer.unpacked(b"") is None
+    item = reply_of(answer, ReplyTo("inbox"), "", "quotes")
+    assert error_in(item.message) is None
+    assert item.message.body == body
+    assert correlation_of(item.message) == ""
+
+
+def test_a_request_says_where_and_until_when() -> None:
+    item = Outgoing(Queue("quotes"), Message("m", b"1", b"k", Headers([("tenant", "a"), (wire.ID, "m")])))
+    asked = request_of(item, "alo.reply.x", "c" * 32, 1_700_000_000.5).message
+    assert (asked.id, asked.body, asked.key) == ("m", b"1", b"k")
+    assert asked.headers.get(wire.REPLY_TO) == "alo.reply.x"
+    assert wire.read_deadline(asked.headers) == 1_700_000_000.5
+    assert asked.headers.get("tenant") == "a"
+    assert asked.headers.get(wire.ID) == "m"
+    ours = [name for name in asked.headers if name.startswith(wire.PREFIX)]
+    assert ours == sorted(ours)  # a broker that keeps no order need not be told of one
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1e9", "9" * 30, "0", "٣"])
+def test_a_deadline_that_makes_no_sense_is_none(text: str) -> None:
+    assert wire.read_deadline(Headers([(wire.DEADLINE, text)])) is None
