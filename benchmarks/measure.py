@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,15 +26,10 @@ def loop_for(job: Job) -> Callable[[Job], Result | None]:
         from loops import faststream
 
         return faststream.run
-    if job.broker == "kafka":
-        from loops import kafka as client
-    elif job.broker == "rabbitmq":
-        from loops import rabbitmq as client
-    else:
-        from loops import sqlite as client
-    if job.scenario == "feed":
-        return client.feed
-    return client.naive if job.contender == "naive" else client.raw
+    client: Any = importlib.import_module(f"loops.{job.broker}")
+    name = "feed" if job.scenario == "feed" else "naive" if job.contender == "naive" else "raw"
+    loop: Callable[[Job], Result | None] = getattr(client, name)
+    return loop
 
 
 def main() -> None:

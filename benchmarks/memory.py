@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import report
 from loops.common import Job, Order, body
 
+BROKERS = ("sqlite", "kafka", "rabbitmq", "nats", "redis", "memory")
 _BATCH = 500
 _WARM = 10_000
 _PAUSE = 0.005  # seconds for each batch of 500: 10 µs a message, slower than every producer here
@@ -145,7 +146,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--broker", default="sqlite,kafka,memory", help="default sqlite,kafka,memory")
+    options.add_argument("--broker", default=",".join(BROKERS), help="default: all that are measured")
     options.add_argument("--messages", type=int, default=1_000_000)
     options.add_argument("--save", action="store_true", help="write benchmarks/results/ and docs/benchmarks.md")
     options.add_argument("--json", action="store_true", help="print one JSON object")
@@ -195,7 +196,11 @@ def main() -> None:
         print(json.dumps(found))
     if given.save:
         report.RESULTS.mkdir(exist_ok=True)
-        (report.RESULTS / "memory-use.json").write_text(json.dumps(found, indent=1) + "\n")
+        path = report.RESULTS / "memory-use.json"
+        measured = {row["broker"] for row in rows}
+        before = json.loads(path.read_text())["rows"] if path.exists() else []
+        found["rows"] = [row for row in before if row["broker"] not in measured] + rows
+        path.write_text(json.dumps(found, indent=1) + "\n")
         report.write_page()
     if not rows or not all(row["flat"] for row in rows):
         raise SystemExit("memory is not flat" if rows else "no broker could be had")

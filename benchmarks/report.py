@@ -171,7 +171,7 @@ def save(report: dict[str, Any]) -> None:
 def write_page() -> None:
     """docs/benchmarks.md from what is in benchmarks/results."""
     parts = [_HEAD]
-    for name in ("kafka", "rabbitmq", "sqlite", "memory"):
+    for name in ("kafka", "rabbitmq", "nats", "sqs", "redis", "pubsub", "sqlite", "memory"):
         path = RESULTS / f"{name}.json"
         if path.exists():
             parts.append(render(json.loads(path.read_text())))
@@ -184,16 +184,16 @@ def write_page() -> None:
 def render_memory_use(report: dict[str, Any]) -> str:
     """The section about resident memory."""
     lines = [
-        "## Memory over a million messages",
+        "## Memory over many messages",
         "",
-        f"{report['date']}, Python {report['python']}: a consumer slower than what waits for it; {report['messages']} messages.",
+        f"{report['date']}, Python {report['python']}: a consumer slower than what waits for it, its memory bounded by the window.",
         "Resident memory of its process in MiB; the start is taken after the first 10 000 messages.",
         "",
-        "| broker | start | peak | end | seconds | flat |",
-        "|---|---|---|---|---|---|",
+        "| broker | messages | start | peak | end | seconds | flat |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['broker']} | {row['start_mib']} | {row['peak_mib']} | {row['end_mib']} | {row['seconds']} | "
+        f"| {row['broker']} | {row['messages']} | {row['start_mib']} | {row['peak_mib']} | {row['end_mib']} | {row['seconds']} | "
         f"{'yes' if row['flat'] else 'NO'} |"
         for row in report["rows"]
     ]

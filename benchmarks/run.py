@@ -19,9 +19,18 @@ from arena import Arena, Scenario
 from loops.common import calibrate
 from report import facts, render, save, summary
 
-BROKERS = ("memory", "sqlite", "kafka", "rabbitmq")
+BROKERS = ("memory", "sqlite", "kafka", "rabbitmq", "redis", "nats", "pubsub", "sqs")
 # Enough that one measurement of the fastest takes about a second (full) or a third of one (quick).
-MESSAGES = {"memory": 100_000, "sqlite": 40_000, "kafka": 200_000, "rabbitmq": 40_000}
+MESSAGES = {
+    "memory": 100_000,
+    "sqlite": 40_000,
+    "kafka": 200_000,
+    "rabbitmq": 40_000,
+    "redis": 100_000,
+    "nats": 100_000,
+    "pubsub": 40_000,
+    "sqs": 8_000,
+}
 QUICK_SHARE = 4
 
 
@@ -38,6 +47,7 @@ def scenarios(work: list[float]) -> list[Scenario]:
     ]
     return [
         *consume,
+        Scenario("context", "empty `async def` handler that asks for the message's id", "context"),
         Scenario("sync", "empty `def` handler", "sync"),
         Scenario("batch", "batch handler, lists of up to 500", "batch"),
         Scenario("publish_many", "publish in lists, confirmed", "publish_many"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from atleastonce import Queue, Service, Topic
+from atleastonce import Context, Queue, Service, Topic
 from atleastonce.adapters import open_adapter
 from atleastonce.broker import Broker, connect
 from atleastonce.channels import Source
@@ -34,7 +35,9 @@ def run(job: Job) -> Result:
         return asyncio.run(_publish_many(job))
     if job.scenario == "publish_each":
         return asyncio.run(_publish_each(job))
-    return asyncio.run(_adapter(job) if job.contender == "adapter" else _service(job))
+    if job.contender == "adapter":
+        return asyncio.run(_adapter(job))
+    return asyncio.run(_in_memory(job) if job.broker == "memory" else _service(job))
 
 
 async def load(job: Job) -> None:
@@ -80,9 +83,9 @@ async def _feed(broker: Broker, job: Job) -> None:
         await broker.publish(channel_of(job), msgspec.json.decode(stamped(n), type=Order))
 
 
-async def _service(job: Job) -> Result:
-    finished = asyncio.Event()
-    meter = Meter(job, finished.set)
+def _consumer(job: Job, finished: Callable[[], None]) -> tuple[Service, Meter]:
+    """A service whose handler meters, and calls ``finished`` with the last message."""
+    meter = Meter(job, finished)
     handled = meter.handled
     service = Service(job.group, broker=job.url)
     channel = channel_of(job)
@@ -95,11 +98,16 @@ async def _service(job: Job) -> Result:
                 handled(order)
 
     elif job.scenario == "sync":
-        loop = asyncio.get_running_loop()
-        meter.on_done = lambda: loop.call_soon_threadsafe(finished.set)
 
         @service.consumer(channel, concurrency=1)  # the meter is not made for several threads
         def sync(order: Order) -> None:
+            handled(order)
+
+    elif job.scenario == "context":
+
+        @service.consumer(channel)
+        async def one(order: Order, ctx: Context) -> None:
+            _ = ctx.message.id
             handled(order)
 
     else:
@@ -108,14 +116,30 @@ async def _service(job: Job) -> Result:
         async def one(order: Order) -> None:
             handled(order)
 
-    if job.broker == "memory":
-        return await _in_memory(job, service, meter, finished)
-    async with service:
-        await finished.wait()
-        return await _settled(service, meter)
+    return service, meter
 
 
-async def _in_memory(job: Job, service: Service, meter: Meter, finished: asyncio.Event) -> Result:
+async def _service(job: Job) -> Result:
+    """What ``atleastonce run`` does: `Service.serve` in a process of its own."""
+    finished = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    service, meter = _consumer(job, lambda: loop.call_soon_threadsafe(finished.set))
+    serving = asyncio.create_task(service.serve(tune_gc=True))
+    told = asyncio.create_task(finished.wait())
+    await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        serving.result()
+        raise RuntimeError("the service ended before the last message")
+    result = await _settled(service, meter)
+    service.request_stop()
+    await serving
+    return result
+
+
+async def _in_memory(job: Job) -> Result:
+    finished = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    service, meter = _consumer(job, lambda: loop.call_soon_threadsafe(finished.set))
     async with connect(job.url) as broker:  # the same process, so the same broker
         await broker.declare(channel_of(job), source_of(job))
         if job.scenario != "latency":
