@@ -63,7 +63,7 @@ class Lifecycle(Section):
         before, files = left(), open_files()
         for _ in range(8):
             await cycle()
-        most = (before[0], before[1] + 3, before[2] + 3)  # one of each cycle would be eight
+        most = (before[0], before[1] + 5, before[2] + 5)  # one of each cycle would be eight
 
         def gone() -> bool:
             return all(now <= then for now, then in zip(left(), most, strict=True))
