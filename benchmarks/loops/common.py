@@ -92,7 +92,7 @@ class Result(msgspec.Struct, kw_only=True):
 class Meter:
     """Counts handled messages and takes the time. ``handled`` is what every consumer calls, once for each message."""
 
-    __slots__ = ("_began", "_cpu", "_taken", "delays", "done", "handled", "left", "on_done", "spin", "total")
+    __slots__ = ("_began", "_cpu", "_first", "_taken", "delays", "done", "handled", "left", "on_done", "spin", "total")
 
     def __init__(self, job: Job, on_done: Callable[[], None] | None = None) -> None:
         self.total = self.left = job.messages
@@ -102,6 +102,7 @@ class Meter:
         self.on_done = on_done
         self._began = 0.0
         self._cpu = 0.0
+        self._first = 0
         self._taken: tuple[float, float] | None = None
         self.handled: Callable[[Any], None] = self._timed if job.scenario == "latency" else self._counted
         if job.spin:
@@ -132,7 +133,9 @@ class Meter:
         now = time.time_ns()
         if self.left == self.total:
             self.begin()
-        self.delays.append((now - order.order_id) / 1e9)
+            self._first = now
+        if order.order_id >= self._first:  # an earlier one waited for this process to start: that is not the way's length
+            self.delays.append((now - order.order_id) / 1e9)
         self.left -= 1
         if not self.left:
             self._finish()
