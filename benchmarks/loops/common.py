@@ -134,7 +134,9 @@ class Meter:
         if self.left == self.total:
             self.begin()
             self._first = now
-        if order.order_id >= self._first:  # an earlier one waited for this process to start: that is not the way's length
+        if (
+            order.order_id >= self._first
+        ):  # an earlier one waited for this process to start: that is not the way's length
             self.delays.append((now - order.order_id) / 1e9)
         self.left -= 1
         if not self.left:

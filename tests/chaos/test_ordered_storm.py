@@ -130,7 +130,7 @@ async def test_no_key_is_overtaken_or_with_two_processes_while_they_come_and_go(
 
 async def test_a_kill_repeats_what_was_open_and_not_what_was_done_beyond_it(kafka_url: str, tmp_path: Path) -> None:
     """One key stands still, and the others of its partition go on: what they did is known to the next process, from the commit's
-    metadata. The key that stands still holds less than its partition's share of the window: with more it would stop its partition."""
+    metadata. It holds less than its partition's share of the window: with more it would stop its partition."""
     url = f"{kafka_url}?session.timeout.ms=6000"
     name, ledger, history = f"kill.{uuid.uuid4().hex[:8]}", tmp_path / "ledger", History()
     ledger.touch()
