@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from itertools import chain
 
 from atleastonce.contract import Adapter, Fact, Inspects, Topology
 from atleastonce.errors import AtLeastOnceError
@@ -23,16 +22,7 @@ async def inspect(adapter: Adapter, topologies: Sequence[Topology]) -> list[Fact
         return []
     try:
         async with asyncio.timeout(_PATIENCE):
-            return list(await adapter.inspect(_whole(topologies)))
+            return list(await adapter.inspect(Topology.joined(topologies)))
     except (AtLeastOnceError, TimeoutError) as error:
         log.debug("the broker's settings stay unchecked: %s", error)
         return []
-
-
-def _whole(parts: Sequence[Topology]) -> Topology:
-    return Topology(
-        channels=tuple(chain.from_iterable(part.channels for part in parts)),
-        sources=tuple(chain.from_iterable(part.sources for part in parts)),
-        delays=tuple(chain.from_iterable(part.delays for part in parts)),
-        dead_letters=tuple(chain.from_iterable(part.dead_letters for part in parts)),
-    )

@@ -38,13 +38,24 @@ Rules that hold for every method
     **Retention.** A list that was passed in belongs to the caller after the call has returned.
 """
 
-from atleastonce.contract.abilities import Annotated, Browses, Deletes, Inspects, MovesAll, Purges, Scans, Transacts
+from atleastonce.contract.abilities import (
+    Annotated,
+    Browses,
+    Deletes,
+    Describes,
+    Inspects,
+    MovesAll,
+    Purges,
+    Scans,
+    Transacts,
+)
 from atleastonce.contract.adapter import Adapter, Listener, Subscription
 from atleastonce.contract.capabilities import NONE, Ability, Capabilities, Counting, Leasing, Level, Ordering
 from atleastonce.contract.facts import Fact, Trait
 from atleastonce.contract.moves import Backlog, Delivery, HandOff, Outgoing, Settlement, Window
 from atleastonce.contract.outcomes import OK, STALE, Code, Fault, Outcome, Scope, Status, rejected, unknown
 from atleastonce.contract.replies import Arrived, KeepsInboxes, Replies, Reply, ReplyInbox, ReplyTo
+from atleastonce.contract.resources import Resource
 from atleastonce.contract.topology import DelayChannel, Drift, Topology
 from atleastonce.contract.verdicts import ACK, RELEASE, Ack, Reject, Release, Retry, Verdict
 
@@ -63,6 +74,7 @@ __all__ = [
     "DelayChannel",
     "Deletes",
     "Delivery",
+    "Describes",
     "Drift",
     "Fact",
     "Fault",
@@ -86,6 +98,7 @@ __all__ = [
     "Reply",
     "ReplyInbox",
     "ReplyTo",
+    "Resource",
     "Retry",
     "STALE",
     "Scans",

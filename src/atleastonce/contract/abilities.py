@@ -9,6 +9,7 @@ from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract.facts import Fact
 from atleastonce.contract.moves import Delivery, HandOff
 from atleastonce.contract.outcomes import Outcome
+from atleastonce.contract.resources import Resource
 from atleastonce.contract.topology import Topology
 
 
@@ -82,6 +83,28 @@ class Inspects(Protocol):
         Raises:
             BrokerUnavailable: it does not answer.
         """
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Can say what `Adapter.declare` would make, and where messages wait, by the broker's own names. Asks nobody, and works before
+    `Adapter.open`."""
+
+    def describe(self, topology: Topology) -> Sequence[Resource]:
+        """Everything that ``topology`` needs, in an order in which it can be made: what others lead to comes first.
+
+        Raises:
+            ConfigurationError: a name or option that this broker cannot have.
+        """
+
+    def waiting_in(self, source: Source) -> Mapping[str, str] | None:
+        """Where what waits for ``source`` can be counted, by the broker's own words for it: ``{"queue": ...}``,
+        ``{"topic": ..., "group": ...}``. None where it cannot: nothing is kept for it.
+        """
+
+    def server(self) -> Mapping[str, Any]:
+        """How the broker is reached, as values of JSON, and without anything secret: addresses, virtual host, region, whether with
+        TLS, whether with a password (never which)."""
 
 
 @runtime_checkable

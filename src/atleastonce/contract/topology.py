@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -36,6 +38,17 @@ class Topology(msgspec.Struct, frozen=True):
     sources: tuple[Source, ...] = ()
     delays: tuple[DelayChannel, ...] = ()
     dead_letters: tuple[Queue[Any], ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Iterable[Topology]) -> Topology:
+        """All of ``parts`` as one, each channel once."""
+        each = list(parts)
+        return cls(
+            channels=tuple(dict.fromkeys(chain.from_iterable(part.channels for part in each))),
+            sources=tuple(dict.fromkeys(chain.from_iterable(part.sources for part in each))),
+            delays=tuple(dict.fromkeys(chain.from_iterable(part.delays for part in each))),
+            dead_letters=tuple(dict.fromkeys(chain.from_iterable(part.dead_letters for part in each))),
+        )
 
 
 class Drift(msgspec.Struct, frozen=True):

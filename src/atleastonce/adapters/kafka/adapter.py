@@ -33,6 +33,7 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Subscription,
     Topology,
     Window,
@@ -111,6 +112,18 @@ class KafkaAdapter(Adapter):
             self._publisher.roomy.update(delay.channel.name for delay in topology_.delays)
             self._publisher.roomy.update(queue.name for queue in topology_.dead_letters)
         return drifts
+
+    def describe(self, topology_: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return topology.describe(self.settings, topology_)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str]:
+        """See `Describes`."""
+        return {"topic": source.channel.name, "group": source.group_name}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`."""
+        return topology.server(self.settings)
 
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
         """See `Inspects`."""

@@ -9,7 +9,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.adapters.kafka.config import Settings
 from atleastonce.channels import Channel
-from atleastonce.contract import Drift, Topology
+from atleastonce.contract import Drift, Resource, Topology
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -32,8 +32,8 @@ class _Plan:
         self.config.setdefault("retention.ms", str(retention))
 
 
-async def declare(admin: Admin, settings: Settings, topology: Topology, *, create: bool) -> list[Drift]:
-    """See `Adapter.declare`."""
+def _plans(settings: Settings, topology: Topology) -> dict[str, _Plan]:
+    """Every topic as it should be, by name."""
     plans: dict[str, _Plan] = {}
 
     def plan(channel: Channel[Any], partitions: int | None = None) -> _Plan:
@@ -54,8 +54,47 @@ async def declare(admin: Admin, settings: Settings, topology: Topology, *, creat
         room.keep(max(7 * _DAY_MS, 2 * needed), needed, settings.copy_limit)
     for queue in topology.dead_letters:
         plan(queue).keep(14 * _DAY_MS, 0, settings.copy_limit)
-    # A retry's key stays on one partition number only if there are as many.
-    homes = {delay.channel.name: delay.back_to.channel.name for delay in topology.delays}
+    return plans
+
+
+def _homes(topology: Topology) -> dict[str, str]:
+    """The topic to which each waiting room leads: a retry's key stays on one partition number only if there are as many."""
+    return {delay.channel.name: delay.back_to.channel.name for delay in topology.delays}
+
+
+def describe(settings: Settings, topology: Topology) -> list[Resource]:
+    """See `Describes.describe`. Partitions are those with which a topic would be made now; what is there may have others."""
+    plans, homes = _plans(settings, topology), _homes(topology)
+
+    def partitions(name: str) -> int:
+        home = homes.get(name, "")
+        like_home = plans[home].partitions if home in plans else None
+        return plans[name].partitions or like_home or settings.partitions
+
+    return [
+        Resource(
+            "topic",
+            name,
+            {"partitions": partitions(name), "replication.factor": settings.replication, "config": wanted.config},
+        )
+        for name, wanted in plans.items()
+    ]
+
+
+def server(settings: Settings) -> dict[str, Any]:
+    """See `Describes.server`."""
+    client = settings.client
+    return {
+        "servers": settings.servers.split(","),
+        "security": str(client.get("security.protocol", "PLAINTEXT")).upper(),
+        "mechanism": str(client.get("sasl.mechanism", client.get("sasl.mechanisms", ""))).upper(),
+        "reset": settings.reset,
+    }
+
+
+async def declare(admin: Admin, settings: Settings, topology: Topology, *, create: bool) -> list[Drift]:
+    """See `Adapter.declare`."""
+    plans, homes = _plans(settings, topology), _homes(topology)
     found = await admin.partitions({*plans, *homes.values()})
     missing: list[NewTopic] = []
     drift: list[Drift] = []

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from atleastonce.adapters.nats import core, faults, inspecting, looking
+from atleastonce.adapters.nats import core, describing, faults, inspecting, looking
 from atleastonce.adapters.nats.config import Config
 from atleastonce.adapters.nats.core import CoreInbox, CorePublisher
 from atleastonce.adapters.nats.link import Link
@@ -37,6 +37,7 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Subscription,
     Topology,
     Window,
@@ -121,17 +122,31 @@ class NatsAdapter(Adapter):
         self._check()
         maker = Maker(self._link, create, wanted.sources)
         try:
-            await _all(maker.stream(channel) for channel in _channels(wanted))
-            await _all(maker.durable(source) for source in _sources(wanted))
+            await _all(maker.stream(channel) for channel in describing.channels(wanted))
+            await _all(maker.durable(source) for source in describing.sources(wanted))
         except Exception as error:
             raise faults.as_error(error, f"declaring on {self._config.address}") from error
         return maker.drifts
+
+    def describe(self, wanted: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return describing.describe(wanted, self._config)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str] | None:
+        """See `Describes`."""
+        if is_core(source.channel):
+            return None
+        return {"stream": stream_of(source.channel), "consumer": durable_of(source)}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`."""
+        return describing.server(self._config)
 
     async def inspect(self, wanted: Topology) -> Sequence[Fact]:
         """See `Inspects`."""
         self._check()
         try:
-            return await inspecting.inspect(self._link, _channels(wanted), _sources(wanted))
+            return await inspecting.inspect(self._link, describing.channels(wanted), describing.sources(wanted))
         except Exception as error:
             raise faults.as_error(error, f"looking at streams on {self._config.address}") from error
 
@@ -225,8 +240,10 @@ class NatsAdapter(Adapter):
         self._check()
         # A topic is not its group's to delete: others read it too.
         gone = msgspec.structs.replace(wanted, sources=tuple(each for each in wanted.sources if each.group is None))
-        subjects = [f"CONSUMER.DELETE.{stream_of(each.channel)}.{durable_of(each)}" for each in _sources(wanted)]
-        subjects += [f"STREAM.DELETE.{stream_of(channel)}" for channel in _channels(gone)]
+        subjects = [
+            f"CONSUMER.DELETE.{stream_of(each.channel)}.{durable_of(each)}" for each in describing.sources(wanted)
+        ]
+        subjects += [f"STREAM.DELETE.{stream_of(channel)}" for channel in describing.channels(gone)]
         try:
             for subject in subjects:
                 try:
@@ -283,25 +300,3 @@ async def _all(work: Any) -> None:
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-def _channels(wanted: Topology) -> list[Channel[Any]]:
-    """Every channel of a topology, each once."""
-    found: dict[str, Channel[Any]] = {}
-    for channel in (
-        *wanted.dead_letters,
-        *wanted.channels,
-        *(source.channel for source in wanted.sources),
-        *(delay.channel for delay in wanted.delays),
-    ):
-        if not is_core(channel):
-            found.setdefault(subject_of(channel), channel)
-    return list(found.values())
-
-
-def _sources(wanted: Topology) -> list[Source]:
-    """Every source of a topology, each once. What is only published to gets no consumer of ours: somebody else may read it."""
-    found = {source.name: source for source in wanted.sources if not is_core(source.channel)}
-    for channel in (*wanted.dead_letters, *(delay.channel for delay in wanted.delays)):
-        found.setdefault(channel.name, Source(channel))
-    return list(found.values())

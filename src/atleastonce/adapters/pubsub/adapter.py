@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from atleastonce.adapters.pubsub import faults, inboxes, inspecting
+from atleastonce.adapters.pubsub import describing, faults, inboxes, inspecting
 from atleastonce.adapters.pubsub.attributes import MAX_HEADER_BYTES
 from atleastonce.adapters.pubsub.channel import GetSubscriptionRequest, Link
 from atleastonce.adapters.pubsub.config import MAX_DEADLINE, Config
@@ -35,6 +35,7 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Topology,
     Window,
 )
@@ -110,6 +111,19 @@ class PubSubAdapter(Adapter):
         if self._config.tls:
             await maker.check_permissions(wanted)
         return maker.drifts
+
+    def describe(self, topology: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return describing.describe(topology, self._config)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str]:
+        """See `Describes`."""
+        return {"subscription": self._config.resource(source.name)}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`. ``keys``: whether a file of credentials was given, in place of an identity."""
+        config = self._config
+        return {"project": config.project, "endpoint": config.endpoint, "keys": config.credentials_file is not None}
 
     async def inspect(self, topology: Topology) -> Sequence[Fact]:
         """See `Inspects`."""

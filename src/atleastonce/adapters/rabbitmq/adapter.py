@@ -9,7 +9,7 @@ from typing import Any
 
 from pika import exceptions as amqp
 
-from atleastonce.adapters.rabbitmq import faults, inspecting, topology
+from atleastonce.adapters.rabbitmq import describing, faults, inspecting, topology
 from atleastonce.adapters.rabbitmq.backlog import measure, ready
 from atleastonce.adapters.rabbitmq.config import Config
 from atleastonce.adapters.rabbitmq.connection import Connection, Link
@@ -38,10 +38,11 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Topology,
     Window,
 )
-from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError
+from atleastonce.errors import AtLeastOnceError, Closed
 from atleastonce.urls import BrokerUrl
 
 _CONSUMER_TIMEOUT = 1800.0
@@ -103,31 +104,38 @@ class RabbitMQAdapter(Adapter):
         await self._control.close()
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
-        wanted = _queues(topology_, self._config)
+        wanted = describing.queues(topology_, self._config)
         connection = await self._connect(self._control)
         maker = topology.Maker(connection, create)
         try:
-            exchanges = {
-                channel.name: channel
-                for channel in (*topology_.channels, *(source.channel for source in topology_.sources))
-                if isinstance(channel, Topic)
-            }
-            for name, channel in exchanges.items():
-                if await maker.exchange(name, topology.exchange_arguments(channel)):
+            for name, arguments in describing.exchanges(topology_).items():
+                if await maker.exchange(name, arguments):
                     self._routes.learn(name)
             there = {name: await maker.queue(name, arguments) for name, arguments in wanted.items()}
-            for source in topology_.sources:
-                if source.group is not None and there[source.name]:
-                    await maker.bind(source.name, source.channel.name)
+            for queue, exchange in describing.bindings(topology_):
+                if there[queue]:
+                    await maker.bind(queue, exchange)
         except (amqp.AMQPError, TimeoutError) as error:
             raise faults.as_error(error, f"declaring on {self._config.address}") from error
         for delay in topology_.delays:
             self._rooms.setdefault(delay.back_to.name, set()).add(delay.channel.name)
         return maker.drifts
 
+    def describe(self, topology_: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return describing.describe(topology_, self._config)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str]:
+        """See `Describes`."""
+        return {"queue": source.name}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`."""
+        return describing.server(self._config)
+
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
         """See `Inspects`. AMQP tells no settings: only with ``management``."""
-        return await inspecting.inspect(self._config, list(_queues(topology_, self._config)))
+        return await inspecting.inspect(self._config, list(describing.queues(topology_, self._config)))
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._publisher.send(batch)
@@ -210,7 +218,7 @@ class RabbitMQAdapter(Adapter):
     async def delete(self, topology_: Topology) -> None:
         """Remove what `declare` made, with all messages; what is not there is fine."""
         connection = await self._connect(self._control)
-        for name in _queues(topology_, self._config):
+        for name in describing.queues(topology_, self._config):
             with contextlib.suppress(amqp.ChannelClosedByBroker):
                 async with connection.scratch() as scratch:
                     await scratch.call("queue_delete", queue=name)
@@ -234,30 +242,3 @@ class RabbitMQAdapter(Adapter):
         for subscription in list(self._subscriptions):
             state, detail = ("unblocked", "") if reason is None else ("blocked", f"publishing: {reason}")
             subscription.listener.condition(state, detail)
-
-
-def _queues(wanted: Topology, config: Config) -> dict[str, dict[str, Any]]:
-    """Every queue of a topology with its arguments; the nets first, so that nothing falls through while the rest is made.
-
-    Raises:
-        ConfigurationError: one queue is asked for in two ways.
-    """
-    found: dict[str, dict[str, Any]] = {}
-
-    def add(name: str, arguments: dict[str, Any]) -> None:
-        if found.setdefault(name, arguments) != arguments:
-            raise ConfigurationError(f"queue {name} is asked for with two different settings")
-
-    kept = {queue.name for queue in wanted.dead_letters}
-    for queue in wanted.dead_letters:
-        add(queue.name, topology.keeping_arguments() | dict(queue.options.get("rabbitmq", {})))
-    rooms = {delay.channel.name for delay in wanted.delays}
-    for channel in wanted.channels:
-        if isinstance(channel, Queue) and channel.name not in kept | rooms:
-            add(channel.name, topology.queue_arguments(Source(channel), config.delivery_limit))
-    for source in wanted.sources:
-        if source.name not in kept:
-            add(source.name, topology.queue_arguments(source, config.delivery_limit))
-    for delay in wanted.delays:
-        add(delay.channel.name, topology.delay_channel_arguments(delay))
-    return found

@@ -35,6 +35,7 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Topology,
     Window,
 )
@@ -128,6 +129,27 @@ class RedisAdapter(Adapter):
             # Whole streams would vanish: nothing that was confirmed is safe. It may be right where memory never gets short.
             drifts.append(Drift(self._config.address, "maxmemory-policy", "noeviction", self._server.evicts))
         return drifts
+
+    def describe(self, topology_: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return topology.describe(topology_)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str]:
+        """See `Describes`."""
+        there = Keys(source)
+        return {"stream": there.stream, "group": there.group}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`."""
+        config = self._config
+        servers = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in config.hosts]
+        return {
+            "servers": servers,
+            "database": config.db,
+            "tls": config.secure,
+            "user": config.user is not None,
+            "password": config.password is not None,
+        }
 
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
         """See `Inspects`."""

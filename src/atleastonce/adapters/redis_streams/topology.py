@@ -11,7 +11,7 @@ from atleastonce.adapters.redis_streams.keys import Keys
 from atleastonce.adapters.redis_streams.link import Command, Link
 from atleastonce.adapters.redis_streams.scripts import DECLARE
 from atleastonce.channels import Channel, Queue, Topic
-from atleastonce.contract import Drift, Topology
+from atleastonce.contract import Drift, Resource, Topology
 from atleastonce.errors import ConfigurationError
 
 
@@ -41,6 +41,16 @@ def channels(topology: Topology) -> dict[str, tuple[Channel[Any], set[str]]]:
         add(delay.channel, None)
     for channel in (*topology.channels, *topology.dead_letters):
         add(channel, None)
+    return found
+
+
+def describe(topology: Topology) -> list[Resource]:
+    """See `Describes.describe`. A stream goes by what it is used as, which is written beside it."""
+    found = [Resource(_kind(channel), channel.name, {"type": "stream"}) for channel, _ in channels(topology).values()]
+    for channel, groups in channels(topology).values():
+        for group in sorted(groups):
+            shown = group if group == channel.name else f"{channel.name}.{group}"
+            found.append(Resource("group", group, {"id": "0"}, {"stream": channel.name}, shown=shown))
     return found
 
 

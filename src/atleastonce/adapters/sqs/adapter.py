@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from atleastonce.adapters.sqs import faults, inspecting, names, topology
+from atleastonce.adapters.sqs import describing, faults, inspecting, names, topology
 from atleastonce.adapters.sqs.clients import Clients
 from atleastonce.adapters.sqs.config import Config
 from atleastonce.adapters.sqs.directory import Directory
@@ -38,6 +38,7 @@ from atleastonce.contract import (
     Ordering,
     Outcome,
     Outgoing,
+    Resource,
     Topology,
     Window,
 )
@@ -169,6 +170,18 @@ class SQSAdapter(Adapter):
         steps = 2 + len(wanted.queues) + len(wanted.topics)
         what = f"declaring on {self._config.address}"
         return await self._run(lambda: maker.make(wanted), what, self._config.operation_timeout * steps)
+
+    def describe(self, topology_: Topology) -> Sequence[Resource]:
+        """See `Describes`."""
+        return describing.describe(topology_, self._config)
+
+    def waiting_in(self, source: Source) -> Mapping[str, str]:
+        """See `Describes`."""
+        return {"queue": names.queue_name(source, self._config.prefix)}
+
+    def server(self) -> Mapping[str, Any]:
+        """See `Describes`."""
+        return describing.server(self._config)
 
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
         """See `Inspects`."""
