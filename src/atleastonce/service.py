@@ -228,6 +228,11 @@ class Service:
                 f"service {self.name} has no handlers; decorate one with @service.consumer(channel)"
             )
 
+    @property
+    def drain_seconds(self) -> float:
+        """How long handlers may go on when the service stops."""
+        return self._drain
+
     async def check(self, *, url: str | None = None, no_wait: bool = False, offline: bool = False) -> list[Finding]:
         """What a start would refuse or warn of, and what it would create; nothing is created by looking.
 

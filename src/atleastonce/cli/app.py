@@ -14,6 +14,7 @@ from atleastonce.cli import run as run_command
 from atleastonce.cli.demo import command as demo
 from atleastonce.cli.dlq import command as dlq
 from atleastonce.cli.errors import DONE, INTERRUPTED, ended_by
+from atleastonce.cli.topology import command as topology
 
 app = typer.Typer(
     name="atleastonce",
@@ -35,6 +36,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(brokers.app, name="brokers")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(topology.app, name="topology")
 app.add_typer(inbox.app, name="inbox")
 
 

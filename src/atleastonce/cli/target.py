@@ -16,6 +16,11 @@ BrokerOption = Annotated[
     str | None, typer.Option("--broker", envvar="ALO_BROKER", help="Broker URL, like kafka://localhost:9092.")
 ]
 QueueOption = Annotated[bool, typer.Option("--queue", help="CHANNEL is a queue.")]
+App = Annotated[str, typer.Argument(metavar="MODULE:SERVICE", help="Where the service is, like app:service.")]
+OtherBroker = Annotated[
+    str | None, typer.Option("--broker", help="Broker URL, instead of the service's own and ALO_BROKER.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")]
 TopicOption = Annotated[bool, typer.Option("--topic", help="CHANNEL is a topic.")]
 

@@ -1,0 +1,1 @@
+"""``atleastonce topology``: what a service needs on its broker, planned, made, or written for other tools."""

@@ -1,0 +1,110 @@
+"""A scaler that asks as KEDA does, at the place that we export, finds what waits there: on every broker that can be asked."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import pytest
+from topology_kit import Order, needs_of, read, remove, shop
+
+from atleastonce.brokers import Running
+from atleastonce.topology import Scaling, keda
+
+pytestmark = pytest.mark.timeout(120, func_only=True)
+
+WAITING = 5
+
+
+def by_kafka(url: str, metadata: Mapping[str, str]) -> int:
+    from confluent_kafka import Consumer, TopicPartition
+
+    assert metadata["offsetResetPolicy"] == "earliest"
+    consumer = Consumer({"bootstrap.servers": metadata["bootstrapServers"], "group.id": metadata["consumerGroup"]})
+    try:
+        partitions = consumer.list_topics(metadata["topic"], timeout=10).topics[metadata["topic"]].partitions
+        wanted = [TopicPartition(metadata["topic"], number) for number in partitions]
+        lag = 0
+        for each in consumer.committed(wanted, timeout=10):
+            start, end = consumer.get_watermark_offsets(each, timeout=10)
+            lag += end - (each.offset if each.offset >= 0 else start)
+        return lag
+    finally:
+        consumer.close()
+
+
+def by_rabbitmq(url: str, metadata: Mapping[str, str]) -> int:
+    import pika
+
+    parts = urlsplit(metadata["host"])
+    assert parts.scheme == metadata["protocol"] == "amqp"
+    where = pika.ConnectionParameters(str(parts.hostname), int(parts.port or 0), metadata["vhostName"])
+    with pika.BlockingConnection(where) as connection:
+        found = connection.channel().queue_declare(metadata["queueName"], passive=True)
+        return int(found.method.message_count)
+
+
+def by_sqs(url: str, metadata: Mapping[str, str]) -> int:
+    from atleastonce.adapters.sqs.clients import Clients
+    from atleastonce.adapters.sqs.config import Config
+    from atleastonce.urls import BrokerUrl
+
+    clients = Clients(Config.build(BrokerUrl.parse(url), {}))
+    try:
+        queue = clients.sqs.get_queue_url(QueueName=metadata["queueURL"])["QueueUrl"]
+        found = clients.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["ApproximateNumberOfMessages"])
+        return int(found["Attributes"]["ApproximateNumberOfMessages"])
+    finally:
+        clients.close()
+
+
+def by_nats(url: str, metadata: Mapping[str, str]) -> int:
+    where = (
+        f"http://{metadata['natsServerMonitoringEndpoint']}/jsz?acc={metadata['account']}&consumers=true&config=true"
+    )
+    with urllib.request.urlopen(where, timeout=10) as answer:
+        accounts = json.load(answer)["account_details"]
+    (stream,) = [s for a in accounts for s in a["stream_detail"] if s["name"] == metadata["stream"]]
+    (consumer,) = [each for each in stream["consumer_detail"] if each["name"] == metadata["consumer"]]
+    return int(consumer["num_pending"] + consumer["num_ack_pending"])
+
+
+def by_redis(url: str, metadata: Mapping[str, str]) -> int:
+    import redis
+
+    host, _, port = metadata["address"].rpartition(":")
+    with redis.Redis(host=host, port=int(port), db=int(metadata["databaseIndex"])) as client:
+        if "lagCount" not in metadata:
+            return int(client.xpending(metadata["stream"], metadata["consumerGroup"])["pending"])
+        groups = {each["name"].decode(): each for each in client.xinfo_groups(metadata["stream"])}
+        return int(groups[metadata["consumerGroup"]]["lag"])
+
+
+SCALERS = {"kafka": by_kafka, "rabbitmq": by_rabbitmq, "sqs": by_sqs, "nats": by_nats, "redis": by_redis}
+
+
+@pytest.mark.parametrize("broker", SCALERS)
+async def test_what_waits_is_counted_where_the_trigger_asks(broker: str, request: pytest.FixtureRequest) -> None:
+    running: Running = request.getfixturevalue(f"{broker}_broker")
+    service = shop(running.url)
+    monitoring = urlsplit(running.addresses.get("monitoring", "")).netloc or None
+    document = read(keda(needs_of(service), Scaling("billing", monitoring=monitoring)))
+    triggers = document["items"][-1]["spec"]["triggers"]
+    try:
+        async with service.make_broker() as client:
+            for consumer in service.consumers:
+                await client.adapter.declare(consumer.topology(client.adapter.capabilities))
+                for number in range(WAITING):
+                    await client.publish(consumer.home.channel, Order(number))
+        homes = {str(consumer.home) for consumer in service.consumers}
+        wanted = {trigger["name"]: WAITING if trigger["name"] in homes else 0 for trigger in triggers}
+        deadline, found = time.monotonic() + 20, dict[str, int]()
+        while found != wanted and time.monotonic() < deadline:  # SQS and the NATS monitoring count a little later
+            found = {each["name"]: SCALERS[broker](running.url, each["metadata"]) for each in triggers}
+        assert found == wanted
+        assert homes < wanted.keys()
+    finally:
+        await remove(service)
