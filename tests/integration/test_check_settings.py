@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from atleastonce import ConfigurationError, FailurePolicy, Queue, RetryChain, Service
+from atleastonce import ConfigurationError, FailurePolicy, Queue, RetryChain, Service, connect
 from atleastonce.adapters.pubsub.channel import DeleteSubscriptionRequest, Link, Subscription
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.brokers.running import Running
@@ -392,6 +392,29 @@ async def test_sqlite(tmp_path: Any, synchronous: str, codes: set[str]) -> None:
     service = service_on(f"sqlite:///{tmp_path}/shop.db?synchronous={synchronous}", Queue("orders"), "1m")
     await declared(service)
     assert {finding.code for finding in await service.check()} == codes
+
+
+async def test_looking_at_sqlite_makes_no_file_and_finds_what_a_start_finds(tmp_path: Any) -> None:
+    bad = tmp_path / "bad.db"
+    service = service_on(f"sqlite:///{bad}", Queue("orders", options={"sqlite": {"colour": "red"}}), "1m")
+    (refused,) = [finding for finding in await service.check() if finding.severity == "refuse"]
+    assert not bad.exists()
+    with pytest.raises(ConfigurationError) as told:
+        await service.start()
+    assert refused.text == str(told.value)
+    path = tmp_path / "shop.db"
+    good = service_on(f"sqlite:///{path}", Queue("orders"), "1m")
+    before = await good.check()
+    assert await good.explain(live=True)
+    assert not path.exists()
+    assert [f.subject for f in before if f.code == "channel-to-be-made"] == [
+        "orders",
+        "orders.suspects",
+        "orders.dlq",
+    ]
+    async with connect(f"sqlite:///{path}"):
+        pass  # it is there, and nothing in it
+    assert await good.check() == before
 
 
 async def test_memory_ends_with_its_process() -> None:

@@ -52,6 +52,21 @@ def test_what_breaks_another_client_is_named(monkeypatch: Any, capfd: Any) -> No
     assert "nats-core 0.2.0 beside nats-py" in capfd.readouterr().out
 
 
+def test_a_file_that_nobody_has_used_yet_is_told_and_not_made(monkeypatch: Any, tmp_path: Any, capfd: Any) -> None:
+    pretend(monkeypatch, nats_core=None)
+    path = tmp_path / "q.db"
+    for there, state in ((False, "no file yet"), (True, "answers")):
+        if there:
+            assert run(["publish", "work", "1", "--queue", "--broker", f"sqlite:///{path}"]) == 0
+        assert path.exists() is there
+        assert run(["doctor", "--json", "--broker", f"sqlite:///{path}"]) == 0
+        (asked,) = json.loads(capfd.readouterr().out.splitlines()[-1])["brokers"]
+        assert (asked["problem"], asked["there"]) == (None, there)
+        assert run(["doctor", "--broker", f"sqlite:///{path}"]) == 0
+        assert f"q.db  {state}" in capfd.readouterr().out
+        assert path.exists() is there
+
+
 def test_brokers_are_asked_and_their_secrets_hidden(monkeypatch: Any, tmp_path: Any, capfd: Any) -> None:
     pretend(monkeypatch, nats_core=None)
     monkeypatch.setenv("ALO_BROKER", f"sqlite:///{tmp_path}/q.db")
@@ -61,4 +76,5 @@ def test_brokers_are_asked_and_their_secrets_hidden(monkeypatch: Any, tmp_path: 
     assert "secret" not in out
     asked = {each["name"]: each["problem"] for each in json.loads(out)["brokers"]}
     assert asked["ALO_BROKER"] is None
+    assert not (tmp_path / "q.db").exists()
     assert "unknown scheme" in asked["ALO_KAFKA_URL"]

@@ -73,6 +73,9 @@ BAD = [
     (["tail", "t", "--topic", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist; check the name'),
     (["tail", "q", "--queue", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist'),
     (["dlq", "list", "--broker", BROKER, "--channel", "q"], 2, 'sqlite file "q.db" does not exist'),
+    (["dlq", "list", "handled:service", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist'),
+    (["lag", "handled:service", "--broker", BROKER], 2, 'sqlite file "q.db" does not exist'),
+    (["lag", "--broker", BROKER, "--queue", "--channel", "q"], 2, 'sqlite file "q.db" does not exist'),
     (["brokers", "up", "kafak"], 2, 'no broker "kafak"; there are kafka'),
     (["demo", "--messages", "0"], 2, "--messages"),
     (["demo", "--input", "none.jsonl"], 2, "none.jsonl: No such file"),
@@ -86,6 +89,7 @@ def test_bad_input_gets_one_line_and_its_exit_code(
     place: Path, capfd: pytest.CaptureFixture[str], words: list[str], code: int, text: str
 ) -> None:
     one = "from shopapp import *\n@service.consumer(orders)\ndef one(o: Order): ...\n"
+    (place / "handled.py").write_text(one)
     (place / "twice.py").write_text(f"{one}@service.consumer(orders)\ndef two(o: Order): ...\n")
     (place / "annotation.py").write_text("from shopapp import *\n@service.consumer(orders)\ndef one(o: 'Nope'): ...\n")
     (place / "crash.py").write_text("x = 0\n1 / x\n")
@@ -100,7 +104,7 @@ def test_bad_input_gets_one_line_and_its_exit_code(
     assert text in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
-    assert words[0] not in ("tail", "dlq") or not (place / "q.db").exists(), "who looks makes nothing"
+    assert words[0] not in ("tail", "dlq", "lag") or not (place / "q.db").exists(), "who looks makes nothing"
 
 
 def test_a_traceback_is_shown_on_request_only(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

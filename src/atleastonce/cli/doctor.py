@@ -20,6 +20,8 @@ from atleastonce.brokers import NAMES
 from atleastonce.brokers.addresses import variable
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, describe, one_line
 from atleastonce.cli.output import console, print_json
+from atleastonce.cli.target import only_to_look
+from atleastonce.errors import NotFound
 from atleastonce.urls import mask
 
 # How long a broker has to answer. A broker that needs longer is there, but nobody would call it healthy.
@@ -58,11 +60,16 @@ class Client(msgspec.Struct, frozen=True):
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """A broker address from the environment or the command line; ``problem`` is None where it answers."""
+    """A broker address from the environment or the command line; ``problem`` is None where it answers.
+
+    Attributes:
+        there: False: it is a file that nobody has used yet; the first start makes it.
+    """
 
     name: str
     url: str
     problem: str | None
+    there: bool = True
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -154,8 +161,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 async def _ask(name: str, url: str) -> Reached:
     shown = mask(url)
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS), connect(url, wait=0):
+        async with asyncio.timeout(_ANSWER_SECONDS), only_to_look(connect(url, wait=0)):
             return Reached(name, shown, None)
+    except NotFound:
+        return Reached(name, shown, None, there=False)
     except TimeoutError:
         return Reached(name, shown, f"{shown} does not answer within {_ANSWER_SECONDS:.0f} s")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
@@ -188,7 +197,8 @@ def _print(report: Report) -> None:
     out.print(table)
     if report.brokers:
         for each in report.brokers:
-            out.print(f"{each.name}  {each.url}  {'answers' if each.problem is None else 'PROBLEM'}", soft_wrap=True)
+            state = "PROBLEM" if each.problem else "answers" if each.there else "no file yet"
+            out.print(f"{each.name}  {each.url}  {state}", soft_wrap=True)
     else:
         out.print("no broker named: give --broker, or set ALO_BROKER")
     for problem in report.problems:

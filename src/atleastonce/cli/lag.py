@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from atleastonce.broker import Broker, connect
+from atleastonce.broker import Broker
 from atleastonce.channels import Queue, Source
 from atleastonce.cli.errors import Traceback, one_line
 from atleastonce.cli.loader import load_service
-from atleastonce.cli.output import console, log_to_stderr, note, print_json
+from atleastonce.cli.output import console, log_to_stderr, print_json
 from atleastonce.cli.signals import interruptible
-from atleastonce.cli.target import BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.cli.target import (
+    BrokerOption,
+    NoWait,
+    QueueOption,
+    TopicOption,
+    broker_url,
+    channel_named,
+    connect_to_look,
+    only_to_look,
+)
 from atleastonce.durations import readable, seconds
 from atleastonce.errors import ConfigurationError
 from atleastonce.lag import Lag, Place, measure, places
@@ -66,15 +75,14 @@ def _target(
         raise ConfigurationError("whose lag? give a service (app:service), or --broker and --channel")
     if app is not None:
         service = load_service(app)
-        connection = service.make_broker(broker, no_wait=no_wait)
+        connection = only_to_look(service.make_broker(broker, no_wait=no_wait))
         capabilities = connection.adapter.capabilities
         return connection, [place for consumer in service.consumers for place in places(consumer, capabilities)]
     target = channel_named(channel or "", queue=queue, topic=topic)
     if group is None and not isinstance(target, Queue):
         raise ConfigurationError(f"a topic has a lag for each group; say whose lag of {channel} with --group")
-    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
     source = Source(target, group)
-    return connect(broker_url(broker), waiting=note, **settings), [Place(source, source.group, "main")]
+    return connect_to_look(broker_url(broker), no_wait=no_wait), [Place(source, source.group, "main")]
 
 
 async def _look(broker: Broker, where: Sequence[Place], pause: float | None, *, as_json: bool) -> None:

@@ -36,10 +36,19 @@ def broker_url(given: str | None) -> str:
     return given
 
 
-def connect_to_look(url: str, *, no_wait: bool = False) -> Broker:
-    """A connection for who looks at what is there: a mistyped file is not made."""
+def connect_as_told(url: str, *, no_wait: bool = False) -> Broker:
+    """A connection that says on stderr why it waits."""
     settings: dict[str, Any] = {"wait": 0} if no_wait else {}
-    broker = connect(url, waiting=note, **settings)
+    return connect(url, waiting=note, **settings)
+
+
+def connect_to_look(url: str, *, no_wait: bool = False) -> Broker:
+    """A connection for who looks at what is there."""
+    return only_to_look(connect_as_told(url, no_wait=no_wait))
+
+
+def only_to_look(broker: Broker) -> Broker:
+    """``broker``, not yet open, for who looks at what is there: a mistyped file is not made."""
     broker.adapter.may_create = False
     return broker
 

@@ -88,7 +88,8 @@ class Adapter(ABC):
     capabilities: Capabilities
     may_create: bool = True
     """Whether `open` may make the broker itself where there is none, as an embedded one makes its file. Set before it, by who only
-    looks."""
+    looks. Where there is none then, `open` raises `NotFound`, and `declare` without ``create`` and `Inspects.inspect` say all the
+    same what a start would find."""
 
     @abstractmethod
     async def open(self) -> None:

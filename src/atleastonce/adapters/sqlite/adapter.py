@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 import weakref
@@ -12,8 +13,10 @@ from typing import Any, TypeVar
 from atleastonce.adapters.sqlite.faults import fault_of, outcome_of
 from atleastonce.adapters.sqlite.inboxes import inbox, stale_inboxes
 from atleastonce.adapters.sqlite.looking import backlog, browse, last, purge
+from atleastonce.adapters.sqlite.schema import empty_database
 from atleastonce.adapters.sqlite.store import Store
 from atleastonce.adapters.sqlite.subscription import SQLiteSubscription
+from atleastonce.adapters.sqlite.topology import Catalogue
 from atleastonce.adapters.sqlite.worker import Worker
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import (
@@ -140,7 +143,8 @@ class SQLiteAdapter(Adapter):
         """Open the file, creating it where there is none and that `may_create`.
 
         Raises:
-            ConfigurationError: no such directory, no such file, not a database, another program's, or another version's.
+            NotFound: there is none, and it may not be created.
+            ConfigurationError: no such directory, not a database, another program's, or another version's.
             PermissionDenied: the file or its directory cannot be written.
             BrokerUnavailable: locked for longer than ``busy_timeout``, or the disk fails.
         """
@@ -179,6 +183,9 @@ class SQLiteAdapter(Adapter):
 
     async def declare(self, topology: Topology, *, create: bool = True) -> Sequence[Drift]:
         """As `Adapter.declare`. Delay channels are not made: a source delays by itself (`Retry`)."""
+        if self._worker is None and not (create or self.may_create):  # there is no file, so all of it is missing
+            with contextlib.closing(empty_database()) as db:
+                return Catalogue(db).declare(topology, create=False)
 
         def look(store: Store) -> list[Drift] | None:
             drifts = store.declare(topology, create=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, ConfigurationError, PermissionDenied
+from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, ConfigurationError, NotFound, PermissionDenied
 
 T = TypeVar("T")
 
@@ -55,6 +55,10 @@ _SCHEMA = (
 )
 
 
+class NoFile(ConfigurationError, NotFound):
+    """There is no file, and it was not to be made: its name is wrong, or nobody has used it yet."""
+
+
 def is_busy(error: BaseException) -> bool:
     """Whether another process held the file, which passes."""
     return isinstance(error, sqlite3.OperationalError) and (error.sqlite_errorcode or 0) & 0xFF in (
@@ -83,8 +87,8 @@ def open_database(path: Path, patience: float, *, create: bool = True) -> sqlite
     """Open ``path``, creating file and tables where there are none; safe when many processes do it at once.
 
     Raises:
-        ConfigurationError: no such directory, no such file and not to ``create`` it, not a database, someone else's, or another
-            version's.
+        NoFile: there is none, or an empty one, and it is not to be created.
+        ConfigurationError: no such directory, not a database, someone else's, or another version's.
         PermissionDenied: the file or its directory cannot be written.
         BrokerUnavailable: locked for longer than ``patience`` seconds, or the disk fails.
     """
@@ -94,8 +98,8 @@ def open_database(path: Path, patience: float, *, create: bool = True) -> sqlite
             f"this Python carries SQLite {sqlite3.sqlite_version}; the sqlite:// broker needs {wanted} or newer"
         )
     _check_place(path)
-    if not create and not path.exists():
-        raise ConfigurationError(f'sqlite file "{path}" does not exist; check the name, or publish to it first')
+    if not create and not (path.exists() and path.stat().st_size):
+        raise NoFile(f'sqlite file "{path}" does not exist; check the name, or publish to it first')
     try:
         db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
     except sqlite3.Error as error:
@@ -107,6 +111,13 @@ def open_database(path: Path, patience: float, *, create: bool = True) -> sqlite
         if isinstance(error, sqlite3.Error):
             raise explain(error, path) from error
         raise
+    return db
+
+
+def empty_database() -> sqlite3.Connection:
+    """One in memory, as `open_database` makes it."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    _make_tables(db)
     return db
 
 
@@ -135,8 +146,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         db.execute("BEGIN IMMEDIATE")
         try:
             if not _is_ours(db, path):  # another process may have been first
-                for statement in _SCHEMA:
-                    db.execute(statement)
+                _make_tables(db)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -145,6 +155,11 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("SELECT next FROM broker").fetchone()  # a damaged file is told now, not at the first message
     db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA:
+        db.execute(statement)
 
 
 def _is_ours(db: sqlite3.Connection, path: Path) -> bool:

@@ -11,7 +11,7 @@ import typer
 from atleastonce.broker import Broker
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.cli.loader import load_service
-from atleastonce.cli.target import broker_url, connect_to_look
+from atleastonce.cli.target import broker_url, connect_to_look, only_to_look
 from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.redrive import DeadLetters, Selection
 
@@ -137,7 +137,7 @@ def target(
         )
     channels = [consumer.home.channel for consumer in service.consumers]
     return Target(
-        lambda: service.make_broker(broker, no_wait=no_wait),
+        lambda: only_to_look(service.make_broker(broker, no_wait=no_wait)),
         tuple(homes),
         queue,
         frozenset(c.name for c in channels if isinstance(c, Queue)),
