@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -11,16 +10,22 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from atleastonce.broker import connect, publish_error
+from atleastonce.broker import publish_error
 from atleastonce.channels import Channel
-from atleastonce.cli.bodies import JSON, SHOWN_PROBLEMS, TEXT, headers_of, lines, not_json, stdin
+from atleastonce.cli.bodies import SHOWN_PROBLEMS, HeaderOption, TextOption, given
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
 from atleastonce.cli.output import console, note, print_json
 from atleastonce.cli.signals import in_background, interruptible
-from atleastonce.cli.target import BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
+from atleastonce.cli.target import (
+    BrokerOption,
+    NoWait,
+    QueueOption,
+    TopicOption,
+    broker_url,
+    channel_named,
+    connect_as_told,
+)
 from atleastonce.contract import Outcome, Outgoing, Status
-from atleastonce.errors import ConfigurationError
-from atleastonce.wire import CONTENT_TYPE
 
 # Lines sent in one go: enough to fill a round trip, and what is in memory at once of an endless stdin.
 _CHUNK = 1000
@@ -36,11 +41,9 @@ def publish(
     topic: TopicOption = False,
     key: Annotated[str | None, typer.Option(help="Orders and partitions the message.")] = None,
     id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same message.")] = None,
-    header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
+    header: HeaderOption = None,
     delay: Annotated[str | None, typer.Option(help="Not before, like 10m, where the broker can.")] = None,
-    text: Annotated[
-        bool, typer.Option("--text", help="Send the payload as text though it looks like broken JSON.")
-    ] = False,
+    text: TextOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
     no_wait: NoWait = False,
     traceback: Traceback = False,
@@ -51,20 +54,8 @@ def publish(
     """
     url = broker_url(broker)
     target = channel_named(channel, queue=queue, topic=topic)
-    many = payload == "-"
-    headers = headers_of(header or [])
-    reason = "" if many else not_json(payload.encode())
-    if reason and not text and payload.lstrip()[:1] in ("{", "[", '"'):
-        raise ConfigurationError(
-            f"the payload looks like JSON and is none ({reason}); mend it, or add --text to send it as text"
-        )
-    headers.setdefault(CONTENT_TYPE, TEXT if reason else JSON)
-    if many and id is not None:
-        raise ConfigurationError("--id is for one message, and stdin has many; give the payload as an argument")
-    if many and sys.stdin.isatty():
-        note("reading messages from the terminal, one JSON text per line; Ctrl-D ends")
     counts: Counter[str] = Counter()
-    bodies = lines(stdin(), counts) if many else iter([payload.encode()])
+    many, headers, bodies = given(payload, header, id, counts, text=text, kind="message")
     options = {"key": key, "id": id, "headers": headers, "delay": delay}
     try:
         last = interruptible(_publish(url, target, bodies, options, counts, no_wait=no_wait, bar=many))
@@ -92,9 +83,8 @@ async def _publish(
     bar: bool,
 ) -> str | None:
     """Publish ``bodies`` chunk by chunk; return the last id."""
-    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
     last: str | None = None
-    async with connect(url, waiting=note, **settings) as broker:
+    async with connect_as_told(url, no_wait=no_wait) as broker:
         broker.compose(channel, b"", **options)  # what is wrong with the options is said before stdin is read
         with _bar(shown=bar) as progress:
             task = progress.add_task(channel.name, total=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,15 +13,22 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from atleastonce.broker import Broker, connect
+from atleastonce.broker import Broker
 from atleastonce.channels import Channel
-from atleastonce.cli.bodies import JSON, TEXT, headers_of, lines, not_json, stdin
+from atleastonce.cli.bodies import HeaderOption, TextOption, given
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
 from atleastonce.cli.output import note, print_json
 from atleastonce.cli.signals import in_background, interruptible
-from atleastonce.cli.target import BrokerOption, NoWait, QueueOption, TopicOption, broker_url, channel_named
-from atleastonce.errors import ConfigurationError, Overloaded, PublishError, RemoteError, RequestError
-from atleastonce.wire import CONTENT_TYPE
+from atleastonce.cli.target import (
+    BrokerOption,
+    NoWait,
+    QueueOption,
+    TopicOption,
+    broker_url,
+    channel_named,
+    connect_as_told,
+)
+from atleastonce.errors import Overloaded, PublishError, RemoteError, RequestError
 
 # Lines of stdin that are asked at once; their answers are printed in their order.
 _AT_ONCE = 16
@@ -42,10 +48,8 @@ def request(
     ] = None,
     key: Annotated[str | None, typer.Option(help="Orders and partitions the request.")] = None,
     id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same request.")] = None,
-    header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
-    text: Annotated[
-        bool, typer.Option("--text", help="Send the payload as text though it looks like broken JSON.")
-    ] = False,
+    header: HeaderOption = None,
+    text: TextOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object for each request.")] = False,
     no_wait: NoWait = False,
     traceback: Traceback = False,
@@ -56,20 +60,8 @@ def request(
     """
     url = broker_url(broker)
     target = channel_named(channel, queue=queue or not topic, topic=topic)  # most requests go to one of many
-    many = payload == "-"
-    headers = headers_of(header or [])
-    reason = "" if many else not_json(payload.encode())
-    if reason and not text and payload.lstrip()[:1] in ("{", "[", '"'):
-        raise ConfigurationError(
-            f"the payload looks like JSON and is none ({reason}); mend it, or add --text to send it as text"
-        )
-    headers.setdefault(CONTENT_TYPE, TEXT if reason else JSON)
-    if many and id is not None:
-        raise ConfigurationError("--id is for one request, and stdin has many; give the payload as an argument")
-    if many and sys.stdin.isatty():
-        note("reading requests from the terminal, one JSON text per line; Ctrl-D ends")
     counts: Counter[str] = Counter()
-    bodies = lines(stdin(), counts) if many else iter([payload.encode()])
+    _, headers, bodies = given(payload, header, id, counts, text=text, kind="request")
     options = {"key": key, "id": id, "headers": headers, "timeout": timeout}
     interruptible(_ask(url, target, bodies, options, at_least, counts, as_json=as_json, no_wait=no_wait))
     return DONE if counts.total() == counts["answered"] else PROBLEM
@@ -86,8 +78,7 @@ async def _ask(
     as_json: bool,
     no_wait: bool,
 ) -> None:
-    settings: dict[str, Any] = {"wait": 0} if no_wait else {}
-    async with connect(url, waiting=note, **settings) as broker:
+    async with connect_as_told(url, no_wait=no_wait) as broker:
         while chunk := await in_background(lambda: list(itertools.islice(bodies, _AT_ONCE))):
             for result in await asyncio.gather(*(_one(broker, channel, body, options, at_least) for body in chunk)):
                 counts["failed" if result["error"] else "answered"] += 1
