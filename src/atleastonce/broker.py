@@ -28,6 +28,7 @@ from atleastonce.errors import (
     Rejected,
     Unconfirmed,
 )
+from atleastonce.lag import backlog
 from atleastonce.message import HeaderValue, Message
 from atleastonce.options import RequestOptions, ensure_request_options
 from atleastonce.patterns.redrive import DeadLetters
@@ -390,7 +391,7 @@ class Broker:
 
     async def backlog(self, channel: Channel[Any], group: str | None = None) -> Backlog:
         """What waits in ``channel`` for ``group``; None in a field means unknown, never 0."""
-        return await self.adapter.backlog(Source(channel, group))
+        return await backlog(self.adapter, Source(channel, group))
 
     def dead_letters(
         self, channel: Channel[Any], group: str | None = None, *, queue: Queue[Any] | None = None

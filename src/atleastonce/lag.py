@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from atleastonce.channels import Source
-from atleastonce.consumer import Consumer
-from atleastonce.contract import Adapter, Backlog, Capabilities
+from atleastonce.contract import Adapter, Backlog, Capabilities, Dates
 from atleastonce.errors import AtLeastOnceError
+
+if TYPE_CHECKING:
+    from atleastonce.consumer import Consumer
 
 Role = Literal["main", "retry", "dead-letter"]
 
@@ -72,9 +74,18 @@ async def measure(adapter: Adapter, where: Iterable[Place]) -> Sequence[Lag]:
     return await asyncio.gather(*(_measure(adapter, place) for place in where))
 
 
+async def backlog(adapter: Adapter, source: Source) -> Backlog:
+    """What waits in ``source``, with the age of the oldest where it can be had: for people, who do not ask all the time.
+
+    Raises:
+        AtLeastOnceError: what keeps it from being asked at all.
+    """
+    return await (adapter.dated_backlog(source) if isinstance(adapter, Dates) else adapter.backlog(source))
+
+
 async def _measure(adapter: Adapter, place: Place) -> Lag:
     try:
-        found = await adapter.backlog(place.source)
+        found = await backlog(adapter, place.source)
     except AtLeastOnceError as error:
         found = Backlog(detail=str(error))
     return Lag(

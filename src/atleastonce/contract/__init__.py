@@ -41,6 +41,7 @@ Rules that hold for every method
 from atleastonce.contract.abilities import (
     Annotated,
     Browses,
+    Dates,
     Deletes,
     Describes,
     Inspects,
@@ -71,6 +72,7 @@ __all__ = [
     "Capabilities",
     "Code",
     "Counting",
+    "Dates",
     "DelayChannel",
     "Deletes",
     "Delivery",

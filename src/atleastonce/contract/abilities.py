@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract.facts import Fact
-from atleastonce.contract.moves import Delivery, HandOff
+from atleastonce.contract.moves import Backlog, Delivery, HandOff
 from atleastonce.contract.outcomes import Outcome
 from atleastonce.contract.resources import Resource
 from atleastonce.contract.topology import Topology
@@ -70,6 +70,14 @@ class Scans(Protocol):
             NotFound: no such queue.
             BrokerUnavailable: it went away, or does not hand out the rest.
         """
+
+
+@runtime_checkable
+class Dates(Protocol):
+    """Can tell how old the oldest message is that waits, at a price that `Adapter.backlog` does not pay: it is asked often."""
+
+    async def dated_backlog(self, source: Source) -> Backlog:
+        """As `Adapter.backlog`, with ``oldest_age``. Joins nothing and takes nothing from anybody."""
 
 
 @runtime_checkable

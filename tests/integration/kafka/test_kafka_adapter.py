@@ -502,6 +502,39 @@ async def test_backlog_is_unknown_with_a_reason_never_zero(adapter: KafkaAdapter
     assert "does not exist" in backlog.detail
 
 
+async def test_the_age_of_the_oldest_that_nobody_has_handled_is_told_to_who_pays_for_it(
+    kafka_url: str, adapter: KafkaAdapter
+) -> None:
+    source = await declared(adapter, partitions=3)
+    producer = Producer({"bootstrap.servers": servers(kafka_url)})
+    for partition, seconds in ((0, 7200), (0, 100), (1, 3600), (1, 50)):  # and none in the third
+        then = int((time.time() - seconds) * 1000)
+        producer.produce(source.channel.name, b"%d" % seconds, partition=partition, timestamp=then)
+    assert producer.flush(10) == 0
+    producer.close()
+
+    async def age() -> float | None:
+        cheap, dear = await adapter.backlog(source), await adapter.dated_backlog(source)
+        assert cheap.oldest_age is None
+        assert "costs a read" in cheap.detail
+        assert (cheap.waiting, cheap.true_waiting) == (dear.waiting, dear.true_waiting)
+        return dear.oldest_age
+
+    assert await age() == pytest.approx(7200, abs=60)
+    async with member(kafka_url, source, **QUICK) as reader:
+        got = {int(each.message.body): each for each in await reader.take(4)}
+        await reader.ack([got[100]])  # done ahead of an older one
+        assert await age() == pytest.approx(7200, abs=60)
+        await reader.ack([got[7200]])
+        await commits(adapter, source, {0: 2})
+        assert await age() == pytest.approx(3600, abs=60)
+        await reader.ack([got[3600], got[50]])
+        await commits(adapter, source, {0: 2, 1: 2})
+    assert await age() is None
+    assert (await adapter.dated_backlog(source)).waiting == 0
+    assert (await adapter.dated_backlog(Source(fresh()))).waiting is None
+
+
 async def test_purge_browse_and_delete(kafka_url: str, adapter: KafkaAdapter) -> None:
     assert isinstance(adapter, Purges)
     assert isinstance(adapter, Deletes)

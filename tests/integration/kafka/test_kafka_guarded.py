@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 from kafka_kit import WINDOW, Recorder, declared, member, message, opened, publish
 from kafka_servers import CA, USERS, Server, guarded
 
@@ -61,6 +69,34 @@ async def test_a_server_that_nobody_vouches_for_is_not_spoken_to(server: Server)
     with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
         async with opened(url(server, "alice", trusted=False)):
             pass
+
+
+async def test_who_may_count_and_not_read_learns_no_age_and_why(server: Server) -> None:
+    async with opened(url(server, "alice")) as owner, opened(url(server, "bob")) as adapter:
+        source = await declared(owner)
+        await publish(owner, source.channel, [message(b"x")])
+        rights = [
+            AclBinding(
+                kind,
+                source.channel.name,  # the group of a queue is called as the queue is
+                ResourcePatternType.LITERAL,
+                "User:bob",
+                "*",
+                AclOperation.DESCRIBE,
+                AclPermissionType.ALLOW,
+            )
+            for kind in (ResourceType.TOPIC, ResourceType.GROUP)
+        ]
+        assert owner._admin is not None
+        await owner._admin.ask(
+            "giving rights", lambda client, seconds: client.create_acls(rights, request_timeout=seconds)
+        )
+        deadline = time.monotonic() + 15
+        while (found := await adapter.dated_backlog(source)).waiting is None:  # rights spread in a while
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.05)
+        assert (found.waiting, found.oldest_age) == (1, None)
+        assert "TOPIC_AUTHORIZATION_FAILED" in found.detail
 
 
 async def test_who_has_no_rights_is_told_which(server: Server) -> None:

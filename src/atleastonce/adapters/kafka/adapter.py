@@ -46,7 +46,7 @@ from atleastonce.urls import BrokerUrl
 class KafkaAdapter(Adapter):
     """Kafka. A queue is a topic read by the group of its own name; retries and delays are topics that the engine reads.
 
-    Also `Purges`, `Deletes`, `Browses` and `Scans`.
+    Also `Purges`, `Deletes`, `Browses`, `Scans` and `Dates`.
     """
 
     scheme = "kafka"
@@ -172,6 +172,12 @@ class KafkaAdapter(Adapter):
         if self._admin is None:
             return Backlog(detail="the Kafka adapter is not open")
         return await lag.backlog(self._admin, self.settings, source)
+
+    async def dated_backlog(self, source: Source) -> Backlog:
+        """See `Dates.dated_backlog`."""
+        if self._admin is None:
+            return Backlog(detail="the Kafka adapter is not open")
+        return await lag.dated_backlog(self._admin, self.settings, source)
 
     def classify(self, error: BaseException) -> Fault:
         """See `Adapter.classify`."""

@@ -24,6 +24,7 @@ Span = tuple[int, int, tuple[Range, ...]]
 
 # Records of one list. Fewer: each costs a change of threads; more: they lie in memory.
 _SCAN = 1000
+_FEW = 10
 
 
 class Look:
@@ -46,7 +47,8 @@ class Look:
         self._assignment = Assignment(self._topic)
         for number in self._left:
             self._assignment.begin(number, spans[number][0], spans[number][2]).live = False  # nothing is settled here
-        config = settings.consumer("atleastonce-browse", Window(max(portion, 100), 1 << 24))
+        # Of few, small fetches: each brings records of every partition.
+        config = settings.consumer("atleastonce-browse", Window(max(portion, 100), 1 << 24, shared=portion < _FEW))
         self._consumer = Consumer(config, logger=CLIENT_LOG)
         self._consumer.assign([TopicPartition(self._topic, number, spans[number][0]) for number in self._left])
 
@@ -55,6 +57,7 @@ class Look:
 
         Raises:
             BrokerUnavailable: the broker does not hand out the rest.
+            PermissionDenied: no right to read the topic.
         """
         deadline = time.monotonic() + self._patience
         while self._left:
@@ -86,7 +89,10 @@ class Look:
         self._consumer.close()
 
     def _within(self, batch: list[Record]) -> list[Delivery]:
-        ready, _, _ = deliveries(batch, self._source, self._assignment, lambda partition: partition)
+        ready, _, errors = deliveries(batch, self._source, self._assignment, lambda partition: partition)
+        for error in errors:
+            if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:  # it would be answered so until our time is over
+                raise KafkaException(error)
         found = [each for each in ready if each.position < self._left.get(each.token.number, 0)]  # type: ignore[operator]
         for partition in self._assignment.live.values():
             partition.tracker.open.clear()  # it keeps what it hands out until that is settled, and this never is
