@@ -26,7 +26,8 @@ ATTENTIVE: dict[str, str] = {
     "redis": "lease=3s&operation_timeout=3",
 }
 BROKERS = ["kafka", "rabbitmq", "sqs", "nats", "pubsub", "redis"]
-# Emulators keep everything in memory: what a killed one forgets says nothing about the service that it stands for.
+# Emulators keep everything in memory: what a killed one forgets says nothing about the service that it stands for. That ours
+# makes its channels again and goes on is shown with them, too.
 DURABLE = ["kafka", "rabbitmq", "nats", "redis"]
 # RabbitMQ 3.10 that is killed within a second of a quorum queue's declaration never elects a leader for it again: nothing
 # that a client could mend.
@@ -117,21 +118,18 @@ async def through(broker: Running, control: Running) -> AsyncIterator[tuple[Faul
 
 
 async def test_a_broker_that_restarts(broker: Running) -> None:
-    if broker.name not in DURABLE:
-        pytest.skip(f"{broker.name}: an emulator in memory forgets everything")
     traffic = Traffic(broker.url)
     async with traffic.flowing():
         await traffic.more(100)
         await asyncio.to_thread(broker.stop)
         await asyncio.to_thread(broker.start)
         await traffic.more(100)
-        await traffic.accounted()
+        if broker.name in DURABLE:
+            await traffic.accounted()
     told(traffic)
 
 
 async def test_a_broker_that_is_killed(broker: Running) -> None:
-    if broker.name not in DURABLE:
-        pytest.skip(f"{broker.name}: an emulator in memory forgets everything")
     traffic = Traffic(broker.url)
     async with traffic.flowing():
         await traffic.more(100)
@@ -140,7 +138,8 @@ async def test_a_broker_that_is_killed(broker: Running) -> None:
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.start)
             await traffic.more(100)
-        await traffic.accounted()
+        if broker.name in DURABLE:
+            await traffic.accounted()
     told(traffic)
 
 
@@ -181,6 +180,7 @@ async def test_a_network_that_swallows_everything(broker: Running, toxiproxy_bro
                 assert len(traffic.confirmed) - before <= CHUNK, "confirmed through a hole"
             await traffic.more(100)
             await traffic.accounted()
+    told(traffic)
 
 
 async def test_a_slow_network(broker: Running, toxiproxy_broker: Running) -> None:

@@ -37,13 +37,16 @@ class TestHere(Suite, Cases):
         harness = Harness()
         harness.name, harness.url = "here", "memory://report"
         harness.known_gaps = GAPS
+        harness.unsteady = UNSTEADY
         return harness
 """
 
 
-def run(pytester: pytest.Pytester, gaps: dict[str, str], *arguments: str) -> pytest.RunResult:
+def run(
+    pytester: pytest.Pytester, gaps: dict[str, str], *arguments: str, unsteady: dict[str, str] | None = None
+) -> pytest.RunResult:
     pytester.makeconftest(CONFTEST)
-    pytester.makepyfile(test_here=SUITE.replace("GAPS", repr(gaps)))
+    pytester.makepyfile(test_here=SUITE.replace("GAPS", repr(gaps)).replace("UNSTEADY", repr(unsteady or {})))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--conformance-report=out", *arguments]
     return pytester.run(*command, timeout=60)
 
@@ -67,6 +70,13 @@ def test_a_gap_that_starts_to_pass_fails_the_run(pytester: pytest.Pytester) -> N
     (results,) = read(pytester.path / "out")
     assert results.cases["91"].result == "fail"
     assert "known gap" in results.cases["91"].reason
+
+
+def test_a_gap_that_passes_now_and_then_is_listed_and_not_run(pytester: pytest.Pytester) -> None:
+    outcome = run(pytester, {"93": "not yet"}, unsteady={"91": "by chance"})
+    outcome.assert_outcomes(skipped=1, xfailed=2)
+    (results,) = read(pytester.path / "out")
+    assert results.cases["91"] == Result("what works", "X. Examples", "known gap", "by chance")
 
 
 def test_a_failure_that_is_no_known_gap_fails_the_run(pytester: pytest.Pytester) -> None:

@@ -66,6 +66,8 @@ class Harness:
         name: the backend's name in the report.
         known_gaps: cases that fail today, by id, each with its reason (and a link where it is somebody else's). A gap
             that starts to pass fails the run, so that the list stays true.
+        unsteady: gaps that pass now and then, by id, each with its reason. They are listed and not run: neither a pass nor a
+            failure of theirs says anything. For what chance decides inside a backend; never for a case that is only slow.
         url: its address, for `atleastonce.adapters.open_adapter` here and in other processes.
         options: client options for every adapter of the suite.
         short_lease: the options that make leases about ``lease`` seconds long, where they can be set.
@@ -84,6 +86,7 @@ class Harness:
 
     name: str = ""
     known_gaps: Mapping[str, str] = {}
+    unsteady: Mapping[str, str] = {}
     url: str = ""
     options: Mapping[str, Any] = {}
     short_lease: Mapping[str, Any] = {}

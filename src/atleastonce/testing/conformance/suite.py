@@ -52,8 +52,8 @@ class Suite(Section):
             f"{request.node.name} uses the bench and is no case: name it test_<two digits>_<sentence>"
         )
         known = {each.id for each in cases_of(suite)}
-        unknown = sorted(set(harness.known_gaps) - known)
-        assert not unknown, f"known_gaps of {harness.name} names cases that do not exist: {unknown}"
+        unknown = sorted({*harness.known_gaps, *harness.unsteady} - known)
+        assert not unknown, f"known_gaps or unsteady of {harness.name} names cases that do not exist: {unknown}"
         adapter = harness.adapter()
         await adapter.open()
         bench = Bench(harness, adapter, case.id)
@@ -74,6 +74,8 @@ class Suite(Section):
             for need in case.needs:
                 if not need.met(harness, adapter):
                     pytest.skip(NOT_SUPPORTED + need.name)
+            if unsteady := harness.unsteady.get(case.id):
+                pytest.xfail(unsteady)
             if gap := harness.known_gaps.get(case.id):
                 failures = (AssertionError, TimeoutError, AtLeastOnceError, pytest.fail.Exception)
                 request.node.add_marker(pytest.mark.xfail(reason=gap, strict=True, raises=failures))

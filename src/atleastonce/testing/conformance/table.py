@@ -25,8 +25,8 @@ HEAD = """\
 
 Every adapter runs the same suite, `atleastonce.testing.conformance`, against the real thing. A case that needs what a
 broker does not have is *not supported* there; a *known gap* is a case that should pass and does not yet: it is listed with
-its reason, and the suite fails as soon as it passes. What has no case, because what it would test is not built yet or is
-not offered, has a row as well, with the reason below.
+its reason, and the suite fails as soon as it passes, unless the reason says that it passes now and then. What has no case,
+because what it would test is not built yet or is not offered, has a row as well, with the reason below.
 
 ✓ pass &nbsp; `-` not supported &nbsp; `gap` known gap &nbsp; `·` not built yet &nbsp; `n/a` not applicable
 """
