@@ -27,6 +27,7 @@ from sqs_kit import (
 )
 
 from atleastonce.adapters import open_adapter
+from atleastonce.adapters.sqs import names
 from atleastonce.adapters.sqs.records import SQSDelivery
 from atleastonce.channels import Queue, Source
 from atleastonce.contract import ACK, Code, Reject, Retry, Status, Topology, Window
@@ -99,6 +100,33 @@ async def test_a_missing_queue_is_named_and_nothing_is_made(sqs_url: str, queue:
         assert {(drift.setting, drift.breaks) for drift in drifts} == {("missing", True)}
         with pytest.raises(NotFound, match=work.name):
             await adapter.subscribe(Source(work), Window(10, 1 << 20), Listening())
+
+
+async def test_a_queue_that_others_made_is_looked_at_though_it_has_no_dead_letters(
+    sqs_url: str, queue: MakeQueue
+) -> None:
+    """As they are before their first service is checked: no redrive policy, and nothing beneath."""
+    work = queue()
+    dead = Source(work).dead_letter_channel
+    topology = Topology(channels=(work,), sources=(Source(work),), dead_letters=(dead,))
+    client = raw_client(sqs_url)
+    name = names.queue_name(Source(work), "")
+    url = client.create_queue(QueueName=name)["QueueUrl"]
+    try:
+        async with opened(sqs_url) as adapter:
+            drifts = await adapter.declare(topology, create=False)
+            assert [(drift.setting, drift.name) for drift in drifts] == [
+                ("missing", names.queue_name(Source(dead), ""))
+            ]
+            found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+            assert "RedrivePolicy" not in found
+            assert list(await adapter.declare(topology)) == []
+            found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+            assert names.queue_name(Source(dead), "") in found["RedrivePolicy"]
+            await adapter.delete(topology)
+    finally:
+        if url in client.list_queues(QueueNamePrefix=name).get("QueueUrls", ()):
+            client.delete_queue(QueueUrl=url)
 
 
 async def test_attributes_that_differ_are_a_drift_and_stay(sqs_url: str, queue: MakeQueue) -> None:

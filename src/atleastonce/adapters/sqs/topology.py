@@ -239,8 +239,8 @@ class Maker:
                 Drift(wanted.name, "MessageRetentionPeriod", str(self._config.retention), str(kept), breaks=False)
             )
         add: dict[str, str] = {}
-        if wanted.net is not None and not found.get("RedrivePolicy"):
-            add["RedrivePolicy"] = self._net(wanted.net)
+        if self._create and wanted.net is not None and not found.get("RedrivePolicy"):
+            add["RedrivePolicy"] = self._net(wanted.net)  # who only looks may find no queue of dead letters to name
         if wanted.topic is not None:
             policy = json.loads(found.get("Policy") or "{}")
             statements = policy.get("Statement", [])
