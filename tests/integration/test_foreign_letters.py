@@ -3,6 +3,7 @@ line, with no application code, and read again by a raw client."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import time
@@ -13,7 +14,9 @@ import confluent_kafka
 import confluent_kafka.admin
 import pika
 import pytest
+import redis
 
+from atleastonce import Queue, connect
 from atleastonce.adapters.sqs.clients import Clients
 from atleastonce.adapters.sqs.config import Config
 from atleastonce.cli.app import run
@@ -257,3 +260,42 @@ def _until_dead(client: Any, home: str, dead: str) -> None:
         if int(told["Attributes"]["ApproximateNumberOfMessages"]) == len(BODIES):
             return
     pytest.fail("the redrive policy moved nothing")
+
+
+# ------------------------------------------------------------------------------------------------------ Redis
+
+
+def test_header_names_that_are_no_text_are_shown_and_move(
+    redis_url: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names as a producer in another language may write them: bytes that are no UTF-8, and what colours a terminal."""
+    queue = Queue[Any](name)
+
+    async def declare() -> None:
+        async with connect(redis_url) as broker:
+            await broker.declare(queue, Queue(f"{name}.dlq"))
+
+    asyncio.run(declare())
+    fields = {b"body": b"{}", b"n\xe4me": b"caf\xe9", b"\x1b[31mred": b"1"}
+    client = redis.Redis.from_url(redis_url)
+    client.xadd(f"{name}.dlq", fields)
+    place = ["--broker", redis_url, "--channel", name]
+
+    def told(*words: str) -> str:
+        code = run([*words])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    shown = told("dlq", "show", *place)
+    assert "n\\udce4me: caf\\xe9" in shown
+    assert "\x1b" not in shown
+    tailed = told("tail", f"{name}.dlq", "--queue", "--broker", redis_url)
+    assert "n\\udce4me=caf\\xe9" in tailed
+    assert "\x1b" not in tailed
+    for words in (("dlq", "show", "--json"), ("dlq", "export")):
+        names = [name for name, _ in json.loads(told(*words, *place))["headers"]]
+        assert names[:2] == ["n\\udce4me", "\x1b[31mred"]
+    assert json.loads(told("dlq", "redrive", "--json", *place))["redriven"] == 1
+    ((_, moved),) = client.xrange(name)
+    assert dict(moved).items() >= fields.items(), "the bytes changed on their way"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,8 +13,27 @@ from rich.console import Console
 
 def print_json(value: Any) -> None:
     """One line of JSON on stdout."""
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.write(json_line(value))
     sys.stdout.buffer.flush()
+
+
+def json_line(value: Any) -> bytes:
+    """``value`` as one line of JSON. A foreign header's name may hold bytes that are no UTF-8, which adapters keep as halves of
+    surrogate pairs; JSON has no place for those, and they are escaped (``na\\udcffme``)."""
+    try:
+        return msgspec.json.encode(value) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_escaped(value)) + b"\n"
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    return _escaped(msgspec.structs.asdict(value)) if isinstance(value, msgspec.Struct) else value
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -122,7 +122,9 @@ def show(delivery: Delivery, *, as_json: bool) -> None:
         return
     when = "" if message.published_at is None else f"{datetime.fromtimestamp(message.published_at, UTC):%H:%M:%S}Z "
     key = "" if message.key is None else f" key={printable(message.key)}"
-    fields = "".join(f" {name}={_field(value)}" for name, value in message.headers.items() if name != "alo-id")
+    fields = "".join(
+        f" {field_of(name)}={field_of(value)}" for name, value in message.headers.items() if name != "alo-id"
+    )
     print(f"{when}{message.id}{key}{fields}\n  {printable(message.body)}", flush=True)
 
 
@@ -151,8 +153,13 @@ def as_object(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _field(value: str | bytes | None) -> str:
-    return "null" if value is None else printable(value.encode() if isinstance(value, str) else value)
+def field_of(value: str | bytes | None) -> str:
+    """The name or value of a header field as one printable line. Foreign names may hold anything, too."""
+    return (
+        "null"
+        if value is None
+        else printable(value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value)
+    )
 
 
 def printable(raw: bytes) -> str:

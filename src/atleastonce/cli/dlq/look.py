@@ -16,9 +16,9 @@ import typer
 from atleastonce.cli.dlq import options as o
 from atleastonce.cli.dlq.progress import reading
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
-from atleastonce.cli.output import note, print_json
+from atleastonce.cli.output import json_line, note, print_json
 from atleastonce.cli.signals import interruptible
-from atleastonce.cli.tail import as_object, printable
+from atleastonce.cli.tail import as_object, field_of, printable
 from atleastonce.cli.target import BrokerOption, NoWait
 from atleastonce.errors import NotFound
 from atleastonce.patterns.redrive import DeadLetters, Group, Letter, Selection
@@ -178,8 +178,7 @@ def _print(letter: Letter, *, as_json: bool) -> None:
         print(f"  key: {printable(message.key)}")
     for name, field in message.headers.items():
         if not name.startswith(PREFIX):  # ours were shown in words
-            raw = field.encode() if isinstance(field, str) else field
-            print(f"  {name}: {'null' if raw is None else printable(raw)}")
+            print(f"  {field_of(name)}: {field_of(field)}")
     print(f"  {printable(message.body)}\n")
 
 
@@ -220,7 +219,7 @@ def export(
     with _opened(output) as file:
 
         def write(letter: Letter) -> None:
-            file.write(msgspec.json.encode(as_export(letter)) + b"\n")
+            file.write(json_line(as_export(letter)))
 
         count = interruptible(_each(target, chosen, max, write))
     note(f"{count} exported; all stay")
