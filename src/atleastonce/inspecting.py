@@ -1,18 +1,33 @@
-"""Asking a broker for the settings that promises rest on: never the reason why a service does not start."""
+"""Looking at a broker without changing it, and asking for the settings that promises rest on: never the reason why a service does
+not start."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
+from atleastonce.broker import Broker
 from atleastonce.contract import Adapter, Fact, Inspects, Topology
-from atleastonce.errors import AtLeastOnceError
+from atleastonce.errors import AtLeastOnceError, NotFound
 
 log = logging.getLogger("atleastonce")
 
 _PATIENCE = 10.0
 """Seconds. Shorter: a busy broker goes unchecked. Longer: a start waits for what it could do without."""
+
+
+@contextlib.asynccontextmanager
+async def looking(broker: Broker) -> AsyncIterator[None]:
+    """``broker`` open, for who only looks. An embedded one that nobody has used yet stays so: there is nothing in it."""
+    broker.adapter.may_create = False
+    try:
+        with contextlib.suppress(NotFound):
+            await broker.open()
+        yield
+    finally:
+        await broker.close()
 
 
 async def inspect(adapter: Adapter, topologies: Sequence[Topology]) -> list[Fact]:

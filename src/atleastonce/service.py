@@ -22,9 +22,9 @@ from atleastonce.durations import Duration, Size, seconds, size_in_bytes, whole
 from atleastonce.engine import collector
 from atleastonce.engine.memory import MemoryGuard, container_limit, resident
 from atleastonce.engine.turnstile import Turnstile
-from atleastonce.errors import ConfigurationError, NotFound
+from atleastonce.errors import ConfigurationError
 from atleastonce.explain import Explanation, explain
-from atleastonce.inspecting import inspect
+from atleastonce.inspecting import inspect, looking
 from atleastonce.options import ConsumerOptions, ensure_known
 from atleastonce.outbox import Outbox
 from atleastonce.patterns.failure import FailurePolicy
@@ -250,7 +250,7 @@ class Service:
         found = check.together(self.consumers, capabilities)
         found += [finding for consumer in self.consumers for finding in check.policy(consumer, capabilities)]
         if not offline:
-            async with _looking(broker):
+            async with looking(broker):
                 capabilities = broker.adapter.capabilities  # some limits are the server's to say
                 for consumer in self.consumers:
                     topology, _ = check.wanted(consumer, capabilities)
@@ -280,7 +280,7 @@ class Service:
         broker = self.make_broker(url, no_wait=no_wait)
         facts: list[Fact] | None = None
         if live:
-            async with _looking(broker):
+            async with looking(broker):
                 wanted = [check.wanted(each, broker.adapter.capabilities)[0] for each in self.consumers]
                 facts = await inspect(broker.adapter, [topology for topology in wanted if topology is not None])
         capabilities = broker.adapter.capabilities
@@ -547,18 +547,6 @@ _RELAY_SECONDS = 5.0
 
 # How long a stopped service's process waits for handlers that do not end when they are cancelled.
 _STUCK_SECONDS = 2.0
-
-
-@contextlib.asynccontextmanager
-async def _looking(broker: Broker) -> AsyncIterator[None]:
-    """``broker`` open, for who only looks. An embedded one that nobody has used yet stays so: there is nothing in it."""
-    broker.adapter.may_create = False
-    try:
-        with contextlib.suppress(NotFound):
-            await broker.open()
-        yield
-    finally:
-        await broker.close()
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

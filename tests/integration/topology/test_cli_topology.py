@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def told(command: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) 
 
 
 def test_apply_makes_what_plan_says_is_missing_and_then_nothing(
-    service: Service, capsys: pytest.CaptureFixture[str]
+    service: Service, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = told(["plan"], capsys)
     assert before["ok"] is True
@@ -45,6 +46,7 @@ def test_apply_makes_what_plan_says_is_missing_and_then_nothing(
     assert missing
     assert len(missing) == len(before["resources"])
     assert told(["plan"], capsys) == before  # looking makes nothing
+    assert not list(tmp_path.glob("*.db"))
 
     first = told(["apply"], capsys)
     assert [(each["kind"], each["name"]) for each in first["made"]] == missing

@@ -11,6 +11,7 @@ import msgspec
 
 from atleastonce import Queue, Service, Topic
 from atleastonce.contract import Deletes, Topology
+from atleastonce.inspecting import looking
 from atleastonce.topology import Declared, Export, Planned, declared, plan, resources, topologies
 
 
@@ -53,7 +54,8 @@ def read(export: Export) -> Any:
 
 async def looked_at(service: Service) -> list[Planned]:
     """What is needed, with what is there; nothing is made."""
-    async with service.make_broker() as broker:
+    broker = service.make_broker()
+    async with looking(broker):
         whole = Topology.joined(topologies(service.consumers, broker.adapter.capabilities))
         return plan(resources(broker.adapter, whole), await broker.adapter.declare(whole, create=False))
 

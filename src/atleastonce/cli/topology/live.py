@@ -15,6 +15,7 @@ from atleastonce.cli.signals import interruptible
 from atleastonce.cli.target import App, Json, NoWait, OtherBroker
 from atleastonce.contract import Drift, Topology
 from atleastonce.errors import ConfigurationError
+from atleastonce.inspecting import looking
 from atleastonce.service import Service
 from atleastonce.topology import Planned, resources, topologies
 from atleastonce.topology import plan as planned
@@ -113,7 +114,7 @@ async def _declare(
         raise ConfigurationError(f"service {service.name} has no handlers, and so needs nothing on its broker")
     broker = service.make_broker(url, no_wait=no_wait)
     adapter = broker.adapter
-    async with broker:
+    async with broker if create else looking(broker):
         whole = Topology.joined(topologies(service.consumers, adapter.capabilities))
         before = await adapter.declare(whole, create=False)
         found = planned(resources(adapter, whole), before)
