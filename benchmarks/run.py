@@ -28,7 +28,7 @@ MESSAGES = {
     "rabbitmq": 40_000,
     "redis": 100_000,
     "nats": 100_000,
-    "pubsub": 40_000,
+    "pubsub": 160_000,
     "sqs": 8_000,
 }
 QUICK_SHARE = 4

@@ -18,6 +18,8 @@ from loops.common import ID_HEADER, Job, Meter, Order, Result, body, headers, st
 
 _BATCH = 500
 _LIST = 5000
+# As many as the raw loop has in flight, where that is more than our default and each round trip is dear.
+_IN_FLIGHT = {"pubsub": 4000}
 
 
 def channel_of(job: Job) -> Queue[Order] | Topic[Order]:
@@ -89,30 +91,31 @@ def _consumer(job: Job, finished: Callable[[], None]) -> tuple[Service, Meter]:
     handled = meter.handled
     service = Service(job.group, broker=job.url)
     channel = channel_of(job)
+    window = _IN_FLIGHT.get(job.broker)
 
     if job.scenario == "batch":
 
-        @service.batch_consumer(channel, max_messages=_BATCH)
+        @service.batch_consumer(channel, max_messages=_BATCH, max_in_flight=window)
         async def many(orders: list[Order]) -> None:
             for order in orders:
                 handled(order)
 
     elif job.scenario == "sync":
 
-        @service.consumer(channel, concurrency=1)  # the meter is not made for several threads
+        @service.consumer(channel, concurrency=1, max_in_flight=window)  # the meter is not made for several threads
         def sync(order: Order) -> None:
             handled(order)
 
     elif job.scenario == "context":
 
-        @service.consumer(channel)
+        @service.consumer(channel, max_in_flight=window)
         async def one(order: Order, ctx: Context) -> None:
             _ = ctx.message.id
             handled(order)
 
     else:
 
-        @service.consumer(channel)
+        @service.consumer(channel, max_in_flight=window)
         async def one(order: Order) -> None:
             handled(order)
 
