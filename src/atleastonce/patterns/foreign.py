@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -233,7 +233,7 @@ def _pubsub(fields: Fields) -> Facts:
     }
 
 
-READERS: tuple[Reader, ...] = (
+_READERS: tuple[Reader, ...] = (
     _spring,
     _masstransit,
     _nservicebus,
@@ -244,4 +244,31 @@ READERS: tuple[Reader, ...] = (
     _sqs,
     _pubsub,
 )
-"""Libraries first: they know the error. Brokers' nets only know that there were too many."""
+# Libraries first: they know the error. Brokers' nets only know that there were too many.
+
+# Of each reader the fields without which it finds nothing: most letters have none of them, and nobody is asked.
+_MARKS = frozenset(
+    {
+        "kafka_dlt-original-topic",
+        "kafka_original-topic",
+        "MT-Reason",
+        "MT-Fault-ExceptionType",
+        "NServiceBus.FailedQ",
+        "exception-type",
+        "dead-letter-topic",
+        "__connect.errors.topic",
+        "x-death",
+        "DeadLetterQueueSourceArn",
+        "CloudPubSubDeadLetterSourceSubscription",
+    }
+)
+
+
+def facts(fields: Fields) -> Iterator[tuple[str, Any]]:
+    """What others than us say, who knows most first."""
+    if _MARKS.isdisjoint(fields):
+        return
+    for reader in _READERS:
+        for name, value in reader(fields).items():
+            if value not in ("", None):
+                yield name, value

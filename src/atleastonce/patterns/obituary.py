@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, cast
 
 import msgspec
 
@@ -74,10 +75,8 @@ def read_obituary(delivery: Delivery) -> Obituary:
     """
     fields: dict[str, Any] = {**dict(delivery.message.headers.items()), **_notes(delivery)}
     facts = _ours(fields) if wire.ERROR_STAGE in fields else {}
-    for reader in foreign.READERS:
-        for name, value in reader(fields).items():
-            if value not in ("", None):
-                facts.setdefault(name, value)
+    for name, value in foreign.facts(fields):
+        facts.setdefault(name, value)
     if wire.GROUP in fields and wire.ERROR_STAGE not in fields:  # caught by a net on its way through our retries
         for name, value in _ours(fields).items():
             facts.setdefault(name, value)
@@ -87,34 +86,56 @@ def read_obituary(delivery: Delivery) -> Obituary:
 def _notes(delivery: Delivery) -> Mapping[str, Any]:
     """What the broker itself says about the message."""
     for place in (delivery.raw, delivery.message.native):
-        if isinstance(place, Annotated):
-            return place.annotations()
+        kind: type = type(place)
+        if _annotated(kind):
+            return cast(Annotated, place).annotations()
         if isinstance(place, Mapping) and isinstance(system := place.get("Attributes"), Mapping):
             return system  # as SQS' clients show a message
     return {}
 
 
+# Python looks through a protocol's members anew for every instance: a third of the time of a list of 100 000 letters.
+@lru_cache(maxsize=256)
+def _annotated(kind: type) -> bool:
+    return issubclass(kind, Annotated)
+
+
+def _attempts(value: str) -> int | None:
+    return foreign.number(value, high=wire.MAX_ATTEMPT)
+
+
+def _lines(value: str) -> str:
+    return value.replace(" | ", "\n")
+
+
+_OURS: Mapping[str, tuple[str, Callable[[str], Any] | None]] = {
+    wire.ERROR_TYPE: ("error_type", None),
+    wire.ERROR_MESSAGE: ("error_message", None),
+    wire.ERROR_STAGE: ("stage", None),
+    wire.ATTEMPT: ("attempts", _attempts),
+    wire.ORIGIN: ("origin", None),
+    wire.GROUP: ("group", None),
+    wire.FIRST_FAILED: ("first_failed", foreign.millis),
+    wire.ERROR_AT: ("last_failed", foreign.millis),
+    wire.SERVICE: ("service", None),
+    wire.HOST: ("host", None),
+    wire.FINGERPRINT: ("fingerprint", None),
+    wire.TRACEBACK: ("traceback", _lines),
+    wire.REDRIVES: ("redrives", _attempts),
+}
+
+
 def _ours(fields: Mapping[str, Any]) -> dict[str, Any]:
-    text = foreign.text
-    origin, _, position = text(fields, wire.ORIGIN).partition("/")
-    facts: dict[str, Any] = {
-        "writer": "atleastonce",
-        "error_type": text(fields, wire.ERROR_TYPE),
-        "error_message": text(fields, wire.ERROR_MESSAGE),
-        "stage": text(fields, wire.ERROR_STAGE),
-        "attempts": foreign.number(text(fields, wire.ATTEMPT), high=wire.MAX_ATTEMPT),
-        "origin": origin,
-        "position": position,
-        "group": text(fields, wire.GROUP),
-        "first_failed": foreign.millis(text(fields, wire.FIRST_FAILED)),
-        "last_failed": foreign.millis(text(fields, wire.ERROR_AT)),
-        "service": text(fields, wire.SERVICE),
-        "host": text(fields, wire.HOST),
-        "fingerprint": text(fields, wire.FINGERPRINT),
-        "traceback": text(fields, wire.TRACEBACK).replace(" | ", "\n"),
-        "redrives": foreign.number(text(fields, wire.REDRIVES), high=wire.MAX_ATTEMPT),
-    }
-    return {name: value for name, value in facts.items() if value not in ("", None)}
+    facts: dict[str, Any] = {"writer": "atleastonce"}
+    for name in fields:
+        if (known := _OURS.get(name)) is not None and (value := foreign.text(fields, name)):
+            fact, read = known
+            if read is None:
+                facts[fact] = value
+            elif (found := read(value)) is not None:
+                facts[fact] = found
+    origin, _, position = facts.pop("origin", "").partition("/")
+    return facts | {name: value for name, value in (("origin", origin), ("position", position)) if value}
 
 
 _LONG = {"error_message": _LONGEST}
@@ -131,11 +152,16 @@ def _printable(facts: dict[str, Any]) -> Obituary:
     return Obituary(**clean, raw_traceback=trace)
 
 
-def _line(value: str, limit: int) -> str:
+@lru_cache(maxsize=2048)  # a type, a service, a fingerprint: a long list repeats a few
+def _short_line(value: str, limit: int) -> str:
     # What nearly all are: nothing to mask, nothing to escape. A list of 100 000 entries is made of these.
     if len(value) <= limit and value.isascii() and value.isprintable() and not _MAYBE_SECRET.search(value):
         return value
     return one_line(value, limit)
+
+
+def _line(value: str, limit: int) -> str:
+    return _short_line(value, limit) if len(value) <= _SHORT else one_line(value, limit)
 
 
 _MAYBE_SECRET = re.compile(r"[@=:]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from atleastonce.adapters.nats import faults
@@ -90,6 +91,12 @@ class Link:
         timeout = self.config.request_timeout
         replies = await self.get(timeout)
         return await replies.ask(f"{self.config.api}.{subject}", question, timeout)
+
+    async def ask_all(self, subject: str, questions: Sequence[object]) -> list[dict[str, Any] | faults.ApiFailure]:
+        """Several at once. Raises as `Replies.ask_all` and `get`."""
+        timeout = self.config.request_timeout
+        replies = await self.get(timeout)
+        return await replies.ask_all(f"{self.config.api}.{subject}", questions, timeout)
 
     async def close(self) -> None:
         self._closed = True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +17,9 @@ from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Backlog, Delivery
 from atleastonce.message import Message
 
-_AHEAD = 63
-"""Messages asked for at one time."""
+_AHEAD = 127
+"""Messages asked for at one time. Fewer: more round trips. More: their answers, of up to the server's largest message each, lie
+in memory together."""
 
 _DELAYED = "JetStream counts what waits for a delayed retry as in flight"
 _GIVEN_BACK = (
@@ -88,12 +88,11 @@ async def scan(link: Link, channel: Channel[Any]) -> AsyncGenerator[list[Deliver
             return
         # Its neighbours are likely to be there, and are asked for together.
         more = range(number + 1, min(number + _AHEAD, last) + 1)
-        stored = [first, *await asyncio.gather(*(_at(link, stream, each, subject) for each in more))]
+        stored = [first, *await _at(link, stream, more, subject)]
         sequence = number + _AHEAD + 1
         yield [
             Delivery(_read(channel, each), source, channel.name, int(each["seq"]), 0, None, 0, 0.0, each)
             for each in stored
-            if each is not None
         ]
 
 
@@ -108,15 +107,16 @@ async def browse(link: Link, channel: Channel[Any], limit: int) -> Sequence[Deli
     return found[:limit]
 
 
-async def _at(link: Link, stream: str, sequence: int, subject: str) -> dict[str, Any] | None:
-    """The message at ``sequence``, if there is one and it is of ``subject``."""
-    try:
-        message: dict[str, Any] = (await link.ask(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))["message"]
-    except faults.ApiFailure as failure:
-        if failure.error.code == 404:
-            return None
-        raise
-    return message if message["subject"] == subject else None
+async def _at(link: Link, stream: str, sequences: Iterable[int], subject: str) -> list[dict[str, Any]]:
+    """The messages at ``sequences`` that are there and are of ``subject``."""
+    found: list[dict[str, Any]] = []
+    for answer in await link.ask_all(f"STREAM.MSG.GET.{stream}", [{"seq": each} for each in sequences]):
+        if not isinstance(answer, faults.ApiFailure):
+            if (message := answer["message"])["subject"] == subject:
+                found.append(message)
+        elif answer.error.code != 404:
+            raise answer
+    return found
 
 
 def _read(channel: Channel[Any], stored: dict[str, Any]) -> Message:

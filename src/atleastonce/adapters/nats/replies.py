@@ -6,9 +6,8 @@ One subscription, a number for each expected answer, and one future for each lis
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -63,6 +62,15 @@ def error_in(body: bytes) -> ApiError | None:
         return _read_answer.decode(body).error
     except (msgspec.DecodeError, RecursionError) as error:
         return ApiError(500, 0, f"an answer that is none: {error}")
+
+
+def _read(body: bytes) -> dict[str, Any] | ApiFailure:
+    if (error := error_in(body)) is not None:
+        return ApiFailure(error)
+    try:
+        return _read_object.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return ApiFailure(ApiError(500, 0, f"an answer that is none: {error}"))
 
 
 class Replies:
@@ -122,27 +130,40 @@ class Replies:
             PermissionDenied: the server does not let us ask.
             Exception: no answer, or the connection is gone.
         """
+        (answer,) = await self.ask_all(subject, [question], seconds)
+        if isinstance(answer, ApiFailure):
+            raise answer
+        return answer
+
+    async def ask_all(
+        self, subject: str, questions: Sequence[object], seconds: float
+    ) -> list[dict[str, Any] | ApiFailure]:
+        """Several questions at one subject, sent as one: for each the answer, or the error that it was answered with.
+
+        Raises:
+            Exception: as `ask`, if one of them has no answer.
+        """
         if self.wire.lost is not None:
             raise self.wire.lost
-        self._last = number = self._last + 1
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._questions[number] = (subject, answer)
-        payload = b"" if question is None else json.dumps(question).encode()
+        loop, to = asyncio.get_running_loop(), subject.encode()
+        lines: list[bytes] = []
+        asked: dict[int, asyncio.Future[bytes]] = {}
+        for question in questions:
+            self._last = number = self._last + 1
+            asked[number] = answer = loop.create_future()
+            self._questions[number] = (subject, answer)
+            payload = b"" if question is None else msgspec.json.encode(question)
+            lines.append(b"PUB %b %b%d %d\r\n%b\r\n" % (to, self._inbox, number, len(payload), payload))
         try:
-            inbox = b"%b%d" % (self._inbox, number)
-            self.wire.put(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), inbox, len(payload), payload))
+            self.wire.put(b"".join(lines))
             async with asyncio.timeout(seconds):
-                body = await answer
+                bodies = await asyncio.gather(*asked.values())
         except TimeoutError:
             raise TimeoutError(f"no answer to {subject} within {seconds:g} s") from None
         finally:
-            del self._questions[number]
-        if (error := error_in(body)) is not None:
-            raise ApiFailure(error)
-        try:
-            return _read_object.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ApiFailure(ApiError(500, 0, f"an answer that is none: {error}")) from None
+            for number in asked:
+                del self._questions[number]
+        return [_read(body) for body in bodies]
 
     def denied(self, subject: str, said: str) -> None:
         """The server dropped what went to ``subject``: whoever asked there is told."""
