@@ -205,10 +205,11 @@ _HEAD = """# Benchmarks
 Written by `benchmarks/run.py --save` and `benchmarks/memory.py --save`; not by hand.
 
 Ours runs with its defaults (on Pub/Sub with as many messages in flight as the raw loop has, 4000 instead of 1000) beside the
-fastest loop over the same client that keeps the same promises (confirmed publishes, manual acknowledgement after the handler, headers read, JSON decoded by msgspec, lists wherever the client has
-them), beside the loop of the tutorials (one message, one synchronous commit, `json.loads`), and beside FastStream on an
-equal guarantee. Each measurement is a process of its own, rounds are interleaved, a ratio is the median of the ratios within
-each round, and a figure counts only if the broker says afterwards that everything was settled.
+fastest loop over the same client that keeps the same promises (confirmed publishes, manual acknowledgement after the handler,
+headers read, JSON decoded by msgspec, lists wherever the client has them), beside the loop of the tutorials (one message, one
+synchronous commit, `json.loads`), and beside FastStream on an equal guarantee. Each measurement is a process of its own, rounds
+are interleaved, a ratio is the median of the ratios within each round, and a figure counts only if the broker says afterwards
+that everything was settled.
 
 Read the ratio, not the absolute figure: brokers and contenders shared the cores of one busy machine. "CPU" is the CPU
 time of the measured process, all its threads. Messages are 100 bytes of JSON with three headers; Kafka topics have
