@@ -145,6 +145,22 @@ def test_nats_asks_the_monitoring_of_the_server() -> None:
     assert metadata(exported(declared_on("nats")))["mails"]["natsServerMonitoringEndpoint"] == "nats:8222"
 
 
+@pytest.mark.parametrize(("broker", "told"), [("nats", True), ("pubsub", True), ("kafka", False), ("redis", False)])
+def test_a_broker_that_counts_waiting_retries_as_work_is_told_of(broker: str, told: bool) -> None:
+    def notes(needs: Declared) -> list[str]:
+        return [note for note in keda(needs, Scaling("billing")).notes if "waits for a retry" in note]
+
+    assert bool(notes(declared_on(broker))) is told
+    assert notes(declared_on(broker, chain=False)) == []
+
+
+def test_redis_scaled_to_zero_moves_no_delayed_publishes_and_says_so() -> None:
+    assert any(
+        "a publish with a delay" in note for note in keda(declared_on("redis"), Scaling("billing", least=0)).notes
+    )
+    assert not any("a publish with a delay" in note for note in keda(declared_on("redis"), Scaling("billing")).notes)
+
+
 def test_pubsub_names_the_whole_subscription_and_the_pods_identity() -> None:
     document = exported(declared_on("pubsub"), deployment="shop-billing")
     assert metadata(document)["orders.created.billing"] == {

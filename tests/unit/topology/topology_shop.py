@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from atleastonce import Queue, Service, Topic
+from atleastonce import FailurePolicy, Queue, RetryChain, Service, Topic
 from atleastonce.topology import Declared, declared
 
 URLS = {
@@ -37,11 +37,12 @@ async def charge(order: Order) -> None:
 async def send(mail: Mail) -> None: ...
 
 
-def service_on(url: str, *, retry: list[str] | None = None, suffix: str = "", **settings: Any) -> Service:
-    """``billing`` reads a topic, with a retry chain, and a queue, without."""
+def service_on(url: str, *, chain: bool = True, **settings: Any) -> Service:
+    """``billing`` reads a topic, with a retry chain unless told otherwise, and a queue without one."""
     service = Service("billing", broker=url, **settings)
-    service.consumer(Topic(f"orders.created{suffix}", Order), retry=["5s", "10m"] if retry is None else retry)(charge)
-    service.consumer(Queue(f"mails{suffix}", Mail))(send)
+    policy = FailurePolicy(chain=RetryChain("5s", "10m") if chain else None)
+    service.consumer(Topic("orders.created", Order), failure=policy)(charge)
+    service.consumer(Queue("mails", Mail))(send)
     return service
 
 
