@@ -156,7 +156,7 @@ async def test_a_failing_key_waits_in_place_and_the_others_run_on() -> None:
         await until(lambda: service.status()[0].counts.get("retried", 0) == 1)
         assert runs.of("a") == [(0, 1), (0, 1)]
         await until(lambda: service.status()[0].in_flight == 1, what="what waits counts in the window")
-        for supervisor in service._runtimes[0].supervisors:
+        for supervisor in service._running.runtimes[0].supervisors:
             supervisor.worker.hasten(lambda _: True)
         await until(lambda: service.status()[0].in_flight == 0)
     assert runs.of("a") == [(0, 1), (0, 1), (0, 2), (1, 1)]
@@ -295,7 +295,7 @@ async def test_a_key_of_a_megabyte_and_a_key_with_all_the_traffic() -> None:
         await send(service, steps, [Step(large, n) for n in range(3)], keyed=False)
         await send(service, steps, [Step("hot", n) for n in range(2000)])
         await until(lambda: service.status()[0].counts.get("done", 0) == 2003, 20)
-        worker = service._runtimes[0].supervisors[1].worker
+        worker = service._running.runtimes[0].supervisors[1].worker
         assert worker.lanes._lanes == {}, "a lane outlives what was in it"  # type: ignore[attr-defined]
     assert [n for n, _ in runs.of("hot")] == list(range(2000))
     assert [n for n, _ in runs.of(large)] == [0, 1, 2]
@@ -339,9 +339,9 @@ async def test_an_inbox_that_is_away_holds_a_message_in_its_lane(tmp_path: Any) 
         runs.begin(step, ctx.attempt)
 
     async with service:
-        outage = service._runtimes[0]._outage
+        outage = service._running.runtimes[0]._outage
         assert outage is not None
-        bound = service._runtimes[0]._bound
+        bound = service._running.runtimes[0]._bound
         active = True
         original = bound._process  # type: ignore[attr-defined]
 
@@ -353,7 +353,7 @@ async def test_an_inbox_that_is_away_holds_a_message_in_its_lane(tmp_path: Any) 
         await until(lambda: service.status()[0].in_flight == 1)
         await asyncio.sleep(0)
         active = False
-        for supervisor in service._runtimes[0].supervisors:
+        for supervisor in service._running.runtimes[0].supervisors:
             supervisor.worker.hasten(lambda _: True)
         await until(lambda: len(runs.of("a")) == 3, 20)
     assert [n for n, _ in runs.of("a")] == [0, 1, 2]
@@ -367,7 +367,7 @@ async def test_a_wait_that_the_lease_cannot_outlast_is_a_dead_letter_that_says_s
         raise RetryLater("2h")
 
     async with service:
-        service._runtimes[0]._bound._lease_limit = 3600.0
+        service._running.runtimes[0]._bound._lease_limit = 3600.0
         await send(service, steps, [Step("a", 0)])
         await until(lambda: service.status()[0].counts.get("dead", 0) == 1 and service.status()[0].in_flight == 0)
         (letter,) = await letters(service, steps)
