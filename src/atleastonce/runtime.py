@@ -16,6 +16,7 @@ from atleastonce.channels import Source
 from atleastonce.compose import compose_row
 from atleastonce.consumer import Consumer
 from atleastonce.contract import DelayChannel, Delivery, Level, Topology, Window
+from atleastonce.engine.admission import Due
 from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.limit import Limit
 from atleastonce.engine.limited import LimitedLanes
@@ -25,7 +26,7 @@ from atleastonce.engine.rate import TokenBucket
 from atleastonce.engine.supervisor import Supervisor
 from atleastonce.engine.turnstile import Turnstile
 from atleastonce.engine.window import WindowMeter
-from atleastonce.engine.worker import Due, Worker
+from atleastonce.engine.worker import Worker
 from atleastonce.lines import Line, Lines
 from atleastonce.once import Claims, InboxBound, LeaseBound
 from atleastonce.patterns.circuit_guard import CircuitGuard

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from atleastonce.bound import Bound
 from atleastonce.contract import Capabilities, Delivery, Outgoing
+from atleastonce.engine.admission import Suspicion
 from atleastonce.engine.decision import Decision
-from atleastonce.engine.worker import Suspicion
 from atleastonce.errors import CrashLoop
 from atleastonce.patterns.crash_loops import is_guilty, suspect_copy
 from atleastonce.patterns.history import read_history

@@ -1,0 +1,112 @@
+"""What becomes of a delivery after its run: settled, moved, run again in place, or given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Verdict
+from atleastonce.engine.decision import DONE, Decision, Rejection
+from atleastonce.engine.drains import Drains
+from atleastonce.engine.handoff import Handoff
+from atleastonce.engine.lanes import Lanes
+from atleastonce.engine.mover import Mover
+from atleastonce.engine.tally import Tally
+from atleastonce.engine.timers import Timers
+
+Settle = Callable[[Delivery, Verdict], None]
+MakeMover = Callable[[Callable[[Delivery, Decision, Fault], bool]], Mover | Handoff]
+
+
+class Endings:
+    """The endings of one worker.
+
+    Args:
+        lanes, timers, drains, counts: of the worker.
+        settle: tells the broker.
+        make_mover: makes what publishes copies, given whom to ask when one of them is refused.
+        rejection: asked when a copy is refused for good.
+        give_back: what becomes of a delivery that is given back; None for a `Release`.
+        judged: told how a run ended, by the name of its decision, while it still has its lane; None where nobody is.
+
+    Attributes:
+        mover: what publishes copies.
+        closed: what ends from now on was left behind, and comes again.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        timers: Timers,
+        drains: Drains,
+        counts: Tally,
+        *,
+        settle: Settle,
+        make_mover: MakeMover,
+        rejection: Rejection,
+        give_back: Callable[[Delivery], Decision] | None,
+        judged: Callable[[Delivery, str], None] | None,
+    ) -> None:
+        self.closed = False
+        self.mover = make_mover(self._refused)
+        self._settle = settle
+        if isinstance(self.mover, Handoff):
+            self._settle = self.mover.settle
+        self._lanes = lanes
+        self._timers = timers
+        self._drains = drains
+        self._counts = counts
+        self._rejection = rejection
+        self._give_back = give_back
+        self._judged = judged
+
+    def ended(self, delivery: Delivery, decision: Decision) -> None:
+        """A run is over (told by the pool, on the loop): settle, move, or run again."""
+        if self.closed:  # a thread that was left behind: its message will come again
+            return
+        if decision is DONE:
+            self._counts["done"] += 1
+            if self._lanes.ordered:
+                if self._judged is not None:
+                    self._judged(delivery, "done")
+                self._lanes.finish(delivery)
+            self._settle(delivery, ACK)
+            return
+        self._counts[decision.name] += 1
+        if self._judged is not None:
+            self._judged(delivery, decision.name)
+        if delivery.lost:
+            self._settle(delivery, RELEASE)
+        elif decision.again is not None:
+            if self._drains.takes(delivery):
+                self.release([delivery])
+            else:
+                self._timers.again(delivery, decision.again)
+        elif decision.copies:
+            self.mover.add(delivery, decision)
+        elif decision.verdict is RELEASE:
+            self.release([delivery])
+        else:
+            self._settle(delivery, decision.verdict)
+
+    def _refused(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
+        other = self._rejection(delivery, decision, fault)
+        if other is None:
+            return False
+        self._counts[decision.name] -= 1  # that is not how it ends after all
+        self.ended(delivery, other)
+        return True
+
+    def publish_again(self, delivery: Delivery, decision: Decision) -> None:
+        """The wait of a copy that was not confirmed is over."""
+        if delivery.lost:
+            self._settle(delivery, RELEASE)
+        else:
+            self.mover.add(delivery, decision)
+
+    def release(self, batch: Sequence[Delivery]) -> None:
+        """Give back what has not run, or is to run elsewhere."""
+        for delivery in batch:
+            if self._give_back is None or delivery.lost:
+                self._settle(delivery, RELEASE)
+            else:
+                self.mover.add(delivery, self._give_back(delivery))

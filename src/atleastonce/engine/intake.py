@@ -1,0 +1,138 @@
+"""Receives for a worker: from one subscription after another, as much as there is room for, and nothing while something speaks
+against it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from atleastonce.contract import Delivery, Subscription
+from atleastonce.engine.drains import Drains
+from atleastonce.engine.rate import TokenBucket
+from atleastonce.engine.wake import Bell
+from atleastonce.engine.window import WindowMeter
+
+# A receive that finds nothing returns after this long. It only bounds how stale a broken adapter can get: stopping
+# cancels it.
+_RECEIVE_WAIT = 5.0
+# The longest that a worker whose `elders` are behind receives nothing. Too short: fresh messages take the machine from those that
+# are due. Too long: a backlog of due ones keeps fresh ones waiting.
+_GIVE_WAY_SECONDS = 1.0
+_LOOK_SECONDS = 0.002
+
+
+class Elder(Protocol):
+    """A worker that goes first."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages wait there although there is a place to run them: what it lacks is the machine's time."""
+
+
+class Intake:
+    """The receiving end of one worker.
+
+    Args:
+        meter: how much room there is.
+        most: messages in one call.
+        received: given what came, if only an empty list.
+        drains: of the same worker.
+        rate: how fast messages may be received, with whoever shares it; None for no limit.
+
+    Attributes:
+        elders: workers whose messages have waited for their turn already: while one of them has places and not the time to fill
+            them, this one receives next to nothing.
+        room: to be rung when there is room again.
+    """
+
+    def __init__(
+        self,
+        meter: WindowMeter,
+        most: int,
+        received: Callable[[Sequence[Delivery]], None],
+        drains: Drains,
+        rate: TokenBucket | None,
+    ) -> None:
+        self.elders: list[Elder] = []
+        self.room = Bell()
+        self._meter = meter
+        self._most = most
+        self._received = received
+        self._drains = drains
+        self._rate = rate
+        self._subscription: Subscription | None = None
+        self._paused: set[str] = set()
+        self._pausing = asyncio.Lock()
+
+    async def read(self, subscription: Subscription) -> None:
+        """Receive until it dies (raises) or the worker stops (returns)."""
+        with self.of(subscription):
+            if self._paused:
+                await self._tell()
+            await self._receive(subscription)
+
+    @contextlib.contextmanager
+    def of(self, subscription: Subscription) -> Iterator[None]:
+        """It is ``subscription`` that is paused and resumed meanwhile."""
+        self._subscription = subscription
+        try:
+            yield
+        finally:
+            self._subscription = None
+
+    async def _receive(self, subscription: Subscription) -> None:
+        while not self._drains.stopping:
+            room = self._meter.room()
+            if self._paused or not room:
+                await self.room.heard()
+                continue
+            if self.elders:
+                await self._give_way()
+            room = min(room, self._most)
+            if self._rate is None:
+                self._received(await subscription.receive(room, _RECEIVE_WAIT))
+            elif granted := self._rate.take(room):
+                batch: Sequence[Delivery] = ()
+                try:
+                    batch = await subscription.receive(granted, _RECEIVE_WAIT)
+                finally:
+                    self._rate.give_back(granted - len(batch))
+                self._received(batch)
+            else:
+                await self.room.heard(self._rate.wait)
+            # A receive served from a buffer does not suspend: lanes and settler need the loop too.
+            await asyncio.sleep(0)
+
+    async def _give_way(self) -> None:
+        deadline = time.monotonic() + _GIVE_WAY_SECONDS
+        # Polled: what ends it is the passing of time, or the emptiness of other workers.
+        while not self._drains.stopping and any(elder.behind for elder in self.elders) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def pause(self, reason: str) -> None:
+        """Stop receiving for ``reason``, until `resume` with the same one. What is in flight goes on."""
+        self._paused.add(reason)
+        await self._tell()
+
+    async def resume(self, reason: str) -> None:
+        """Take ``reason`` back; receiving goes on once none is left."""
+        if reason not in self._paused:
+            return
+        self._paused.discard(reason)
+        if not self._paused:
+            await self._tell()
+        self.room.ring()
+
+    @property
+    def paused(self) -> str:
+        """Why nothing is received: the reasons of `pause`; "" if it is not paused."""
+        return ", ".join(sorted(self._paused))
+
+    async def _tell(self) -> None:
+        """Tell the subscription whether it is paused. One call at a time, and the last one tells how it is then."""
+        async with self._pausing:
+            if self._subscription is not None:
+                await (self._subscription.pause() if self._paused else self._subscription.resume())
