@@ -5,47 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Self
 
-from atleastonce import wire
 from atleastonce.adapters import open_adapter
-from atleastonce.channels import Channel, Queue, Source, Topic
-from atleastonce.codecs import JSON, Decoder, decoder_for
+from atleastonce.asking import Asks
+from atleastonce.channels import Channel, Queue, Source
 from atleastonce.compose import compose, compose_many
-from atleastonce.contract import Adapter, Backlog, Code, Drift, Outcome, Outgoing, Status, Topology, Window
+from atleastonce.contract import Backlog, Code, Drift, Outcome, Outgoing, Topology, Window
 from atleastonce.durations import Duration, Rate, Size, per_second, seconds, size_in_bytes, whole
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.publisher import Publisher
 from atleastonce.engine.rate import TokenBucket
-from atleastonce.errors import (
-    BrokerUnavailable,
-    ConfigurationError,
-    MessageTooLarge,
-    QuorumMissed,
-    Rejected,
-    Unconfirmed,
-)
+from atleastonce.errors import BrokerUnavailable
 from atleastonce.lag import backlog
-from atleastonce.message import HeaderValue, Message
-from atleastonce.options import RequestOptions, ensure_request_options
+from atleastonce.message import HeaderValue
 from atleastonce.patterns.redrive import DeadLetters
-from atleastonce.patterns.replies import Asker, Gathered, RequestStatus, replies_of
 from atleastonce.patterns.shedding import DepthLimit
+from atleastonce.unpublished import publish_error
 from atleastonce.urls import mask_url
 
 log = logging.getLogger("atleastonce")
 
-T = TypeVar("T")
-
-_ANY = decoder_for(Any)
-_MOST_ASKED = 1000
 _CONNECT = Backoff("200ms", factor=2, maximum="5s")
 
 
-class Broker:
+class Broker(Asks):
     """One connection. Made by `connect`, or by a `Service` for itself.
 
     Args:
@@ -78,7 +63,13 @@ class Broker:
         max_requests: int = 10_000,
         waiting: Callable[[str], None] | None = None,
     ) -> None:
-        self.adapter: Adapter = open_adapter(url, options)
+        adapter = open_adapter(url, options)
+        rate = None if rate_limit is None else TokenBucket(per_second(rate_limit, name="rate_limit"))
+        window = Window(
+            whole(max_pending, name="max_pending"), size_in_bytes(max_pending_bytes, name="max_pending_bytes")
+        )
+        publisher = Publisher(adapter.send, window, max_batch=adapter.capabilities.max_batch, rate=rate)
+        super().__init__(adapter, publisher, max_requests)
         self.url = mask_url(url)
         self._create = create
         self._wait = None if wait is None else seconds(wait, name="wait")
@@ -86,16 +77,7 @@ class Broker:
         self._waiting = waiting or (lambda reason: log.warning("%s", reason))
         self._declared: set[tuple[type, str]] = set()
         self._declaring = asyncio.Lock()
-        window = Window(
-            whole(max_pending, name="max_pending"), size_in_bytes(max_pending_bytes, name="max_pending_bytes")
-        )
-        rate = None if rate_limit is None else TokenBucket(per_second(rate_limit, name="rate_limit"))
-        most = self.adapter.capabilities.max_batch
-        self._publisher = Publisher(self.adapter.send, window, max_batch=most, rate=rate)
         self._depths: dict[Channel[Any], DepthLimit] = {}
-        self._max_requests = whole(max_requests, name="max_requests")
-        self._asker: Asker | None = None
-        self._asked: dict[Channel[Any], Channel[Any]] = {}
 
     # ------------------------------------------------------------------------------------------- life
 
@@ -128,8 +110,7 @@ class Broker:
         for depth in self._depths.values():
             depth.close()
         try:
-            if self._asker is not None:
-                await self._asker.close()
+            await self._close_inbox()
             await self._publisher.close()
         finally:
             await self.adapter.close()
@@ -263,114 +244,6 @@ class Broker:
             if outcome.fault is not None and outcome.fault.code in (Code.NOT_FOUND, Code.UNROUTABLE):
                 self._declared.discard(_declared_as(item.destination))
 
-    # -------------------------------------------------------------------------------------------- request
-
-    @overload
-    async def request(
-        self, channel: Channel[Any], payload: Any, *, returns: type[T], **options: Unpack[RequestOptions]
-    ) -> T: ...
-
-    @overload
-    async def request(self, channel: Channel[Any], payload: Any, **options: Unpack[RequestOptions]) -> Any: ...
-
-    async def request(
-        self,
-        channel: Channel[Any],
-        payload: Any,
-        *,
-        returns: Any = None,
-        **options: Unpack[RequestOptions],
-    ) -> Any:
-        """Ask, and return the answer::
-
-            price = await broker.request(quotes, QuoteRequest("sku-1"), timeout="2s", returns=Quote)
-
-        Nothing is created: whoever answers (`Service.responder`) makes the channel. Requests are sent at least once and may be
-        handled more than once; a responder with a `Lease` answers a second time what it answered first.
-
-        Args:
-            channel: what is asked; of a topic the first answer counts (see `gather`).
-            payload: as in `publish`.
-            returns: what the answer decodes to. Default: JSON as it is, or bytes where it is none.
-            options: see `RequestOptions`.
-
-        Raises:
-            RequestTimeout: no answer in time. The request may have been handled, or may be yet.
-            RemoteError: the responder could not answer, and why.
-            NoResponder: nobody reads the channel, where the broker can tell.
-            Overloaded: not sent: too many requests or publishes are pending.
-            Rejected: not sent: too large, no permission.
-            DecodeError: the answer does not decode to ``returns``.
-            EncodeError, InvalidMessage, ConfigurationError: before anything was sent.
-        """
-        decode = _reader(returns)
-        item, timeout = self._question(channel, payload, options)
-        return decode(await self._asking().ask(item, timeout))
-
-    async def gather(
-        self,
-        channel: Channel[Any],
-        payload: Any,
-        *,
-        at_least: int | None = None,
-        returns: Any = None,
-        **options: Unpack[RequestOptions],
-    ) -> Gathered[Any]:
-        """Ask all who read a topic, and return the answers in the order in which they came::
-
-            prices = await broker.gather(quotes, QuoteRequest("sku-1"), timeout="2s", at_least=2, returns=Quote)
-
-        One answer of each group counts, however often it was asked. Errors do not: they are in ``errors`` of what is returned.
-
-        Args:
-            at_least: return as soon as there are so many. None: wait for the whole time and return what came.
-
-        The others are as in `request`.
-
-        Raises:
-            QuorumMissed: fewer than ``at_least`` came in time; what came is in it.
-            NoResponder, Overloaded, Rejected, DecodeError: as `request`.
-        """
-        decode = _reader(returns)
-        item, timeout = self._question(channel, payload, options)
-        wanted = None if at_least is None else whole(at_least, name="at_least", high=self._max_requests)
-        try:
-            replies, errors = await self._asking().gather(item, timeout, wanted)
-        except QuorumMissed as missed:
-            read = [decode(reply) for reply in missed.replies]  # type: ignore[arg-type]
-            raise QuorumMissed(str(missed), read, missed.errors) from None
-        return Gathered(map(decode, replies), errors)
-
-    @property
-    def requests(self) -> RequestStatus:
-        """What has become of requests so far."""
-        counts: Mapping[str, int] = self._asker.table.counts if self._asker is not None else {}
-        waiting = len(self._asker.table) if self._asker is not None else 0
-        return RequestStatus(
-            waiting=waiting, **{name: counts.get(name, 0) for name in RequestStatus.__struct_fields__[1:]}
-        )
-
-    def _asking(self) -> Asker:
-        if self._asker is None:
-            replies = replies_of(self.adapter)
-            self._asker = Asker(replies, self._publisher.post, publish_error, self._max_requests)
-        return self._asker
-
-    def _question(self, channel: Channel[Any], payload: Any, options: RequestOptions) -> tuple[Outgoing, float]:
-        ensure_request_options(options)
-        timeout = _timeout(options.get("timeout", "5s"))
-        asked = self._asked.get(channel)
-        if asked is None:
-            if not isinstance(channel, Queue | Topic):
-                raise ConfigurationError(f'request from a Queue or Topic, not from {channel!r}; write Queue("name")')
-            if len(self._asked) >= _MOST_ASKED:  # names made up for each request must not fill the memory
-                self._asked.clear()
-            asked = self._asked[channel] = replace(channel, requests=True)
-        item = self.compose(
-            asked, payload, key=options.get("key"), id=options.get("id"), headers=options.get("headers")
-        )
-        return item, timeout
-
     # -------------------------------------------------------------------------------------------- rest
 
     async def declare(self, *items: Channel[Any] | Source | Topology, create: bool = True) -> Sequence[Drift]:
@@ -436,46 +309,3 @@ def _declared_as(channel: Channel[Any] | Source) -> tuple[type, str]:
 def _own_sources(channels: Iterable[Channel[Any]]) -> list[Source]:
     """A queue is its own source: without one, brokers that route (RabbitMQ) have nothing to keep a message in."""
     return [Source(channel) for channel in channels if isinstance(channel, Queue)]
-
-
-def _reader(returns: Any) -> Callable[[Message], Any]:
-    """From an answer to what the caller gets."""
-    if returns is None:
-        return lambda message: _plain(message)
-    try:
-        decode = _decoder(returns)
-    except TypeError:  # metadata of an annotation may be anything
-        decode = decoder_for(returns)
-    return lambda message: decode(message.body)
-
-
-@lru_cache(1000)
-def _timeout(given: Duration) -> float:
-    """Text is read once: programs use few."""
-    return seconds(given, name="timeout", minimum=0.001)
-
-
-@lru_cache(1000)
-def _decoder(returns: Any) -> Decoder:
-    """Made once for each type: that takes longer than a request."""
-    return decoder_for(returns)
-
-
-def _plain(message: Message) -> Any:
-    kind = message.headers.get(wire.CONTENT_TYPE) or ""
-    return _ANY(message.body) if kind.partition(";")[0].strip() == JSON else message.body
-
-
-def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed:
-    """The exception for an outcome that is not ok."""
-    text = f"{item.message.id} to {_name(item)}: {outcome.fault}"
-    if outcome.status is Status.UNKNOWN:
-        return Unconfirmed(f"{text}; publishing the same id again is safe for an idempotent consumer")
-    if outcome.fault is not None and outcome.fault.code is Code.TOO_LARGE:
-        return MessageTooLarge(f"{text}; send a reference to it instead, or raise the broker's limit")
-    return Rejected(text)
-
-
-def _name(item: Outgoing) -> str:
-    kind = "topic" if isinstance(item.destination, Topic) else "queue"
-    return f"{kind} {item.destination.name}"

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from atleastonce.broker import publish_error
 from atleastonce.channels import Channel
 from atleastonce.cli.bodies import SHOWN_PROBLEMS, HeaderOption, TextOption, given
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback, one_line
@@ -26,6 +25,7 @@ from atleastonce.cli.target import (
     connect_as_told,
 )
 from atleastonce.contract import Outcome, Outgoing, Status
+from atleastonce.unpublished import publish_error
 
 # Lines sent in one go: enough to fill a round trip, and what is in memory at once of an endless stdin.
 _CHUNK = 1000
