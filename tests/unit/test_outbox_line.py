@@ -33,10 +33,27 @@ def test_of_a_key_one_row_is_out_at_a_time() -> None:
     assert sorted(line.held) == [2, 3, 4, 5, 6]
 
 
+def test_two_lists_that_are_out_share_no_key_and_no_keyless_destination() -> None:
+    """They are published at one time, and brokers mix what is."""
+    line = Line()
+    rows = [row(1), row(2), row(3, b"a"), row(4, b"b"), row(5, topic="other"), row(6)]
+    line.add(rows)
+    assert [each.seq for each in line.take(3)] == [1, 2, 3]
+    assert [each.seq for each in line.take(3)] == [4, 5]
+    assert (len(line), line.ready) == (1, False)
+    line.end(rows[0])
+    assert not line.ready, "the second of them is out"
+    line.again(rows[1])
+    assert line.ready
+    line.add([rows[1]])
+    assert [each.seq for each in line.take(3)] == [6, 2], "it failed, and was read again"
+
+
 def test_without_order_all_go_at_once() -> None:
     line = Line(ordered=False)
-    line.add([row(1, b"a"), row(2, b"a")])
-    assert [each.seq for each in line.take(10)] == [1, 2]
+    line.add([row(1, b"a"), row(2, b"a"), row(3, b"a")])
+    assert [each.seq for each in line.take(2)] == [1, 2]
+    assert line.take(2) == [], "mixed with those they would be in no order at all"
 
 
 def test_a_failed_row_and_what_is_behind_it_are_read_again() -> None:
@@ -101,7 +118,11 @@ def test_any_use_of_it_keeps_each_keys_order_and_loses_nothing(steps: list[tuple
                 left[number] = row(number, key)
             read()
         elif step == "take":
-            out += line.take(int(what))  # type: ignore[call-overload]
+            keyless = any(each.outgoing and each.outgoing.message.key is None for each in out)
+            offered, taken = line.ready, line.take(int(what))  # type: ignore[call-overload]
+            assert bool(taken) == (offered and bool(what))
+            assert not keyless or all(each.outgoing and each.outgoing.message.key for each in taken)
+            out += taken
         elif step == "drop":
             line.drop(lambda each, what=what: each.slot % 6 == what)  # type: ignore[misc]
             read()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -12,13 +12,14 @@ Key: TypeAlias = tuple[str, bytes]
 
 
 class Line:
-    """Hands out rows in order, and of each key the next one only when the one before has ended.
+    """Hands out rows in order, and of each key the next one only when the one before has ended. What has no key goes by its
+    destination: any number at once, and more only when all of those have ended, for two lists that are published at one time mix.
 
     A row is *waiting* until `take` hands it out, then *out* until `end` or `again`; what has ended is still *held*, that is not
     to be read again, until it was `forget`-ed because the store has removed it.
 
     Args:
-        ordered: False: keys do not matter.
+        ordered: False: no row has a key.
     """
 
     def __init__(self, *, ordered: bool = True) -> None:
@@ -28,6 +29,7 @@ class Line:
         self._behind: dict[Key, deque[OutboxRow]] = {}
         self._held: dict[int, OutboxRow] = {}
         self._out: set[int] = set()
+        self._keyless_out: Counter[str] = Counter()  # for each destination
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -37,7 +39,7 @@ class Line:
     @property
     def ready(self) -> bool:
         """Whether `take` would hand something out."""
-        return bool(self._ready)
+        return bool(self._ready) if not self._keyless_out else any(self._may_go(row) for row in self._ready)
 
     @property
     def out(self) -> int:
@@ -76,14 +78,32 @@ class Line:
     def take(self, most: int) -> list[OutboxRow]:
         """The next rows, at most ``most``."""
         ready = self._ready
-        rows = [ready.popleft() for _ in range(min(most, len(ready)))]
+        rows: list[OutboxRow] = []
+        staying: list[OutboxRow] = []
+        while ready and len(rows) < most:
+            row = ready.popleft()
+            (rows if self._may_go(row) else staying).append(row)
+        ready.extendleft(reversed(staying))
         self._out.update(row.seq for row in rows)
         self._waiting -= len(rows)
+        for row in rows:
+            if self._key(row) is None:
+                self._keyless_out[row.destination] += 1
         return rows
+
+    def _may_go(self, row: OutboxRow) -> bool:
+        return row.destination not in self._keyless_out or self._key(row) is not None
+
+    def _come_back(self, row: OutboxRow) -> None:
+        self._out.discard(row.seq)
+        if self._key(row) is None:
+            self._keyless_out[row.destination] -= 1
+            if not self._keyless_out[row.destination]:
+                del self._keyless_out[row.destination]
 
     def end(self, row: OutboxRow) -> None:
         """``row`` has ended; the next of its key may go. It is held until `forget`."""
-        self._out.discard(row.seq)
+        self._come_back(row)
         key = self._key(row)
         if key is not None:
             behind = self._behind.get(key)
@@ -94,7 +114,7 @@ class Line:
 
     def again(self, row: OutboxRow) -> None:
         """``row`` is to be read again, and with it what waits behind it."""
-        self._out.discard(row.seq)
+        self._come_back(row)
         self._held.pop(row.seq, None)
         key = self._key(row)
         if key is not None:

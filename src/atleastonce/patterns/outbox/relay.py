@@ -40,7 +40,10 @@ _LEAVE_SECONDS = 2.0
 _SHARE_SECONDS = 1.0
 # A broker that confirms nothing for so long is said to be waited for. Adapters may wait half a minute before they give up.
 _SILENT_SECONDS = 2.0
-# How many batches may be confirmed and not removed yet. With the one under way, that is what a crash repeats at most.
+# How many batches are with the broker at a time. One alone leaves the broker idle from its confirmations to the next batch. No
+# order rests on it: `Line` hands out nothing that may not be overtaken.
+_UNDER_WAY = 2
+# How many batches are out or not removed yet when another one leaves: with it, what a crash repeats at most is three.
 _AHEAD = 2
 # Of the lease, from when it was asked for: a batch that begins before its end should also end before it.
 _SAFE = 0.8
@@ -107,7 +110,7 @@ class Relay:
         self._store_detail = ""
         self._state = "starting"
         self._stopping = False
-        self._sending_since = 0.0  # 0: nothing is under way
+        self._under_way: dict[asyncio.Task[None], float] = {}  # batches with the broker, and since when
         self._lag: OutboxStats | None = None
         self._counted = 0.0
         self._promoted = 0.0
@@ -154,7 +157,7 @@ class Relay:
     @property
     def _busy(self) -> bool:
         """Whether something is under way that a stop should see end."""
-        return bool(self._sending_since or self._sent or self._poison)
+        return bool(self._under_way or self._sent or self._poison)
 
     async def emptied(self) -> None:
         """Wait until nothing is ready any more: all was published and removed, by whichever relay, or parked."""
@@ -172,7 +175,7 @@ class Relay:
         if self._task is not None and self._task.done():
             state, detail = "stopped", "" if self._task.cancelled() else repr(self._task.exception())
         elif state == "running":
-            since = time.monotonic() - self._sending_since if self._sending_since else 0.0
+            since = time.monotonic() - min(self._under_way.values()) if self._under_way else 0.0
             silent = f"no confirmation for {since:.0f} s" if since > _SILENT_SECONDS else ""
             if detail := detail or self._away.detail or silent:
                 state = "waiting"
@@ -291,23 +294,31 @@ class Relay:
     # -------------------------------------------------------------------------------------------------------- sending
 
     async def _sending(self) -> None:
-        while True:
-            await self._sending_bell.heard()
-            # What was published and not removed is what a crash repeats: publishing waits for the store when that is too slow.
-            while self._line.ready and not self._stopping and len(self._sent) < _AHEAD * self._batch:
-                if not self._safe:  # the slots may be another's: they are asked for again
-                    self._line.drop(lambda _: True)
-                    self._keeping_bell.ring()
-                    break
-                rows = self._line.take(self._batch)
-                self._sending_since = time.monotonic()
-                try:
-                    await self._publish(rows)
-                finally:
-                    self._sending_since = 0.0
-                    self._quiet_bell.ring()
-                if len(self._line) <= 2 * self._batch:
-                    self._reading_bell.ring()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._sending_bell.heard()
+                while self._may_send:
+                    if not self._safe:  # the slots may be another's: they are asked for again
+                        self._line.drop(lambda _: True)
+                        self._keeping_bell.ring()
+                        break
+                    task = group.create_task(self._publish(self._line.take(self._batch)))
+                    self._under_way[task] = time.monotonic()
+                    task.add_done_callback(self._landed)
+
+    @property
+    def _may_send(self) -> bool:
+        """What was published and not removed is what a crash repeats: publishing waits for the store when that is too slow."""
+        if not self._line.ready or self._stopping or len(self._under_way) >= _UNDER_WAY:
+            return False
+        return self._line.out + len(self._sent) <= _AHEAD * self._batch
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        del self._under_way[task]
+        self._quiet_bell.ring()
+        self._sending_bell.ring()
+        if len(self._line) <= 2 * self._batch:
+            self._reading_bell.ring()
 
     async def _publish(self, rows: list[OutboxRow]) -> None:
         if any(row.outgoing is None for row in rows):
@@ -394,6 +405,7 @@ class Relay:
                     self._line.again(row)  # what waits behind it is not read again while it blocks
                 else:
                     self._line.forget([row.seq])
+            self._sending_bell.ring()
 
 
 def _id(row: OutboxRow) -> str:
