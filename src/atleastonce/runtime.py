@@ -38,6 +38,7 @@ from atleastonce.patterns.overloads import Overloads
 from atleastonce.patterns.replies import replies_of
 from atleastonce.pooling import Around, make_pool
 from atleastonce.responding import Desk, LeaseResponder, Responder, outlet
+from atleastonce.stores import TransactionalStore
 from atleastonce.suspects import Suspects
 
 log = logging.getLogger("atleastonce")
@@ -142,7 +143,10 @@ class Runtime:
         desk = self._desk
         if asked is None:
             return Bound(*parts) if desk is None else Responder(*parts, desk=desk), None
-        outage = Outage(str(consumer.home), probe_of(asked.store, consumer.scope))
+        patience = (
+            asked.store.patience if isinstance(asked, Inbox) and isinstance(asked.store, TransactionalStore) else None
+        )
+        outage = Outage(str(consumer.home), probe_of(asked.store, consumer.scope), patience=patience)
         if isinstance(asked, Inbox):
             return InboxBound(*parts, inbox=asked, scope=consumer.scope, outage=outage), outage
         lease = cast(Lease, asked)

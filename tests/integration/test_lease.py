@@ -103,6 +103,29 @@ async def test_two_services_share_the_work_and_no_effect(queue: MakeQueue, make_
     assert Counter(runs) == Counter(range(20))
 
 
+async def test_a_lease_is_kept_for_as_long_as_its_handler_runs(queue: MakeQueue, make_store: MakeStore) -> None:
+    """And its duplicates, in another process or this one, wait for that long and do not run."""
+    broker, orders = f"memory://{uuid.uuid4().hex}", queue("orders")
+    runs: list[bool] = []
+    services = []
+    for _ in range(2):
+        service = Service("billing", broker=broker)
+
+        @service.consumer(orders, idempotency=Lease(make_store(), lease="1s", key="n"))
+        async def charge(order: Order, ctx: Context) -> None:
+            runs.append(ctx.in_doubt)
+            await asyncio.sleep(3.2)  # the work: three leases
+
+        services.append(service)
+    total = lambda name: sum(counts(service)[name] for service in services)  # noqa: E731
+    async with services[0], services[1]:
+        for _ in range(6):
+            await services[0].broker.publish(orders, Order(1))
+        await until(lambda: total("done") == 1 and total("duplicates") == 5, *services)
+        assert not total("overtaken") + total("dead") + total("retried")
+    assert runs == [False]
+
+
 async def test_a_failed_run_gives_its_claim_back(queue: MakeQueue, make_store: MakeStore) -> None:
     service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
     runs: list[tuple[int, int]] = []

@@ -113,6 +113,26 @@ async def test_a_bad_key_is_parked_and_harms_no_neighbour(
     assert sorted(runs) == ([2] if words else [1, 2])
 
 
+@pytest.mark.parametrize("mode", ["inbox", "lease"])
+async def test_a_key_field_that_is_missing_parks_its_message_alone(queue: MakeQueue, tmp_path: Path, mode: str) -> None:
+    """In a payload of any shape, of which nothing can be said before it comes."""
+    orders, service, store = queue("orders"), Service("billing", broker=memory()), SQLiteStore(tmp_path / "s.db")
+    runs: list[Any] = []
+
+    @service.consumer(orders, idempotency=(Inbox if mode == "inbox" else Lease)(store, key=("tenant", "n")))
+    async def handle(order: dict[str, Any]) -> None:
+        runs.append(order["n"])
+
+    async with service:
+        for each in ({"tenant": "a", "n": 1}, {"n": 2}, {"tenant": "a", "n": 3}, {"tenant": "a", "n": 1}):
+            await service.broker.publish(orders, each)
+        await until(lambda: counts(service)["done"] == 2 and counts(service)["duplicates"] == 1, service)
+        (letter,) = await dead_letters(service, 1)
+        assert letter.message.headers.get(wire.ERROR_STAGE) == "key"
+        assert 'key field "tenant" is missing' in (letter.message.headers.get(wire.ERROR_MESSAGE) or "")
+    assert sorted(runs) == [1, 3]
+
+
 def test_a_key_that_no_message_can_have_is_refused_at_once(tmp_path: Path) -> None:
     service, store = Service("billing"), SQLiteStore(tmp_path / "s.db")
 

@@ -74,6 +74,12 @@ class Grant:
         """It is ours."""
         self.until = until
         self.lease, self.fence, self.in_doubt = claim.lease, claim.fence, claim.status is Status.RECLAIMED
+        if self.in_doubt:
+            log.warning(
+                "%s: in doubt: an earlier run of it did not say how it ended, and its effect may have happened; attempt %d begins",
+                self.item.delivery.message.id,
+                claim.attempts,
+            )
 
     def take_payload(self) -> Any:
         """The decoded payload, once: a handler may change it."""

@@ -21,6 +21,7 @@ from atleastonce.patterns.once.options import Inbox
 from atleastonce.patterns.once.outage import Outage
 from atleastonce.patterns.once.sessions import (
     UNDONE,
+    NoAnswer,
     Transactions,
     driver_of,
     ensure_open,
@@ -102,9 +103,9 @@ class InboxBound(Bound):
         try:
             async with self._transactions.begin() as tx:
                 driver = await driver_of(tx)
-                entries = await self._store.claim_in(
-                    driver, self._scope, [item.key for item in items], [item.print for item in items], ttl=self._ttl
-                )
+                keys, prints = [item.key for item in items], [item.print for item in items]
+                claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
+                entries = await self._transactions.answered(claim)
                 new = [item for item, entry in zip(items, entries, strict=True) if entry is Entry.NEW]
                 if new:
                     stage = _Stage.HANDLER
@@ -132,9 +133,10 @@ class InboxBound(Bound):
             InboxContext(item.delivery, self._compose, self._history, tx, external_key(self._scope, item.key))
             for item in items
         ]
-        results = await self._call(items, contexts)
+        with self._outage.using():
+            results = await self._call(items, contexts)
         ensure_open(tx, driver)
-        if not await self._store.holds_in(driver, self._scope, items[0].key):
+        if not await self._transactions.answered(self._store.holds_in(driver, self._scope, items[0].key)):
             raise TransactionEnded(UNDONE)
         if failures := {
             item.delivery: result for item, result in zip(items, results, strict=True) if isinstance(result, Exception)
@@ -145,7 +147,7 @@ class InboxBound(Bound):
                 raise ConfigurationError(
                     f"ctx.publish: {self._store!r} has no outbox for what an inbox's handler publishes"
                 )
-            await self._store.outbox_append(driver, outputs)
+            await self._transactions.answered(self._store.outbox_append(driver, outputs))
 
     async def _call(self, items: list[Item], contexts: list[InboxContext]) -> Sequence[Any]:
         binding, batching = self.consumer.binding, self.consumer.batching is not None
@@ -206,6 +208,8 @@ class InboxBound(Bound):
             found = [self._store.classify(cause) for cause in chain]
             return next((fault for fault in found if fault.code is not Code.INTERNAL), found[0])
         for cause in chain:
+            if isinstance(cause, NoAnswer):
+                return self._store.classify(cause)
             if driver is not None and is_drivers(cause, driver):
                 fault = self._store.classify(cause)
                 if fault.retryable and (stage is _Stage.COMMIT or is_spoilt(driver)):

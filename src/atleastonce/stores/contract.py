@@ -228,6 +228,11 @@ class LeaseStore(ABC):
 class TransactionalStore(LeaseStore):
     """A store that is a database, so that effects and the memory of them can be one transaction."""
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds for which one answer of its server is waited for; None: it has no server that could be silent."""
+        return None
+
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """A transaction on a connection of the store's own: commits at the end of the block, undone by an exception.

@@ -75,6 +75,12 @@ class FaultProxy:
             yield
 
     @asynccontextmanager
+    async def deaf(self) -> AsyncIterator[None]:
+        """What clients send arrives and is acted on; no reply comes back. Connections are closed with the end of the block."""
+        async with self._toxics({"type": "timeout", "attributes": {"timeout": 0}}, streams=("downstream",)):
+            yield
+
+    @asynccontextmanager
     async def slow(self, latency: float, *, kilobytes: int | None = None) -> AsyncIterator[None]:
         """Everything arrives ``latency`` seconds later, each way, and at most ``kilobytes`` per second."""
         toxics: list[dict[str, Any]] = [{"type": "latency", "attributes": {"latency": round(latency * 1000)}}]
@@ -89,11 +95,11 @@ class FaultProxy:
             await asyncio.sleep(0.1)  # a toxic acts when something is sent; clients that are busy send all the time
 
     @asynccontextmanager
-    async def _toxics(self, *toxics: dict[str, Any]) -> AsyncIterator[None]:
+    async def _toxics(
+        self, *toxics: dict[str, Any], streams: tuple[str, ...] = ("upstream", "downstream")
+    ) -> AsyncIterator[None]:
         named = [
-            {**toxic, "stream": stream, "name": f"{toxic['type']}-{stream}"}
-            for toxic in toxics
-            for stream in ("upstream", "downstream")
+            {**toxic, "stream": stream, "name": f"{toxic['type']}-{stream}"} for toxic in toxics for stream in streams
         ]
         for toxic in named:
             await self._call("POST", f"/proxies/{self._name}/toxics", toxic)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from atleastonce.contract import Delivery, Fault
 from atleastonce.engine.backoff import Backoff
@@ -32,12 +32,16 @@ class Outage:
     Args:
         name: of the consumer's source, for logs.
         probe: asks the store for next to nothing; the fault if it does not answer.
+        patience: seconds after which a run that uses the store makes it ask: a statement of the handler's, which has no limit
+            of its own, may be waiting for a server that is silent. None: nobody does.
 
     Attributes:
         detail: why nothing is read; "" while the store answers.
     """
 
-    def __init__(self, name: str, probe: Callable[[], Awaitable[Fault | None]]) -> None:
+    def __init__(
+        self, name: str, probe: Callable[[], Awaitable[Fault | None]], *, patience: float | None = None
+    ) -> None:
         self.detail = ""
         self._name = name
         self._probe = probe
@@ -46,6 +50,9 @@ class Outage:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._held: set[Delivery] = set()
+        self._runs: dict[object, float] = {}
+        self._attendant: asyncio.Task[None] | None = None
+        self._patience = patience
         self._closed = False
         self._ended = 0.0
         self._tried = 0
@@ -53,6 +60,9 @@ class Outage:
     def add(self, worker: Worker) -> None:
         """One more reader to be paused."""
         self._workers.append(worker)
+        if self._attendant is None and self._patience is not None:
+            work = self._attending(self._patience)
+            self._attendant = self._loop.create_task(work, name=f"atleastonce-attendant-{self._name}")
 
     def on_end(self, listener: Callable[[], None]) -> None:
         """Call ``listener``, on the loop, whenever an outage is over."""
@@ -70,6 +80,16 @@ class Outage:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             self._loop.call_soon_threadsafe(self._watch)
 
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """A handler is running that may ask the store. From any thread."""
+        run = object()
+        self._runs[run] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._runs[run]
+
     def hold(self, delivery: Delivery) -> Decision:
         """``delivery`` runs when the store is back. That is no try. From any thread."""
         self._held.add(delivery)
@@ -78,12 +98,22 @@ class Outage:
     def close(self) -> None:
         """The readers are stopping: leave them alone."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._attendant):
+            if task is not None:
+                task.cancel()
 
     def _watch(self) -> None:
         if not self._closed and (self._task is None or self._task.done()):
             self._task = self._loop.create_task(self._watching(), name=f"atleastonce-outage-{self._name}")
+
+    async def _attending(self, patience: float) -> None:
+        while True:
+            await asyncio.sleep(patience / 2)
+            oldest = min(list(self._runs.values()), default=None)
+            if self.detail or oldest is None or time.monotonic() - oldest < patience:
+                continue
+            if (fault := await self._probe()) is not None:
+                self.begin(fault)
 
     async def _watching(self) -> None:
         log.error("%s: paused: %s", self._name, self.detail)

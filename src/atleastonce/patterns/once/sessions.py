@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Awaitable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from inspect import isawaitable, iscoroutinefunction
 from types import TracebackType
 from typing import Any, TypeVar
 
-from atleastonce.errors import ConfigurationError, TransactionEnded
+from atleastonce.errors import ConfigurationError, StoreUnavailable, TransactionEnded
 from atleastonce.patterns.once.options import Inbox
 
 T = TypeVar("T")
+
+
+class NoAnswer(StoreUnavailable):
+    """A statement of ours, not of the handler, was not answered in time. At a commit: it may have happened."""
 
 
 class Transactions:
@@ -29,6 +34,8 @@ class Transactions:
     def __init__(self, inbox: Inbox, handler: str, *, blocking: bool) -> None:
         self._inbox = inbox
         self._blocking = blocking
+        # A thread that waits for its driver cannot be called back: there the connection's own limits have to do.
+        self._patience = None if blocking else getattr(inbox.store, "patience", None)
         if inbox.session is not None:
             made = inbox.session()
             if not hasattr(made, "__enter__" if blocking else "__aenter__"):
@@ -45,7 +52,40 @@ class Transactions:
             made: Any = session()
         else:
             made = store.transaction_sync() if self._blocking else store.transaction()  # type: ignore[attr-defined]
-        return _Unsuspended(made) if self._blocking else made
+        return _Unsuspended(made) if self._blocking else _Answered(made, self)
+
+    async def answered(self, work: Awaitable[T]) -> T:
+        """What ``work`` gives: a statement of ours.
+
+        Raises:
+            NoAnswer: the server is silent.
+        """
+        if self._patience is None:
+            return await work
+        limit = asyncio.timeout(self._patience)
+        try:
+            async with limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise NoAnswer(f"the store did not answer within {self._patience:g} s") from None
+
+
+class _Answered(AbstractAsyncContextManager[Any]):
+    """A transaction that ends in time, or with `NoAnswer`. It begins when there is a connection for it: that may take as long as
+    other handlers do."""
+
+    def __init__(self, made: AbstractAsyncContextManager[Any], within: Transactions) -> None:
+        self._made, self._within = made, within
+
+    async def __aenter__(self) -> Any:
+        return await self._made.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._within.answered(self._made.__aexit__(kind, error, trace))
 
 
 class _Unsuspended(AbstractAsyncContextManager[Any]):

@@ -241,6 +241,10 @@ class MySQLStore(MySQLOutbox):
 
     # ----------------------------------------------------------------------------------------------------------- inbox
 
+    @property
+    def patience(self) -> float | None:
+        return self._timeout
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """An ``aiomysql.Connection`` inside a transaction (READ COMMITTED)."""
@@ -250,7 +254,8 @@ class MySQLStore(MySQLOutbox):
             async def begin() -> Connection:
                 async with contextlib.AsyncExitStack() as tried:
                     connection = await tried.enter_async_context(self._pool.connection())
-                    await connection.begin()
+                    async with asyncio.timeout(self._timeout):
+                        await connection.begin()
                     stack.push_async_exit(tried.pop_all())
                 return connection
 

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from atleastonce.stores import pools
-from atleastonce.stores.postgres.pool import is_idle
+from atleastonce.stores.postgres.pool import arguments, is_idle
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -33,7 +33,8 @@ class BlockingPool(pools.BlockingPool["Connection[Any]"]):
     def make(self) -> Connection[Any]:
         import psycopg
 
-        connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=max(2, round(self._connect_timeout)))
+        within = max(2, round(self._connect_timeout))
+        connection = psycopg.connect(**arguments(self._dsn), autocommit=True, connect_timeout=within)
         try:
             calls = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
             connection.execute(f"SELECT {calls}".encode(), [text for pair in self._settings.items() for text in pair])

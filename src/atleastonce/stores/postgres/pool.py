@@ -18,6 +18,18 @@ def is_idle(connection: AsyncConnection[Any] | Connection[Any]) -> bool:
     return not connection.closed and connection.info.transaction_status.name == "IDLE"
 
 
+def arguments(dsn: str) -> dict[str, Any]:
+    """What a connection is made with: a peer that vanished is noticed in half a minute, where the system's own settings take hours.
+    What the DSN says itself stands."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    given = conninfo_to_dict(dsn)
+    return {"conninfo": dsn, **{name: value for name, value in _ATTENTIVE.items() if name not in given}}
+
+
+_ATTENTIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
+
 class Pool(pools.Pool["AsyncConnection[Any]"]):
     """At most ``size`` connections in use at a time.
 
@@ -47,12 +59,13 @@ class Pool(pools.Pool["AsyncConnection[Any]"]):
         import psycopg
 
         async with asyncio.timeout(self._connect_timeout):
-            connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            connection = await psycopg.AsyncConnection.connect(**arguments(self._dsn), autocommit=True)
         try:
             # Set here and not in the DSN: connection poolers refuse start-up options that they do not know.
             calls = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
             values = [text for pair in self._settings.items() for text in pair]
-            await connection.execute(f"SELECT {calls}".encode(), values)
+            async with asyncio.timeout(self._connect_timeout):
+                await connection.execute(f"SELECT {calls}".encode(), values)
         except BaseException:
             await self._drop(connection)
             raise

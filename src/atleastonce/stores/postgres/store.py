@@ -253,14 +253,23 @@ class PostgresStore(PostgresOutbox):
 
     # ----------------------------------------------------------------------------------------------------------- inbox
 
+    @property
+    def patience(self) -> float | None:
+        return self._timeout
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
         self._check_open()
         stack = contextlib.AsyncExitStack()
         async with stack:
             connection = await self._told(stack.enter_async_context(self._pool.connection()))
-            async with connection.transaction():
-                yield connection
+
+            async def begin() -> None:
+                async with asyncio.timeout(self._timeout):
+                    await stack.enter_async_context(connection.transaction())
+
+            await self._told(begin())
+            yield connection
 
     @contextlib.contextmanager
     def transaction_sync(self) -> Iterator[Connection[Any]]:
