@@ -29,6 +29,7 @@ class Line:
         self._behind: dict[Key, deque[OutboxRow]] = {}
         self._held: dict[int, OutboxRow] = {}
         self._out: set[int] = set()
+        self._keyless: set[int] = set()  # of what is held
         self._keyless_out: Counter[str] = Counter()  # for each destination
         self._waiting = 0
 
@@ -66,6 +67,7 @@ class Line:
             fresh += 1
             key = self._key(row)
             if key is None:
+                self._keyless.add(row.seq)
                 self._ready.append(row)
             elif key in self._behind:
                 self._behind[key].append(row)
@@ -86,17 +88,17 @@ class Line:
         ready.extendleft(reversed(staying))
         self._out.update(row.seq for row in rows)
         self._waiting -= len(rows)
-        for row in rows:
-            if self._key(row) is None:
-                self._keyless_out[row.destination] += 1
+        if self._keyless:
+            self._keyless_out.update(row.destination for row in rows if row.seq in self._keyless)
         return rows
 
     def _may_go(self, row: OutboxRow) -> bool:
-        return row.destination not in self._keyless_out or self._key(row) is not None
+        return row.destination not in self._keyless_out or row.seq not in self._keyless
 
     def _come_back(self, row: OutboxRow) -> None:
         self._out.discard(row.seq)
-        if self._key(row) is None:
+        if row.seq in self._keyless:
+            self._keyless.discard(row.seq)
             self._keyless_out[row.destination] -= 1
             if not self._keyless_out[row.destination]:
                 del self._keyless_out[row.destination]
@@ -137,6 +139,7 @@ class Line:
         self._ready = deque(row for row in self._ready if row.seq not in numbers)
         for row in gone:
             del self._held[row.seq]
+        self._keyless -= numbers
         self._waiting -= len(gone)
         out = {self._key(self._held[seq]) for seq in self._out if seq in self._held}
         for key in {key for row in gone if (key := self._key(row)) is not None}:

@@ -103,6 +103,7 @@ class Relay:
         self._share = 0
         self._safe_until = 0.0
         self._limit = 16
+        self._more = False  # whether the next look will find many again, as far as is known
         self._sent: list[int] = []
         self._poison: list[tuple[OutboxRow, Parking]] = []
         self._reading_bell, self._sending_bell, self._removing_bell = Bell(), Bell(), Bell()
@@ -275,6 +276,7 @@ class Relay:
         rows = await self._store.outbox_fetch(
             self._token, slots, self._limit, held=self._line.held, paused=self._away.paused(now)
         )
+        self._more = len(rows) >= self._batch
         self._tune(rows)
         return self._line.add(row for row in rows if row.slot in self._slots)  # some may have been given back meanwhile
 
@@ -311,6 +313,8 @@ class Relay:
         """What was published and not removed is what a crash repeats: publishing waits for the store when that is too slow."""
         if not self._line.ready or self._stopping or len(self._under_way) >= _UNDER_WAY:
             return False
+        if self._under_way and self._more and len(self._line) < self._batch:
+            return False  # there is a better one in a moment: to send two halves costs more than to send one whole
         return self._line.out + len(self._sent) <= _AHEAD * self._batch
 
     def _landed(self, task: asyncio.Task[None]) -> None:
