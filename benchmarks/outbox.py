@@ -1,10 +1,13 @@
-"""A relay beside a publisher that has no outbox, in one run: the client by hand, `Broker.send`, and the relay out of a database.
+"""A relay beside a publisher that has no outbox, in one run: the client by hand, `Broker.send`, and the relay out of a database,
+beside a relay written by hand.
 
     python benchmarks/outbox.py [--brokers kafka rabbitmq] [--stores sqlite postgres] [--messages 20000] [--turns 3] [--save]
 
-*By hand* is the client's fastest loop that loses nothing (``benchmarks/loops``): many publishes under way, each confirmed. All
-three send the same bodies with three headers to the same channel. The relay's time goes from its start to the removal of the last
-row; the rows were committed before. Brokers and PostgreSQL come from `atleastonce.brokers`, private to the run.
+*Raw* is the client's fastest loop that loses nothing (``benchmarks/loops``): many publishes under way, each confirmed. All
+send the same bodies with three headers to the same channel. The relay's time goes from its start to the removal of the last
+row; the rows were committed before. A relay by hand (``benchmarks/loops/relaying.py``) reads with ``FOR UPDATE SKIP LOCKED``,
+publishes, waits for the confirmations, deletes and commits, in lists of the same size: what of the distance to raw is the
+database's. Brokers and PostgreSQL come from `atleastonce.brokers`, private to the run.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 import loops.kafka
 import loops.rabbitmq
+import loops.relaying
 from loops.common import Job, body
 
 from atleastonce import Outbox, Queue, RelayOptions, connect
@@ -51,7 +55,7 @@ async def send(url: str, channel: Queue[Any], count: int) -> float:
         return time.perf_counter() - begin
 
 
-async def relay(url: str, store_url: str, channel: Queue[Any], count: int) -> float:
+async def relay(url: str, store_url: str, channel: Queue[Any], count: int, size: int) -> float:
     store = open_store(store_url, {"prefix": f"b{uuid.uuid4().hex[:10]}", "create": True})
     if not isinstance(store, OutboxStore):
         raise SystemExit(f"{store!r} has no outbox")
@@ -63,7 +67,7 @@ async def relay(url: str, store_url: str, channel: Queue[Any], count: int) -> fl
                     tx, channel, [body(n) for n in range(start, min(start + 1000, count))],
                     key=lambda _: uuid.uuid4().hex, headers={"tenant": "blue"},
                 )  # fmt: skip
-        running = Relay(store, broker.send, options=RelayOptions())
+        running = Relay(store, broker.send, options=RelayOptions(batch=size))
         begin = time.perf_counter()
         running.start()
         while running.counts["published"] < count:  # noqa: ASYNC110 - the relay tells nobody when it is empty
@@ -73,7 +77,7 @@ async def relay(url: str, store_url: str, channel: Queue[Any], count: int) -> fl
         return took
 
 
-def measure(broker: str, url: str, stores: dict[str, str], count: int, turns: int) -> dict[str, Any]:
+def measure(broker: str, url: str, stores: dict[str, str], count: int, turns: int, size: int) -> dict[str, Any]:
     """Alternating turns; the medians."""
     rates: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
@@ -91,10 +95,13 @@ def measure(broker: str, url: str, stores: dict[str, str], count: int, turns: in
         rates["raw"].append(count / RAW[broker](job).seconds)
         rates["send"].append(count / asyncio.run(send(url, channel, count)))
         for name, store_url in stores.items():
-            rates[name].append(count / asyncio.run(relay(url, store_url, channel, count)))
+            by_hand = loops.relaying.relay(broker, job.address, channel.name, name, store_url, count)
+            rates[f"{name} by hand"].append(count / asyncio.run(by_hand))
+            rates[name].append(count / asyncio.run(relay(url, store_url, channel, count, size)))
     found = {name: round(statistics.median(each)) for name, each in rates.items()}
     return {"broker": broker, "messages": count, "turns": turns, "per_s": found,
-            "of_raw": {name: round(found[name] / found["raw"], 2) for name in found if name != "raw"}}  # fmt: skip
+            "of_raw": {name: round(found[name] / found["raw"], 2) for name in found if name != "raw"},
+            "of_by_hand": {name: round(found[name] / found[f"{name} by hand"], 2) for name in stores}}  # fmt: skip
 
 
 def main() -> None:
@@ -104,6 +111,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--save", action="store_true", help=f"Write {RESULT.name}, from which the docs are made.")
+    parser.add_argument("--batch", type=int, default=RelayOptions().batch, help="Of the relay.")
     chosen = parser.parse_args()
     names = [*chosen.brokers, *(["postgres"] if "postgres" in chosen.stores else [])]
     with session(names) as running, tempfile.TemporaryDirectory() as folder:
@@ -112,7 +120,7 @@ def main() -> None:
         }
         found = []
         for broker in chosen.brokers:
-            row = measure(broker, running[broker].url, stores, chosen.messages, chosen.turns)
+            row = measure(broker, running[broker].url, stores, chosen.messages, chosen.turns, chosen.batch)
             found.append(row)
             print(json.dumps(row), flush=True)
     if chosen.save:
