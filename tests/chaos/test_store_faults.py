@@ -64,13 +64,20 @@ class Shop:
         self.published = 0
         asked: Any = Inbox(self.store) if self.database is not None else Lease(self.store)  # type: ignore[arg-type]
         policy: dict[str, Any] = {"idempotency": asked, "failure": FailurePolicy(in_place=None, chain=None)}
-        if mode.endswith("batch"):
+        if mode.endswith("sync"):
+            self.service.consumer(self.queue, concurrency=CONCURRENCY, **policy)(self.on_a_thread)
+        elif mode.endswith("batch"):
             self.service.batch_consumer(self.queue, max_messages=5, max_wait="20ms", **policy)(self.many)
         else:
             self.service.consumer(self.queue, concurrency=CONCURRENCY, **policy)(self.one)
 
     async def one(self, order: Order, ctx: Context) -> None:
         await self.handle([order], [ctx])
+
+    def on_a_thread(self, order: Order, ctx: Context) -> None:
+        assert self.database is not None
+        self.attempts.add(ctx.attempt)
+        self.database.execute_sync(ctx, self.database.insert, (order.n,))
 
     async def many(self, orders: list[Order], contexts: list[Context]) -> None:
         await self.handle(orders, contexts)
@@ -134,7 +141,7 @@ def through(request: pytest.FixtureRequest, toxiproxy_broker: Running) -> Throug
     return made
 
 
-@ALL
+@pytest.mark.parametrize(("store", "mode"), [*INBOXES, ("postgres", "inbox sync"), ("mysql", "inbox sync"), *LEASES])
 async def test_a_store_that_goes_silent(through: Through, store: str, mode: str) -> None:
     """Nothing is refused, nothing is answered: noticed by the store's own time limit, not by the kernel's."""
     async with through(store, mode) as (proxy, shop):

@@ -101,16 +101,17 @@ class InboxBound(Bound):
         """Run ``items`` in one transaction; where that fails, each in one of its own. A decision for each."""
         stage, driver = _Stage.CLAIM, None
         try:
-            async with self._transactions.begin() as tx:
-                driver = await driver_of(tx)
-                keys, prints = [item.key for item in items], [item.print for item in items]
-                claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
-                entries = await self._transactions.answered(claim)
-                new = [item for item, entry in zip(items, entries, strict=True) if entry is Entry.NEW]
-                if new:
-                    stage = _Stage.HANDLER
-                    await self._run(new, tx, driver)
-                stage = _Stage.COMMIT
+            with self._outage.using():
+                async with self._transactions.begin() as tx:
+                    driver = await driver_of(tx)
+                    keys, prints = [item.key for item in items], [item.print for item in items]
+                    claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
+                    entries = await self._transactions.answered(claim)
+                    new = [item for item, entry in zip(items, entries, strict=True) if entry is Entry.NEW]
+                    if new:
+                        stage = _Stage.HANDLER
+                        await self._run(new, tx, driver)
+                    stage = _Stage.COMMIT
         except _Undo as undo:
             await self._without(items, undo.failures, decisions)
         except BaseException as error:  # noqa: BLE001 - whatever ended it, each message gets its decision
@@ -133,8 +134,7 @@ class InboxBound(Bound):
             InboxContext(item.delivery, self._compose, self._history, tx, external_key(self._scope, item.key))
             for item in items
         ]
-        with self._outage.using():
-            results = await self._call(items, contexts)
+        results = await self._call(items, contexts)
         ensure_open(tx, driver)
         if not await self._transactions.answered(self._store.holds_in(driver, self._scope, items[0].key)):
             raise TransactionEnded(UNDONE)

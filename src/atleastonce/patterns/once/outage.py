@@ -32,8 +32,8 @@ class Outage:
     Args:
         name: of the consumer's source, for logs.
         probe: asks the store for next to nothing; the fault if it does not answer.
-        patience: seconds after which a run that uses the store makes it ask: a statement of the handler's, which has no limit
-            of its own, may be waiting for a server that is silent. None: nobody does.
+        patience: seconds after which an open transaction makes it ask: a statement of the handler's, or of a thread's, has no
+            limit of its own and may be waiting for a server that is silent. None: nobody does.
 
     Attributes:
         detail: why nothing is read; "" while the store answers.
@@ -82,7 +82,7 @@ class Outage:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
-        """A handler is running that may ask the store. From any thread."""
+        """A transaction of the store's is open, or waits for its connection. From any thread."""
         run = object()
         self._runs[run] = time.monotonic()
         try:
