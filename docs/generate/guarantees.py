@@ -1,6 +1,6 @@
 """Runs each fault on each store, with real processes and servers, and writes ``docs/guarantees.md``.
 
-    python docs/generate/guarantees.py [--runs 1] [--only postgres mysql]     run, write (about ten minutes)
+    python docs/generate/guarantees.py [--runs 1] [--only postgres mysql]     run, write (a quarter of an hour)
     python docs/generate/guarantees.py --check                                only compare the page with docs/guarantees.json
 
 Exit code 1 if a promise was broken, or the page is stale.
@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,9 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "chaos"))
 
 import once_faults as faults  # noqa: E402
+import small_disk  # noqa: E402
 from once_faults import DIED, SERVERS, STORES, Row, Run  # noqa: E402
 
 from atleastonce.brokers import Running, session  # noqa: E402
+from atleastonce.testing.proxy import FaultProxy  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "guarantees.md", ROOT / "docs" / "guarantees.json"
 COPIES = 10_000
@@ -47,6 +50,10 @@ times under one id.
 **kill -9** happens at the seventh of twenty messages, four of which run at a time: with a lease, the neighbours that had
 their effect and were not completed yet are in doubt as well. **frozen** is SIGSTOP in the handler, after the effect; another
 process takes over; then SIGCONT. (An SQLite file with a frozen transaction lets nobody else write: there the others wait.)
+**relay** is the outbox's: two hundred rows, one relay killed between the broker's confirmation and the removal, a second one
+that goes on. **network slow** adds 150 ms each way for five seconds, **network silent** swallows everything for five. **disk
+full** is a file system of 32 MiB that holds the store's tables (of a server: not its log), filled while messages come, until the
+consumer says that it waits.
 **server killed** and **server paused** hit the store's own server in the middle of two hundred deliveries. **writes lost**
 is a Redis that forgets everything, as a failover to a replica that was behind forgets the last claims: what it forgot may
 run a second time, and nobody can be told.
@@ -57,6 +64,14 @@ HEAD = (
     "|---|---:|---:|---:|---:|---:|---:|---:|\n"
 )
 LOST = "writes lost"
+NAMES = {
+    "sqlite": "SQLite",
+    "postgres": "PostgreSQL",
+    "mysql": "MySQL (MariaDB)",
+    "redis": "Redis",
+    "dynamodb": "DynamoDB (an emulator)",
+}
+Kept = tuple[list[Row], dict[str, str]]
 
 
 def render(rows: list[Row], missing: dict[str, str]) -> str:
@@ -67,7 +82,7 @@ def render(rows: list[Row], missing: dict[str, str]) -> str:
             if not some:
                 continue
             body = "".join(f"| {' | '.join(_cells(row))} |\n" for row in some)
-            named = {"mysql": "MySQL (MariaDB)", "dynamodb": "DynamoDB (an emulator)"}.get(store, store)
+            named = NAMES[store]
             tables.append(f"## {mode.capitalize()}, {named}\n\n{HEAD}{body}")
     notes = "".join(f"\nNot run: {name}, {reason}.\n" for name, reason in missing.items())
     return TEXT.format(tables="\n".join(tables), notes=notes)
@@ -82,12 +97,22 @@ def _cells(row: Row) -> list[str]:
 async def everything(
     running: Any, only: list[str], runs: int, folder: Path, keep: Callable[[list[Row]], None]
 ) -> list[Row]:
-    """All rows; ``keep`` is told after each store, so that a run that is cut short has not been for nothing."""
+    """All rows; ``keep`` is told after each store, so that a run that is cut short has not been for nothing.
+
+    Raises:
+        SystemExit: what could not be counted; the rest was kept.
+    """
     rows: list[Row] = []
+    failures: list[str] = []
 
     async def add(work: Awaitable[Row]) -> None:
-        row = await work
-        rows.append(row)
+        try:
+            rows.append(row := await work)
+        except (TimeoutError, AssertionError) as error:
+            # Its fault did not happen, did not end, or cost an effect: no row, and no success.
+            failures.append(f"{mode}, {store}: {error}")
+            sys.stderr.write(f"FAIL {failures[-1]}\n")
+            return
         sys.stderr.write(f"{'ok  ' if row.holds or row.fault == LOST else 'FAIL'} {row}\n")
 
     for mode, stores in STORES.items():
@@ -104,12 +129,51 @@ async def everything(
                 await add(faults.reply_lost(make()))
                 await add(faults.frozen(make()))
                 await add(faults.two_at_once(make()))
+                if mode == "inbox":
+                    await add(faults.relay_died(make()))
+                await disk_full(mode, store, running, folder, add)
+                if store != "sqlite":
+                    await network(mode, store, running, folder, add)
                 if store in SERVERS:
                     for fault, strike in _strikes(running[store], store):
                         await add(faults.server_fault(make(), fault, strike))
             await add(faults.duplicates(make(), COPIES))
             keep(rows)
+    if failures:
+        raise SystemExit("\n".join(failures))
     return rows
+
+
+Add = Callable[[Awaitable[Row]], Awaitable[None]]
+
+
+async def disk_full(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
+    """Where the store's tables can be put on a disk of one's own."""
+    try:
+        with small_disk.mounted(folder / uuid.uuid4().hex) as disk:
+            if store == "sqlite":
+                await add(faults.full(Run(mode, store, f"sqlite:///{disk.place}/shop.db", folder), disk))
+            elif store == "postgres":
+                with small_disk.postgres_on(disk, running[store].url) as url:
+                    await add(faults.full(Run(mode, store, url, folder), disk))
+            elif store == "mysql":
+                name = f"g{uuid.uuid4().hex[:10]}"
+                with small_disk.mysql_on(disk, running[store].url, name):
+                    await add(faults.full(Run(mode, store, running[store].url, folder, name), disk))
+    except small_disk.NoDisk as why:
+        sys.stderr.write(f"no full disk: {why}\n")
+
+
+async def network(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
+    """Through a proxy, if there is one."""
+    if "toxiproxy" in running.unavailable:
+        return
+    parts = urlsplit(_url(running, store, folder))
+    user, at, _ = parts.netloc.rpartition("@")
+    async with FaultProxy(running["toxiproxy"].url, f"{parts.hostname}:{parts.port}") as proxy:
+        url = parts._replace(netloc=f"{user}{at}{proxy.address}").geturl()
+        await add(faults.network(Run(mode, store, url, folder), "network slow", lambda: proxy.slow(0.15)))
+        await add(faults.network(Run(mode, store, url, folder), "network silent", proxy.black_hole))
 
 
 def _server(store: str) -> str:
@@ -151,13 +215,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
     if chosen.check:
-        kept, missing = msgspec.json.decode(RESULTS.read_bytes(), type=tuple[list[Row], dict[str, str]])
+        kept, missing = msgspec.json.decode(RESULTS.read_bytes(), type=Kept)
         return 0 if PAGE.read_text() == render(kept, missing) else 1
-    servers = [_server(name) for name in chosen.only if name != "sqlite"]
+    servers = [*(_server(name) for name in chosen.only if name != "sqlite"), "toxiproxy"]
     with session(servers) as running, tempfile.TemporaryDirectory() as folder:
         missing = {name: why.reason for name, why in running.unavailable.items()}
 
+        # What was counted of other stores, another time, stays.
+        known, before = msgspec.json.decode(RESULTS.read_bytes(), type=Kept) if RESULTS.exists() else ([], {})
+        others = [row for row in known if row.store not in chosen.only]
+        missing = {name: why for name, why in before.items() if name not in servers} | missing
+
         def keep(rows: list[Row]) -> None:
+            rows = others + rows
             RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode((rows, missing)), indent=1) + b"\n")
             PAGE.write_text(render(rows, missing))
 

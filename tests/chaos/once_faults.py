@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 import uuid
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,9 +19,13 @@ from typing import Any
 
 import msgspec
 from once_worker import CRASHED, Order, Scene, make
+from small_disk import Disk
 
-from atleastonce import StoreUnavailable, connect
+from atleastonce import Outbox, StoreUnavailable, connect
+from atleastonce.stores import OutboxStore
 from atleastonce.urls import BrokerUrl
+
+CHILD = Path(__file__).parents[1] / "integration" / "relay_child.py"
 
 DEADLINE = 60.0
 ORDERS = 20
@@ -66,8 +71,8 @@ class Row(msgspec.Struct, frozen=True):
 class Run:
     """One scene, its fault, and its end."""
 
-    def __init__(self, mode: str, store: str, url: str, directory: Path) -> None:
-        name = f"g{uuid.uuid4().hex[:10]}"
+    def __init__(self, mode: str, store: str, url: str, directory: Path, name: str = "") -> None:
+        name = name or f"g{uuid.uuid4().hex[:10]}"
         self.store = store
         self.scene = Scene(f"sqlite:///{directory}/{name}.broker?lease=1s", url, mode, name, str(directory / name))
         Path(self.scene.directory).mkdir()
@@ -98,12 +103,16 @@ class Run:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
-    async def publish(self, orders: int, copies: int) -> tuple[int, int]:
+    async def publish(self, orders: int, copies: int, first: int = 0) -> tuple[int, int]:
         """Each order ``copies`` times under one id; how many were attempted and confirmed."""
         async with connect(self.scene.broker) as broker:
             channel = self.scene.queue
             outcomes = await asyncio.gather(
-                *(broker.publish(channel, Order(n), id=f"o{n}") for n in range(orders) for _ in range(copies)),
+                *(
+                    broker.publish(channel, Order(n), id=f"o{n}")
+                    for n in range(first, first + orders)
+                    for _ in range(copies)
+                ),
                 return_exceptions=True,
             )
         return len(outcomes), sum(not isinstance(each, BaseException) for each in outcomes)
@@ -120,16 +129,32 @@ class Run:
                 child.kill()
                 await child.wait()
 
+    @contextlib.asynccontextmanager
+    async def relay(self, die: int) -> Any:
+        """A relay of the store's outbox; kills itself in the n-th removal, 0 for never."""
+        scene = self.scene
+        options = {"prefix": scene.name}
+        orders = {"store": scene.store, "options": options, "broker": scene.broker, "lease": 1.5, "die": die}
+        words = (str(CHILD), msgspec.json.encode(orders).decode())
+        child = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, stdout=DEVNULL)
+        try:
+            yield child
+        finally:
+            if child.returncode is None:
+                assert child.stdin is not None
+                child.stdin.close()
+                await asyncio.wait_for(child.wait(), DEADLINE)
+
     def left(self) -> int:
         """Messages that are not settled."""
         with contextlib.closing(sqlite3.connect(self._broker, timeout=30)) as broker:
             found: int = broker.execute("SELECT count(*) FROM deliveries").fetchone()[0]
             return found
 
-    async def until_settled(self) -> None:
+    async def until_settled(self, within: float = DEADLINE) -> None:
         """Sound consumers, until nothing is left."""
         async with make(self.scene):
-            await until(lambda: self.left() == 0)
+            await until(lambda: self.left() == 0, within)
 
     def row(self, fault: str, attempted: int, confirmed: int) -> Row:
         if self.scene.mode == "inbox":
@@ -141,6 +166,8 @@ class Run:
             doubts = sum(int(doubt) for _, doubt in lines)
             sure = Counter(int(n) for n, doubt in lines if doubt == "0")
         delivered = Counter(self.scene.read("deliveries"))
+        if len(effects) != len(delivered):  # all that was delivered is settled by now
+            raise AssertionError(f"{fault}: {len(delivered)} messages, of which {len(effects)} had their effect")
         return Row(
             self.store, self.scene.mode, fault, attempted, confirmed, len(effects),
             delivered.total() - len(delivered), effects.total() - len(effects), doubts,
@@ -207,7 +234,7 @@ async def two_at_once(run: Run) -> Row:
 async def duplicates(run: Run, copies: int) -> Row:
     """Very many of one id."""
     counted = await run.publish(1, copies)
-    await run.until_settled()
+    await run.until_settled(within=10 * DEADLINE)  # a transaction of its own for each
     return run.row(f"{copies} of one id", *counted)
 
 
@@ -219,3 +246,57 @@ async def server_fault(run: Run, fault: str, strike: Callable[[], Awaitable[None
         await strike()
         await until(lambda: run.left() == 0)
     return run.row(fault, *counted)
+
+
+async def full(run: Run, disk: Disk) -> Row:
+    """The disk of the store's tables has no room left, until it has."""
+    counted = [await run.publish(ORDERS, 1)]
+    async with make(run.scene) as service:
+        await until(lambda: run.left() == 0)
+        disk.fill()
+        first = ORDERS
+        while not any("store unavailable" in each.detail for each in service.status()):
+            counted.append(await run.publish(50, 2, first))
+            first += 50
+            if first > 5000:
+                raise AssertionError("it never ran into the end of the disk")
+            await asyncio.sleep(0.1)
+        disk.free()
+        await until(lambda: run.left() == 0)
+    return run.row("disk full", *(sum(each) for each in zip(*counted, strict=True)))
+
+
+async def network(run: Run, fault: str, trouble: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> Row:
+    """Something happens to the network between the consumer and its store."""
+    counted = await run.publish(ORDERS * 5, 2)
+    async with make(run.scene):
+        await until(lambda: run.left() < ORDERS * 9)
+        async with trouble():
+            await asyncio.sleep(5)
+        await until(lambda: run.left() == 0, 3 * DEADLINE)
+    return run.row(fault, *counted)
+
+
+async def relay_died(run: Run) -> Row:
+    """``kill -9`` of an outbox's relay when the broker has confirmed a list and the rows are still there; another one goes on,
+    and a consumer with an inbox has the effects."""
+    store = run.scene.open_store()
+    assert isinstance(store, OutboxStore)
+    async with Outbox(store) as outbox:
+        for first in range(0, ORDERS * 10, ORDERS):
+            async with outbox.transaction() as tx:
+                orders = [Order(n) for n in range(first, first + ORDERS)]
+                await outbox.publish_many(
+                    tx, run.scene.queue, orders, id=lambda order: f"o{order.n}", key=lambda _: None
+                )
+        async with run.relay(die=3) as victim:
+            if (code := await asyncio.wait_for(victim.wait(), DEADLINE)) != -signal.SIGKILL:
+                raise AssertionError(f"the relay ended with {code} and not at its step")
+        async with run.relay(die=0):
+            end = time.monotonic() + DEADLINE
+            while (await store.outbox_stats()).waiting:
+                if time.monotonic() > end:
+                    raise TimeoutError("the second relay did not publish what was left")
+                await asyncio.sleep(0.05)
+    await run.until_settled()
+    return run.row("kill -9 of a relay between publish and removal", ORDERS * 10, ORDERS * 10)
