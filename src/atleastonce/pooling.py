@@ -49,7 +49,7 @@ def make_pool(
             places,
             max_messages=min(consumer.batching.max_messages, worker.window.messages),
             max_wait=consumer.batching.max_wait,
-            ended=worker.ended,
+            ended=worker.all_ended,
             fatal=fatal,
         )
     if consumer.binding.is_async:

@@ -276,9 +276,12 @@ class Pooled:
             concurrency,
             max_messages=max_messages,
             max_wait=max_wait,
-            ended=lambda item, decision: self.ended.append((item.message.id, decision)),
+            ended=self.all_ended,
             fatal=self.fatal.append,
         )
+
+    def all_ended(self, items: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
+        self.ended += [(item.message.id, decision) for item, decision in zip(items, decisions, strict=True)]
 
     async def process(self, batch: Sequence[Delivery]) -> Sequence[Decision]:
         self.batches.append([item.message.id for item in batch])

@@ -12,11 +12,12 @@ from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends
 from atleastonce.engine.decision import GIVE_BACK, Decision
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Ended, Fatal
+from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Fatal
 
 log = logging.getLogger("atleastonce.engine")
 
 BatchProcess = Callable[[Sequence[Delivery]], Awaitable[Sequence[Decision]]]
+EndedAll = Callable[[Sequence[Delivery], Sequence[Decision]], None]
 
 
 class BatchPool:
@@ -39,7 +40,7 @@ class BatchPool:
         *,
         max_messages: int,
         max_wait: float,
-        ended: Ended,
+        ended: EndedAll,
         fatal: Fatal,
     ) -> None:
         self._process = process
@@ -109,7 +110,7 @@ class BatchPool:
                 await self._collect(batch)
             except asyncio.CancelledError:
                 if self._stopping or loop_ends(task):
-                    self._end(batch, [GIVE_BACK] * len(batch))
+                    self._ended(batch, [GIVE_BACK] * len(batch))
                     raise
             finally:
                 del self._collecting[slot]
@@ -123,10 +124,9 @@ class BatchPool:
 
     async def _collect(self, batch: list[Delivery]) -> None:
         deadline: float | None = None
-        while len(batch) < self._max_messages:
-            delivery = self._lanes.take()
-            if delivery is not None:
-                batch.append(delivery)
+        while (room := self._max_messages - len(batch)) > 0:
+            if some := self._lanes.take_some(room):
+                batch += some
                 if deadline is None:
                     deadline = time.monotonic() + self._max_wait
                 continue
@@ -163,7 +163,7 @@ class BatchPool:
             decisions = answered
         except asyncio.CancelledError:
             if self._stopping or loop_ends(task):
-                self._end(batch, decisions)
+                self._ended(batch, decisions)
                 raise
             decisions = [SELF_CANCELLED] * len(batch)
         except (SystemExit, KeyboardInterrupt) as stop:
@@ -173,8 +173,4 @@ class BatchPool:
         except BaseException as error:  # each delivery settles: what the policy let through is given back
             log.exception("the policy of %s raised; its batch is given back", batch[0].source)
             self._fatal(error)
-        self._end(batch, decisions)
-
-    def _end(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
-        for delivery, decision in zip(batch, decisions, strict=True):
-            self._ended(delivery, decision)
+        self._ended(batch, decisions)

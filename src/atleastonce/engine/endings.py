@@ -14,6 +14,7 @@ from atleastonce.engine.tally import Tally
 from atleastonce.engine.timers import Timers
 
 Settle = Callable[[Delivery, Verdict], None]
+SettleAll = Callable[[Sequence[Delivery], Verdict], None]
 MakeMover = Callable[[Callable[[Delivery, Decision, Fault], bool]], Mover | Handoff]
 
 
@@ -23,6 +24,7 @@ class Endings:
     Args:
         lanes, timers, drains, counts: of the worker.
         settle: tells the broker.
+        settle_all: the same for a list; None where each has a way of its own to its settlement.
         make_mover: makes what publishes copies, given whom to ask when one of them is refused.
         rejection: asked when a copy is refused for good.
         give_back: what becomes of a delivery that is given back; None for a `Release`.
@@ -41,6 +43,7 @@ class Endings:
         counts: Tally,
         *,
         settle: Settle,
+        settle_all: SettleAll | None,
         make_mover: MakeMover,
         rejection: Rejection,
         give_back: Callable[[Delivery], Decision] | None,
@@ -50,7 +53,8 @@ class Endings:
         self.mover = make_mover(self._refused)
         self._settle = settle
         if isinstance(self.mover, Handoff):
-            self._settle = self.mover.settle
+            self._settle, settle_all = self.mover.settle, None
+        self._settle_all = settle_all
         self._lanes = lanes
         self._timers = timers
         self._drains = drains
@@ -87,6 +91,15 @@ class Endings:
             self.release([delivery])
         else:
             self._settle(delivery, decision.verdict)
+
+    def all_ended(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
+        """`ended` for each; a list of which all is done, as nearly always, is settled as one."""
+        if self._settle_all and not self.closed and not self._lanes.ordered and decisions.count(DONE) == len(batch):
+            self._counts["done"] += len(batch)
+            self._settle_all(batch, ACK)
+            return
+        for delivery, decision in zip(batch, decisions, strict=True):
+            self.ended(delivery, decision)
 
     def _refused(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
         other = self._rejection(delivery, decision, fault)

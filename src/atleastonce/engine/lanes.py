@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
 from typing import Protocol
 
 from atleastonce.contract import Delivery
@@ -26,6 +27,9 @@ class Lanes(Protocol):
 
     def take(self) -> Delivery | None:
         """Start the next delivery that may run; None if there is none now."""
+
+    def take_some(self, most: int) -> list[Delivery]:
+        """Start up to ``most`` that may run, in the order in which `take` would."""
 
     def again(self, batch: Iterable[Delivery]) -> None:
         """Let deliveries that were taken before start once more, ahead of everything queued."""
@@ -77,6 +81,19 @@ class FreeLanes:
         delivery = self._queue.popleft()
         delivery.tries += 1
         return delivery
+
+    def take_some(self, most: int) -> list[Delivery]:
+        queue = self._queue
+        if not queue or self.closed:
+            return []
+        if len(queue) <= most:
+            taken = list(queue)
+            queue.clear()
+        else:
+            taken = [queue.popleft() for _ in range(most)]
+        for delivery in taken:
+            delivery.tries += 1
+        return taken
 
     def again(self, batch: Iterable[Delivery]) -> None:
         self._queue.extendleft(reversed(list(batch)))
@@ -181,6 +198,9 @@ class KeyedLanes:
                 delivery.tries += 1
                 return delivery
         return None
+
+    def take_some(self, most: int) -> list[Delivery]:
+        return list(islice(iter(self.take, None), most))
 
     def again(self, batch: Iterable[Delivery]) -> None:
         # Their keys are still theirs, so nothing of the same key can start before them or beside them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.decision import AsyncProcess, Decision, SyncProcess
@@ -41,6 +42,9 @@ class LimitedLanes:
         if delivery is not None:
             self._running.add(delivery)
         return delivery
+
+    def take_some(self, most: int) -> list[Delivery]:
+        return list(islice(iter(self.take, None), most))
 
     def again(self, batch: Iterable[Delivery]) -> None:
         self._lanes.again(batch)

@@ -51,6 +51,17 @@ class Settler:
             self._bell.ring()
         pending.append((delivery, verdict))
 
+    def add_all(self, deliveries: Sequence[Delivery], verdict: Verdict) -> None:
+        """`add` each of ``deliveries``."""
+        fresh = [delivery for delivery in deliveries if not delivery.settled]
+        if not fresh:
+            return
+        for delivery in fresh:
+            delivery.settled = True
+        if not self._pending:
+            self._bell.ring()
+        self._pending += [(delivery, verdict) for delivery in fresh]
+
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be settled or being settled."""

@@ -70,7 +70,7 @@ class Worker:
 
     Attributes:
         elders: see `Intake`.
-        ended: see `Endings.ended`; itself, since it is called for each message.
+        ended, all_ended: see `Endings`; themselves, since they are called for each message or list.
     """
 
     def __init__(
@@ -115,12 +115,13 @@ class Worker:
             self._drains,
             self.counts,
             settle=self._settle,
+            settle_all=self.settler.add_all if gate is None else None,
             make_mover=lambda refused: self._make_mover(send or adapter.send, refused),
             rejection=rejection,
             give_back=give_back,
             judged=judged,
         )
-        self.ended = self._endings.ended
+        self.ended, self.all_ended = self._endings.ended, self._endings.all_ended
         self._release = self._endings.release
         self.mover = self._endings.mover
         self._admission = Admission(due, suspicion, hold=self.timers.hold, ended=self.ended)

@@ -38,13 +38,14 @@ class Bench:
             concurrency,
             max_messages=max_messages,
             max_wait=max_wait,
-            ended=self.ended,
+            ended=self.all_ended,
             fatal=self.fatal.append,
         )
 
-    def ended(self, item: Delivery, decision: Decision) -> None:
-        self.results.append((item.message.id, decision))
-        self.lanes.finish(item)
+    def all_ended(self, items: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
+        for item, decision in zip(items, decisions, strict=True):
+            self.results.append((item.message.id, decision))
+            self.lanes.finish(item)
 
     def feed(self, batch: list[Delivery]) -> None:
         self.lanes.offer(batch)
