@@ -12,6 +12,7 @@ from atleastonce.contract import Code
 from atleastonce.stores import ClaimRequest, Completion, Lease, new_token
 from atleastonce.stores.mysql import faults, sql
 from atleastonce.stores.mysql.address import Address
+from atleastonce.stores.telling import as_error
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_what_an_error_means(number: int, code: Code, retryable: bool, told: typ
     error = pymysql.err.OperationalError(number, "words")
     fault = faults.classify(error)
     assert (fault.code, fault.retryable) == (code, retryable)
-    assert type(faults.as_error(error, "mysql://h/d")) is told
+    assert type(as_error(fault, "mysql store mysql://h/d")) is told
 
 
 def test_anybody_elses_error_is_internal() -> None:

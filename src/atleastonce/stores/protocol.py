@@ -11,6 +11,7 @@ from typing import TypeGuard
 
 import msgspec
 
+from atleastonce.contract.outcomes import Code, Fault
 from atleastonce.stores.records import MISMATCH, Claim, ClaimRequest, Lease, Status
 
 SECOND = 1_000_000
@@ -93,6 +94,32 @@ def grant(request: ClaimRequest, fence: int, attempts: int, *, doubt: bool) -> C
     """The answer to whom it now belongs."""
     status = Status.RECLAIMED if doubt else Status.NEW
     return Claim(status, Lease(request.scope, request.id, request.token), fence, attempts)
+
+
+def answer(
+    request: ClaimRequest,
+    state: int,
+    token: bytes,
+    fence: int,
+    attempts: int,
+    *,
+    doubt: bool,
+    fingerprint: bytes,
+    result: bytes,
+    left: float,
+) -> Claim:
+    """The answer of a store that thinks in the server, from the record as it is there after the claim; ``left`` in seconds."""
+    if fingerprint != request.fingerprint:
+        return MISMATCH
+    if state == State.DONE:
+        return Claim(Status.DONE, result=result)
+    if state == State.HELD and token == request.token:
+        return grant(request, fence, attempts, doubt=doubt)
+    return busy(left)
+
+
+GONE = Claim(Status.UNKNOWN, fault=Fault(Code.CONFLICT, True, detail="purged meanwhile"))
+"""The answer where there is no record after the claim."""
 
 
 def busy(seconds: float) -> Claim:

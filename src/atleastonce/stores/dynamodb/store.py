@@ -13,13 +13,14 @@ import msgspec
 from atleastonce.contract.outcomes import Code, Fault, Outcome
 from atleastonce.contract.outcomes import Status as Ended
 from atleastonce.durations import Duration, seconds, whole
-from atleastonce.errors import AtLeastOnceError, ConfigurationError, MissingExtra, PermissionDenied, StoreUnavailable
+from atleastonce.errors import AtLeastOnceError, ConfigurationError, MissingExtra
 from atleastonce.stores import protocol
 from atleastonce.stores.contract import LeaseStore
 from atleastonce.stores.dynamodb import items
 from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, wrong_version
 from atleastonce.stores.protocol import SECOND, Record, State, micros
 from atleastonce.stores.records import Claim, ClaimRequest, Completion, Count, Lease, Stats, Status
+from atleastonce.stores.telling import as_error
 from atleastonce.urls import BrokerUrl
 
 _T = TypeVar("_T")
@@ -123,13 +124,7 @@ class DynamoDBStore(LeaseStore):
         except AtLeastOnceError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever boto3 makes of a failing service
-            fault = self.classify(error)
-            kind: type[AtLeastOnceError] = StoreUnavailable
-            if fault.code is Code.PERMISSION:
-                kind = PermissionDenied
-            elif fault.code in (Code.INVALID, Code.NOT_FOUND):
-                kind = ConfigurationError
-            raise kind(f"dynamodb store {self._url}: {fault.detail}") from None
+            raise as_error(self.classify(error), f"dynamodb store {self._url}") from None
 
     async def _connect(self) -> None:
         if self._create:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atleastonce.contract.outcomes import Code, Fault, Scope
-from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied, StoreUnavailable
+from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied
 from atleastonce.urls import mask
 
 NO_TABLE = 1146
@@ -62,14 +62,3 @@ def classify(error: BaseException) -> Fault:
         return Fault(Code.UNAVAILABLE, True, Scope.CONNECTION, text)
     code, retryable = _NUMBERS.get(number, (Code.INTERNAL, False))
     return Fault(code, retryable, Scope.CONNECTION, f"{text} ({number})")
-
-
-def as_error(error: BaseException, shown: str) -> Exception:
-    """What the user is told."""
-    fault = classify(error)
-    text = f"mysql store {shown}: {fault.detail}"
-    if fault.code is Code.PERMISSION:
-        return PermissionDenied(text)
-    if fault.code in (Code.NOT_FOUND, Code.INVALID):
-        return ConfigurationError(text)
-    return StoreUnavailable(text)

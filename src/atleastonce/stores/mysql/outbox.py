@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from atleastonce.contract.moves import Outgoing
-from atleastonce.errors import ConfigurationError
-from atleastonce.stores.mysql import faults
-from atleastonce.stores.mysql.pool import Pool, affected
+from atleastonce.stores.mysql.pool import affected
 from atleastonce.stores.mysql.sql import NOW, RESULTS, blob
 from atleastonce.stores.outbox import (
     FETCHED,
     Holding,
     OutboxRow,
     OutboxStats,
-    OutboxStore,
     ParkedRow,
     Parking,
     Stored,
     share,
     stored,
 )
+from atleastonce.stores.pooled import PooledStore
 from atleastonce.stores.protocol import SECOND, micros
 
 if TYPE_CHECKING:
     from aiomysql import Connection
 
-_T = TypeVar("_T")
 _COLUMNS = ", ".join("`key`" if name == "key" else name for name in FETCHED)
 
 
-class MySQLOutbox(OutboxStore):
+class MySQLOutbox(PooledStore["Connection"]):
     """The part of the store that is the outbox."""
 
     _prefix: str
 
     @abstractmethod
-    async def _run(self, work: Callable[[Connection], Awaitable[_T]], pool: Pool | None = None) -> _T: ...
-
-    @abstractmethod
     async def _ask(self, *statements: str) -> list[tuple[Any, ...]]: ...
-
-    async def _outbox(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        self._check_open()
-        try:
-            return await self._persist(call)
-        except Exception as error:  # noqa: BLE001 - whatever a driver makes of a failing server
-            if faults.number_of(error) == faults.NO_TABLE:
-                raise ConfigurationError(
-                    f"{self!r}: there are no tables of an outbox yet; call the store's init()"
-                ) from None
-            raise faults.as_error(error, repr(self)) from None
 
     async def _outbox_change(self, statement: str) -> int:
         async def change(connection: Connection) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from atleastonce.contract.outcomes import Code, Fault
+from atleastonce.contract.outcomes import Fault
 from atleastonce.durations import Duration, seconds, whole
 from atleastonce.errors import AtLeastOnceError, ConfigurationError, MissingExtra
 from atleastonce.stores import protocol
@@ -20,7 +19,6 @@ from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, table_pre
 from atleastonce.stores.protocol import SECOND, State
 from atleastonce.stores.records import (
     MAX_ID,
-    MISMATCH,
     WEEK,
     Claim,
     ClaimRequest,
@@ -29,7 +27,6 @@ from atleastonce.stores.records import (
     Entry,
     Lease,
     Stats,
-    Status,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +88,10 @@ class MySQLStore(MySQLOutbox):
     def __repr__(self) -> str:
         return f"MySQLStore({str(self._address)!r})"
 
+    @property
+    def _shown(self) -> str:
+        return f"mysql store {self._address}"
+
     def _make_pool(self) -> Pool:
         return Pool(self._address, self._size, self._connect_timeout, self._session)
 
@@ -100,26 +101,22 @@ class MySQLStore(MySQLOutbox):
 
     # ------------------------------------------------------------------------------------------------------- lifecycle
 
-    async def init(self) -> None:
-        async def make(connection: Connection) -> None:
-            for statement in self.schema().split(";\n"):
-                if statement.strip():
-                    await connection.query(statement)
-
-        _needs_driver()
-        pool = self._make_pool()
+    def _ensure_driver(self) -> None:
         try:
-            await self._told(self._run(make, pool))
-            await self._told(self._run(self._check_schema, pool))
-        finally:
-            await pool.close()
+            import aiomysql  # noqa: F401
+        except ModuleNotFoundError:
+            raise MissingExtra("mysql", "aiomysql") from None
+
+    async def _make_tables(self, connection: Connection) -> None:
+        for statement in self.schema().split(";\n"):
+            if statement.strip():
+                await connection.query(statement)
 
     async def _check_schema(self, connection: Connection) -> None:
-        """Raises ConfigurationError: it is missing, of another version, or not as `schema` makes it."""
         try:
             rows = await rows_of(connection, self._sql.version)
         except Exception as error:
-            if faults.number_of(error) == faults.NO_TABLE:
+            if self._lacks_table(error):
                 raise missing_schema("mysql store", str(self._address)) from None
             raise
         if not rows or rows[0][0] != SCHEMA_VERSION:
@@ -139,32 +136,12 @@ class MySQLStore(MySQLOutbox):
                     "a collation or a cut would make one message of two"
                 )
 
-    async def _connect(self) -> None:
-        _needs_driver()
-        if self._create:
-            await self.init()
-        self._pool = self._make_pool()
-        try:
-            await self._told(self._run(self._check_schema))
-        except BaseException:
-            await self._pool.close()
-            raise
-
     async def _disconnect(self) -> None:
         await self._pool.close()
         self._threads.close()
 
-    async def _run(self, work: Callable[[Connection], Awaitable[_T]], pool: Pool | None = None) -> _T:
-        async with asyncio.timeout(self._timeout), (pool or self._pool).connection() as connection:
-            return await work(connection)
-
-    async def _told(self, work: Awaitable[_T]) -> _T:
-        try:
-            return await work
-        except AtLeastOnceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a driver makes of a failing server
-            raise faults.as_error(error, str(self._address)) from None
+    def _lacks_table(self, error: Exception) -> bool:
+        return faults.number_of(error) == faults.NO_TABLE
 
     async def _ask(self, *statements: str) -> list[tuple[Any, ...]]:
         """The rows of the last of ``statements``: one round trip. Each commits by itself; none is sent after one that fails."""
@@ -289,7 +266,7 @@ class MySQLStore(MySQLOutbox):
             except AtLeastOnceError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a driver makes of a failing server
-                raise faults.as_error(error, str(self._address)) from None
+                raise self._as_error(error) from None
             try:
                 yield connection
             except BaseException:
@@ -321,13 +298,6 @@ class MySQLStore(MySQLOutbox):
         return bool(await rows_of(tx, self._sql.recorded(scope, [id])))
 
 
-def _needs_driver() -> None:
-    try:
-        import aiomysql  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtra("mysql", "aiomysql") from None
-
-
 def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     for start in range(0, len(items), _CHUNK):
         yield items[start : start + _CHUNK]
@@ -339,12 +309,16 @@ def _key(item: ClaimRequest | Lease) -> tuple[bytes, bytes]:
 
 def _answer(request: ClaimRequest, row: tuple[Any, ...] | None) -> Claim:
     if row is None:
-        return Claim(Status.UNKNOWN, fault=Fault(Code.CONFLICT, True, detail="purged meanwhile"))
+        return protocol.GONE
     state, token, fence, attempts, doubt, fingerprint, result, left = row
-    if fingerprint != request.fingerprint:
-        return MISMATCH
-    if state == State.DONE:
-        return Claim(Status.DONE, result=result)
-    if token == request.token and state == State.HELD:
-        return protocol.grant(request, fence, attempts, doubt=bool(doubt))
-    return protocol.busy(left / SECOND)
+    return protocol.answer(
+        request,
+        state,
+        token,
+        fence,
+        attempts,
+        doubt=bool(doubt),
+        fingerprint=fingerprint,
+        result=result,
+        left=left / SECOND,
+    )

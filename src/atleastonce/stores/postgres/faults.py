@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atleastonce.contract.outcomes import Code, Fault, Scope
-from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied, StoreUnavailable
+from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied
 from atleastonce.urls import mask
 
 # Exact codes first, then classes (the first two characters).
@@ -55,14 +55,3 @@ def classify(error: BaseException) -> Fault:
             return Fault(Code.PERMISSION if denied else Code.NOT_FOUND, False, Scope.CONNECTION, text)
         return Fault(Code.UNAVAILABLE, True, Scope.CONNECTION, text)
     return Fault(Code.INTERNAL, False, Scope.MESSAGE, text)
-
-
-def as_error(error: BaseException, shown: str) -> Exception:
-    """What the user is told."""
-    fault = classify(error)
-    text = f"postgres store {shown}: {fault.detail}"
-    if fault.code is Code.PERMISSION:
-        return PermissionDenied(text)
-    if fault.code in (Code.NOT_FOUND, Code.INVALID):
-        return ConfigurationError(text)
-    return StoreUnavailable(text)

@@ -4,63 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from atleastonce.contract.moves import Outgoing
-from atleastonce.contract.outcomes import Code
-from atleastonce.errors import ConfigurationError
 from atleastonce.stores.outbox import (
     FETCHED,
     Holding,
     OutboxRow,
     OutboxStats,
-    OutboxStore,
     ParkedRow,
     Parking,
     Stored,
     share,
     stored,
 )
-from atleastonce.stores.postgres import faults
-from atleastonce.stores.postgres.pool import Pool, rows_of
+from atleastonce.stores.pooled import PooledStore
+from atleastonce.stores.postgres.pool import rows_of
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-_T = TypeVar("_T")
 _NOW = "clock_timestamp()"
 _LEASE = f"{_NOW} + %s * interval '1 second'"
 
 
-class PostgresOutbox(OutboxStore):
+class PostgresOutbox(PooledStore["AsyncConnection[Any]"]):
     """The part of the store that is the outbox."""
 
     _prefix: str
     _notify: bool
-    _pool: Pool
 
     def __init__(self) -> None:
         super().__init__()
         self._ear: AsyncConnection[Any] | None = None
-
-    @abstractmethod
-    async def _run(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], pool: Pool | None = None) -> _T: ...
-
-    @property
-    @abstractmethod
-    def _shown(self) -> str: ...
-
-    async def _outbox(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]]) -> _T:
-        self._check_open()
-        try:
-            return await self._persist(lambda: self._run(work))
-        except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
-            if faults.classify(error).code is Code.NOT_FOUND:
-                text = f"postgres store {self._shown}: there are no tables of an outbox yet; call the store's init()"
-                raise ConfigurationError(text) from None
-            raise faults.as_error(error, self._shown) from None
 
     async def _outbox_rows(self, statement: str, given: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         async def ask(connection: AsyncConnection[Any]) -> list[Any]:
@@ -68,7 +45,7 @@ class PostgresOutbox(OutboxStore):
             await cursor.execute(statement.encode(), given)
             return await cursor.fetchall() if cursor.description else [cursor.rowcount]
 
-        return await self._outbox(ask)
+        return await self._outbox(lambda: self._run(ask))
 
     # -------------------------------------------------------------------------------------------------------- the user
 
@@ -122,7 +99,7 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
                     slots.update(row[0] for row in await taken.fetchall())
                 return Holding(frozenset(slots), wanted)
 
-        return await self._outbox(work)
+        return await self._outbox(lambda: self._run(work))
 
     async def outbox_leave(self, relay: bytes, slots: Collection[int] | None = None) -> None:
         await self._outbox_rows(

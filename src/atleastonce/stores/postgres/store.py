@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atleastonce.contract.outcomes import Code, Fault
 from atleastonce.durations import Duration, seconds, whole
@@ -18,7 +17,6 @@ from atleastonce.stores.postgres.blocking import BlockingPool
 from atleastonce.stores.postgres.outbox import PostgresOutbox
 from atleastonce.stores.postgres.pool import Pool, rows_of
 from atleastonce.stores.records import (
-    MISMATCH,
     WEEK,
     Claim,
     ClaimRequest,
@@ -27,14 +25,12 @@ from atleastonce.stores.records import (
     Entry,
     Lease,
     Stats,
-    Status,
 )
 from atleastonce.urls import mask_url
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
-_T = TypeVar("_T")
 _EXACT = 100_000  # rows up to which counting them all is cheap
 
 
@@ -88,10 +84,14 @@ class PostgresStore(PostgresOutbox):
         self._threads = BlockingPool(self._dsn, self._size, self._connect_timeout, self._settings)
 
     def __repr__(self) -> str:
-        return f"PostgresStore({self._shown!r})"
+        return f"PostgresStore({self._place!r})"
 
     @property
     def _shown(self) -> str:
+        return f"postgres store {self._place}"
+
+    @property
+    def _place(self) -> str:
         return mask_url(self._dsn) if "://" in self._dsn else "..."
 
     def _make_pool(self) -> Pool:
@@ -103,21 +103,19 @@ class PostgresStore(PostgresOutbox):
 
     # ------------------------------------------------------------------------------------------------------- lifecycle
 
-    async def init(self) -> None:
-        async def make(connection: AsyncConnection[Any]) -> None:
-            async with connection.transaction():
-                # IF NOT EXISTS is not safe against itself: two at once both find nothing.
-                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('atleastonce.stores'))")
-                for statement in self.schema().split(";\n"):
-                    if statement.strip():
-                        await connection.execute(statement.encode())
-
-        pool = self._make_pool()
+    def _ensure_driver(self) -> None:
         try:
-            await self._told(self._run(make, pool))
-            await self._told(self._run(self._check_schema, pool))
-        finally:
-            await pool.close()
+            import psycopg  # noqa: F401
+        except ModuleNotFoundError:
+            raise MissingExtra("postgres", "psycopg") from None
+
+    async def _make_tables(self, connection: AsyncConnection[Any]) -> None:
+        async with connection.transaction():
+            # IF NOT EXISTS is not safe against itself: two at once both find nothing.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('atleastonce.stores'))")
+            for statement in self.schema().split(";\n"):
+                if statement.strip():
+                    await connection.execute(statement.encode())
 
     async def _check_schema(self, connection: AsyncConnection[Any]) -> None:
         import psycopg
@@ -125,40 +123,17 @@ class PostgresStore(PostgresOutbox):
         try:
             row = await (await connection.execute(self._sql.version.encode())).fetchone()
         except psycopg.errors.UndefinedTable:
-            raise missing_schema("postgres store", self._shown) from None
+            raise missing_schema("postgres store", self._place) from None
         if row is None or row[0] != SCHEMA_VERSION:
-            raise wrong_version("postgres store", self._shown, row[0] if row else "unknown")
-
-    async def _connect(self) -> None:
-        try:
-            import psycopg  # noqa: F401
-        except ModuleNotFoundError:
-            raise MissingExtra("postgres", "psycopg") from None
-        if self._create:
-            await self.init()
-        self._pool = self._make_pool()
-        try:
-            await self._told(self._run(self._check_schema))
-        except BaseException:
-            await self._pool.close()
-            raise
+            raise wrong_version("postgres store", self._place, row[0] if row else "unknown")
 
     async def _disconnect(self) -> None:
         await self._outbox_close()
         await self._pool.close()
         self._threads.close()
 
-    async def _run(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], pool: Pool | None = None) -> _T:
-        async with asyncio.timeout(self._timeout), (pool or self._pool).connection() as connection:
-            return await work(connection)
-
-    async def _told(self, work: Awaitable[_T]) -> _T:
-        try:
-            return await work
-        except AtLeastOnceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
-            raise faults.as_error(error, self._shown) from None
+    def _lacks_table(self, error: Exception) -> bool:
+        return self.classify(error).code is Code.NOT_FOUND
 
     # ---------------------------------------------------------------------------------------------------------- leases
 
@@ -180,18 +155,19 @@ class PostgresStore(PostgresOutbox):
                 await cursor.execute(self._sql.look.encode(), asked)
             return await cursor.fetchall()
 
-        answers = [Claim(Status.UNKNOWN, fault=Fault(Code.CONFLICT, True, detail="purged meanwhile"))] * len(requests)
+        answers = [protocol.GONE] * len(requests)
         for position, state, token, fence, attempts, doubt, fingerprint, result, left in await self._run(ask):
-            request = requests[position - 1]
-            if fingerprint != request.fingerprint:
-                answer = MISMATCH
-            elif state == protocol.State.DONE:
-                answer = Claim(Status.DONE, result=result)
-            elif token == request.token and state == protocol.State.HELD:
-                answer = protocol.grant(request, fence, attempts, doubt=doubt)
-            else:
-                answer = protocol.busy(left)
-            answers[position - 1] = answer
+            answers[position - 1] = protocol.answer(
+                requests[position - 1],
+                state,
+                token,
+                fence,
+                attempts,
+                doubt=doubt,
+                fingerprint=fingerprint,
+                result=result,
+                left=left,
+            )
         return answers
 
     async def _change(self, statement: str, leases: Sequence[Lease], **arrays: Sequence[Any]) -> Sequence[bool]:
@@ -279,7 +255,7 @@ class PostgresStore(PostgresOutbox):
             except AtLeastOnceError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
-                raise faults.as_error(error, self._shown) from None
+                raise self._as_error(error) from None
             with connection.transaction():
                 yield connection
 

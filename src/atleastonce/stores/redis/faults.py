@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from atleastonce.contract.outcomes import Code, Fault, Scope
-from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied, StoreUnavailable
+from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied
 from atleastonce.urls import mask
 
 # The first word of an error reply.
@@ -63,14 +63,3 @@ def classify(error: BaseException) -> Fault:
         code, retryable = _REPLIES.get(word, (Code.INVALID, False))
         return Fault(code, retryable, Scope.CONNECTION, text)
     return Fault(Code.INTERNAL, False, Scope.MESSAGE, f"{type(error).__name__}: {text}")
-
-
-def as_error(error: BaseException, shown: str) -> Exception:
-    """What the user is told."""
-    fault = classify(error)
-    text = f"redis store {shown}: {fault.detail}"
-    if fault.code is Code.PERMISSION:
-        return PermissionDenied(text)
-    if fault.code is Code.INVALID:
-        return ConfigurationError(text)
-    return StoreUnavailable(text)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atleastonce.contract.outcomes import Code, Fault
 from atleastonce.durations import Duration, seconds, whole
-from atleastonce.errors import AtLeastOnceError, ConfigurationError, MissingExtra
+from atleastonce.errors import ConfigurationError, MissingExtra
 from atleastonce.stores import protocol
 from atleastonce.stores.contract import LeaseStore
 from atleastonce.stores.options import SCHEMA_VERSION, wrong_version
 from atleastonce.stores.protocol import SECOND, micros
 from atleastonce.stores.records import MISMATCH, Claim, ClaimRequest, Completion, Count, Lease, Stats, Status
 from atleastonce.stores.redis import faults, scripts
+from atleastonce.stores.telling import told
 from atleastonce.urls import mask_url
 
 if TYPE_CHECKING:
@@ -131,12 +132,7 @@ class RedisStore(LeaseStore):
             await _end(client)
 
     async def _told(self, work: Awaitable[_T]) -> _T:
-        try:
-            return await work
-        except AtLeastOnceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever redis-py makes of a failing server
-            raise faults.as_error(error, mask_url(self._url)) from None
+        return await told(work, self.classify, f"redis store {mask_url(self._url)}")
 
     # ---------------------------------------------------------------------------------------------------------- leases
 
