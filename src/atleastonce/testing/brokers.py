@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,19 +22,8 @@ _HOME = pytest.StashKey[Path]()
 _OWNED = pytest.StashKey[ExitStack]()
 _INPUT = "atleastonce_brokers"
 
-FIXTURES = {
-    "kafka_broker": "kafka",
-    "rabbitmq_broker": "rabbitmq",
-    "toxiproxy_broker": "toxiproxy",
-    "redis_broker": "redis",
-    "postgres_broker": "postgres",
-    "mysql_broker": "mysql",
-    "nats_broker": "nats",
-    "sqs_broker": "sqs",
-    "elasticmq_broker": "elasticmq",
-    "pubsub_broker": "pubsub",
-    "google_pubsub_broker": "pubsub-google",
-}
+_BROKER_OF: dict[str, str] = {}
+"""Which broker each fixture starts."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,133 +59,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests that use a broker. Their time limit does not count its start: the first one downloads it."""
     limits = config.pluginmanager.hasplugin("timeout")
     for item in items:
-        for name in {FIXTURES[fixture] for fixture in getattr(item, "fixturenames", ()) if fixture in FIXTURES}:
+        for name in {_BROKER_OF[fixture] for fixture in getattr(item, "fixturenames", ()) if fixture in _BROKER_OF}:
             item.add_marker(pytest.mark.broker(name))
             if limits and item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(func_only=True))
 
 
-def _obtain(config: pytest.Config, name: str) -> Running:
-    try:
-        return up([name], state_dir=_home(config), progress=False)[name]
-    except RequiredBrokersMissing as missing:
-        pytest.fail(str(missing), pytrace=False)
-    except Unavailable as missing:
-        pytest.skip(f"no {name}: {missing.reason}")
+def _shared(word: str, what: str, name: str | None = None) -> tuple[Any, Any]:
+    """Two fixtures: ``<word>_broker``, a `Running` one for the whole run, and ``<word>_url``.
+
+    Args:
+        word: begins their names.
+        what: it is.
+        name: of the broker; default: ``word``.
+    """
+    broker_name = name or word
+
+    def broker(request: pytest.FixtureRequest) -> Running:
+        try:
+            return up([broker_name], state_dir=_home(request.config), progress=False)[broker_name]
+        except RequiredBrokersMissing as missing:
+            pytest.fail(str(missing), pytrace=False)
+        except Unavailable as missing:
+            pytest.skip(f"no {broker_name}: {missing.reason}")
+
+    def url(request: pytest.FixtureRequest) -> str:
+        running: Running = request.getfixturevalue(f"{word}_broker")
+        return running.url
+
+    broker.__doc__ = f"{what}, shared: never stop it."
+    url.__doc__ = f"The URL of ``{word}_broker``."
+    _BROKER_OF[f"{word}_broker"] = _BROKER_OF[f"{word}_url"] = broker_name
+    return pytest.fixture(scope="session")(broker), pytest.fixture(scope="session")(url)
 
 
-@pytest.fixture(scope="session")
-def kafka_broker(request: pytest.FixtureRequest) -> Running:
-    """Apache Kafka, shared: never stop it."""
-    return _obtain(request.config, "kafka")
-
-
-@pytest.fixture(scope="session")
-def kafka_url(kafka_broker: Running) -> str:
-    """``kafka://...`` of the shared broker."""
-    return kafka_broker.url
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_broker(request: pytest.FixtureRequest) -> Running:
-    """RabbitMQ, shared: never stop it."""
-    return _obtain(request.config, "rabbitmq")
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_url(rabbitmq_broker: Running) -> str:
-    """``rabbitmq://...`` of the shared broker."""
-    return rabbitmq_broker.url
-
-
-@pytest.fixture(scope="session")
-def toxiproxy_broker(request: pytest.FixtureRequest) -> Running:
-    """toxiproxy, shared: every test makes proxies of its own."""
-    return _obtain(request.config, "toxiproxy")
-
-
-@pytest.fixture(scope="session")
-def redis_broker(request: pytest.FixtureRequest) -> Running:
-    """Redis, or what ``ALO_REDIS_FLAVOUR`` names; shared: never stop it."""
-    return _obtain(request.config, "redis")
-
-
-@pytest.fixture(scope="session")
-def redis_url(redis_broker: Running) -> str:
-    """``redis://...`` of the shared broker."""
-    return redis_broker.url
-
-
-@pytest.fixture(scope="session")
-def postgres_broker(request: pytest.FixtureRequest) -> Running:
-    """PostgreSQL, shared: never stop it."""
-    return _obtain(request.config, "postgres")
-
-
-@pytest.fixture(scope="session")
-def postgres_url(postgres_broker: Running) -> str:
-    """``postgresql://...`` of the shared server."""
-    return postgres_broker.url
-
-
-@pytest.fixture(scope="session")
-def mysql_broker(request: pytest.FixtureRequest) -> Running:
-    """MariaDB, shared: never stop it."""
-    return _obtain(request.config, "mysql")
-
-
-@pytest.fixture(scope="session")
-def mysql_url(mysql_broker: Running) -> str:
-    """``mysql://...`` of the shared server."""
-    return mysql_broker.url
-
-
-@pytest.fixture(scope="session")
-def nats_broker(request: pytest.FixtureRequest) -> Running:
-    """NATS with JetStream, shared: never stop it."""
-    return _obtain(request.config, "nats")
-
-
-@pytest.fixture(scope="session")
-def nats_url(nats_broker: Running) -> str:
-    """``nats://...`` of the shared broker."""
-    return nats_broker.url
-
-
-@pytest.fixture(scope="session")
-def pubsub_broker(request: pytest.FixtureRequest) -> Running:
-    """Google Pub/Sub's fake, or what ``ALO_PUBSUB_URL`` names; shared: never stop it."""
-    return _obtain(request.config, "pubsub")
-
-
-@pytest.fixture(scope="session")
-def pubsub_url(pubsub_broker: Running) -> str:
-    """``pubsub://...`` of the shared broker."""
-    return pubsub_broker.url
-
-
-@pytest.fixture(scope="session")
-def sqs_broker(request: pytest.FixtureRequest) -> Running:
-    """SQS and SNS, or an emulator of them, shared: never stop it."""
-    return _obtain(request.config, "sqs")
-
-
-@pytest.fixture(scope="session")
-def sqs_url(sqs_broker: Running) -> str:
-    """``sqs://...`` of the shared broker."""
-    return sqs_broker.url
-
-
-@pytest.fixture(scope="session")
-def elasticmq_broker(request: pytest.FixtureRequest) -> Running:
-    """ElasticMQ, a second emulator of SQS, shared: never stop it."""
-    return _obtain(request.config, "elasticmq")
-
-
-@pytest.fixture(scope="session")
-def google_pubsub_broker(request: pytest.FixtureRequest) -> Running:
-    """Google's emulator of Pub/Sub, a second one beside ``pubsub``, shared: never stop it."""
-    return _obtain(request.config, "pubsub-google")
+kafka_broker, kafka_url = _shared("kafka", "Apache Kafka")
+rabbitmq_broker, rabbitmq_url = _shared("rabbitmq", "RabbitMQ")
+redis_broker, redis_url = _shared("redis", "Redis, or what ``ALO_REDIS_FLAVOUR`` names")
+nats_broker, nats_url = _shared("nats", "NATS with JetStream")
+sqs_broker, sqs_url = _shared("sqs", "SQS and SNS, or an emulator of them")
+elasticmq_broker, elasticmq_url = _shared("elasticmq", "ElasticMQ, a second emulator of SQS")
+pubsub_broker, pubsub_url = _shared("pubsub", "Google Pub/Sub's fake, or what ``ALO_PUBSUB_URL`` names")
+google_pubsub_broker, google_pubsub_url = _shared("google_pubsub", "Google's emulator of Pub/Sub", "pubsub-google")
+postgres_broker, postgres_url = _shared("postgres", "PostgreSQL")
+mysql_broker, mysql_url = _shared("mysql", "MariaDB")
+toxiproxy_broker, toxiproxy_url = _shared("toxiproxy", "toxiproxy; every test makes proxies of its own")
 
 
 PrivateBroker = Callable[[str], AbstractContextManager[Running]]
