@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atleastonce.cli.output import console
+from atleastonce.patterns.redrive import Purged, Redriven
 from atleastonce.patterns.redrive.moves import Progress as Told
-from atleastonce.patterns.redrive.moves import Purged, Redriven
 
 
 def _bar() -> Progress:

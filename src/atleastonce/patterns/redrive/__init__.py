@@ -3,10 +3,11 @@
 `DeadLetters` is the whole of it, from `Broker.dead_letters`; the functions beside it are its parts.
 """
 
+from atleastonce.patterns.redrive.accounts import Purged, Redriven
 from atleastonce.patterns.redrive.dead_letters import DeadLetters
 from atleastonce.patterns.redrive.groups import Group, Groups
 from atleastonce.patterns.redrive.letters import Letter, read_letters
-from atleastonce.patterns.redrive.moves import Purged, Redriven, purge, redrive, way_back
+from atleastonce.patterns.redrive.moves import purge, redrive, way_back
 from atleastonce.patterns.redrive.native import redrive_natively
 from atleastonce.patterns.redrive.selection import Selection
 

@@ -12,10 +12,11 @@ from atleastonce.channels import Queue, Source
 from atleastonce.contract import Adapter, Purges
 from atleastonce.durations import per_second, whole
 from atleastonce.errors import ConfigurationError
+from atleastonce.patterns.redrive.accounts import Purged, Redriven
 from atleastonce.patterns.redrive.audit import Audit
 from atleastonce.patterns.redrive.groups import Group, Groups
 from atleastonce.patterns.redrive.letters import Letter, read_letters
-from atleastonce.patterns.redrive.moves import MAX_REDRIVES, Progress, Purged, Redriven, purge, redrive
+from atleastonce.patterns.redrive.moves import MAX_REDRIVES, Progress, purge, redrive
 from atleastonce.patterns.redrive.native import redrive_natively
 from atleastonce.patterns.redrive.selection import Selection
 

@@ -10,7 +10,8 @@ from typing import Any
 from atleastonce.channels import Queue, Source
 from atleastonce.contract import Adapter, MovesAll
 from atleastonce.errors import ConfigurationError
-from atleastonce.patterns.redrive.moves import Progress, Redriven, way_back
+from atleastonce.patterns.redrive.accounts import Redriven
+from atleastonce.patterns.redrive.moves import Progress, way_back
 
 
 async def redrive_natively(

@@ -1,0 +1,200 @@
+"""One redrive: what happens to each batch of dead letters, and the account of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import msgspec
+
+from atleastonce import wire
+from atleastonce.channels import Channel, Source
+from atleastonce.contract import Adapter, Delivery, Outcome, Outgoing
+from atleastonce.message import HeaderValue, Message
+from atleastonce.patterns.hops import redriven_copy
+from atleastonce.patterns.redrive.accounts import Redriven
+from atleastonce.patterns.redrive.audit import Auditor
+from atleastonce.patterns.redrive.letters import Letter
+from atleastonce.patterns.redrive.passage import Passage
+from atleastonce.patterns.redrive.selection import Selection
+
+log = logging.getLogger("atleastonce")
+
+Wanted = Callable[[Letter], bool]
+
+
+class Run:
+    """What happens to a batch, and the account of it all."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        home: Source,
+        destination: Channel[Any] | Source,
+        wanted: Wanted,
+        max_redrives: int,
+        change: Callable[[Letter], bytes] | None,
+        auditor: Auditor,
+    ) -> None:
+        self.counts = Counter[str]()
+        self.found: set[str] = set()
+        """Ids of what was moved."""
+        self._adapter = adapter
+        self._home = home
+        self._destination = destination
+        self._wanted = wanted
+        self._max_redrives = max_redrives
+        self._change = change
+        self._auditor = auditor
+        self._begun = time.monotonic()
+        self._remembers = isinstance(wanted, Selection) and bool(wanted.ids)
+        # Of what went back: how often it had by then. Hashes, for there may be a million.
+        self._moved: dict[int, int] = {}
+
+    def account(self, stopped: str) -> Redriven:
+        """So far."""
+        counts, took = self.counts, time.monotonic() - self._begun
+        return Redriven(
+            matched=counts["matched"],
+            redriven=counts["redriven"],
+            skipped=counts["skipped"],
+            failed=counts["failed"],
+            refailed=counts["refailed"],
+            looped=counts["looped"],
+            stopped=stopped,
+            seconds=took,
+        )
+
+    async def take(self, passage: Passage, batch: Sequence[Delivery], left: int | None) -> list[Letter]:
+        """What is to be moved of ``batch``, at most ``left``; the rest is kept."""
+        taken: list[Letter] = []
+        kept: list[Delivery] = []
+        for delivery in batch:
+            letter = Letter(delivery)
+            if self._is_back(letter):
+                self.counts["refailed"] += 1
+                passage.later(1)
+                kept.append(delivery)
+                continue
+            if (left is None or len(taken) < left) and self._wanted(letter):
+                if letter.redrives < self._max_redrives:
+                    taken.append(letter)
+                    continue
+                self.counts["looped"] += 1
+            self.counts["skipped"] += 1
+            kept.append(delivery)
+        self.counts["matched"] += len(taken)
+        if kept:
+            await passage.keep(kept)
+        return taken
+
+    def _is_back(self, letter: Letter) -> bool:
+        """Whether it went back in this run, and has died again: then it waits for the next one."""
+        sent = self._moved.get(hash(letter.id)) if self._moved else None
+        return sent is not None and letter.redrives >= sent
+
+    def copies(self, letters: Sequence[Letter]) -> list[Outgoing]:
+        """What is sent."""
+        items: list[Outgoing] = []
+        for letter in letters:
+            copy = _copy(letter, self._home)
+            if self._change is not None:
+                copy = _changed(copy, letter.body, self._change(letter))
+            items.append(Outgoing(self._destination, copy))
+            self._moved[hash(letter.id)] = letter.redrives + 1
+        return items
+
+    async def send(self, items: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return await self._adapter.send(items)
+
+    def sent(self, letters: Sequence[Letter], outcomes: Sequence[Outcome]) -> list[Letter]:
+        """Those whose copies are confirmed; told to the audit."""
+        moved: list[Letter] = []
+        for letter, outcome in zip(letters, outcomes, strict=True):
+            if outcome.ok:
+                moved.append(letter)
+                if self._remembers:
+                    self.found.add(letter.id)
+                original = None if self._change is None else letter.body
+                self._auditor.note(letter, "redriven", redrives=letter.redrives + 1, original=original)
+                continue
+            self._moved.pop(hash(letter.id), None)
+            log.warning("%s stays dead: its copy was not confirmed (%s)", letter.id, outcome.fault)
+            self._auditor.note(letter, "failed", redrives=letter.redrives, detail=str(outcome.fault))
+        self._auditor.tell()
+        self.counts["redriven"] += len(moved)
+        self.counts["failed"] += len(letters) - len(moved)
+        return moved
+
+    @property
+    def destination(self) -> str:
+        """Where the copies go."""
+        return self._destination.name
+
+
+class Sending:
+    """The copies on their way, while the next batch is read. A context manager: one that is left early leaves what is on its
+    way to be moved again."""
+
+    def __init__(self, run: Run, passage: Passage) -> None:
+        self._run = run
+        self._passage = passage
+        self._letters: list[Letter] = []
+        self._task: asyncio.Task[Sequence[Outcome]] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def begin(self, letters: list[Letter]) -> None:
+        """Send the copies of ``letters``, unless the one before had to be the last."""
+        if not letters:
+            return
+        self._letters = letters
+        if self._passage.stopped:
+            self._run.counts["matched"] -= len(letters)
+            self._run.counts["skipped"] += len(letters)
+            return
+        self._task = asyncio.create_task(self._run.send(self._run.copies(letters)), name="atleastonce-redrive")
+
+    async def finish(self) -> int:
+        """Wait for what is on its way; take out what is confirmed, keep the rest. How many went."""
+        if not self._letters:
+            return 0
+        outcomes: Sequence[Outcome] = () if self._task is None else await self._task
+        letters, self._letters = self._letters, []
+        moved = self._run.sent(letters, outcomes) if self._task is not None else []
+        attempted, self._task = self._task is not None, None
+        await self._passage.done([letter.delivery for letter in moved])
+        if len(moved) < len(letters):
+            gone = set(map(id, moved))
+            await self._passage.keep([letter.delivery for letter in letters if id(letter) not in gone])
+            if not moved and attempted:
+                self._passage.stop(f"{self._run.destination} takes nothing at present")
+        return len(moved)
+
+
+def _copy(letter: Letter, home: Source) -> Message:
+    """The way back's copy. What was dead in this queue is this group's, whatever its headers say: without our marks it would
+    not be known again, and could go round for ever."""
+    copy = redriven_copy(letter.delivery)
+    headers = copy.headers
+    origin = (headers.get(wire.ORIGIN) or "").partition("/")[0]
+    if headers.get(wire.GROUP) == home.group_name and origin == home.channel.name:
+        return copy
+    marks: dict[str, HeaderValue] = {wire.GROUP: home.group_name, wire.ORIGIN: home.channel.name}
+    return msgspec.structs.replace(copy, headers=headers.set(marks))
+
+
+def _changed(copy: Message, original: bytes, body: bytes) -> Message:
+    mark: dict[str, HeaderValue] = {wire.EDITED: hashlib.sha256(original).hexdigest()}
+    return msgspec.structs.replace(copy, body=body, headers=copy.headers.set(mark))
