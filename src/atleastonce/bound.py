@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import contextvars
 import inspect
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +28,7 @@ from atleastonce.contract import (
 )
 from atleastonce.durations import format_duration, seconds
 from atleastonce.engine.decision import DONE, Decision
+from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import AtLeastOnceError, DeadLetter, Rejected
 from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure, room
 from atleastonce.patterns.floodgate import Floodgate
@@ -377,30 +374,3 @@ def way_back(consumer: Consumer, capabilities: Capabilities) -> Channel[Any] | S
 
 def _reason(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {words(error)}")
-
-
-async def on_a_thread(function: Callable[[], Any]) -> Any:
-    """As ``asyncio.to_thread``, on a thread that the end of the process does not wait for: a handler that hangs must
-    not hold it up. Once for a batch, so that a thread of its own costs nothing that shows."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:  # a future cannot hold a StopIteration
-            future.set_exception(RuntimeError(f"raised {error!r}") if isinstance(error, StopIteration) else error)
-
-    def work() -> None:
-        try:
-            outcome: tuple[Any, BaseException | None] = (function(), None)
-        except BaseException as error:  # noqa: BLE001 - also SystemExit: raised again where it is awaited
-            outcome = (None, error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, *outcome)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(work,), name="atleastonce-batch", daemon=True).start()
-    return await future

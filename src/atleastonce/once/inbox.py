@@ -8,10 +8,11 @@ import random
 from collections.abc import Sequence
 from typing import Any, cast
 
-from atleastonce.bound import Bound, on_a_thread
+from atleastonce.bound import Bound
 from atleastonce.context import InboxContext
 from atleastonce.contract import Code, Delivery, Fault
 from atleastonce.engine.decision import DONE, Decision, again
+from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import ConfigurationError, Control, TransactionEnded
 from atleastonce.once.item import DUPLICATE, Item, Items
 from atleastonce.patterns.failure import causes, ensure_failure
