@@ -6,17 +6,21 @@ as the local end of some connection, even of a client's attempt to reconnect to 
 
 from __future__ import annotations
 
+import fcntl
 import random
 import socket
 import threading
 from pathlib import Path
+from typing import IO
 
+from .cache import cache_dir
 from .model import HOST, Unavailable
 
 LOWEST = 15000
 HIGHEST = 32000
 _given: set[int] = set()
 _lock = threading.Lock()
+_table: IO[bytes] | None = None
 
 
 def is_free(port: int) -> bool:
@@ -30,15 +34,35 @@ def is_free(port: int) -> bool:
     return True
 
 
+def reserve(port: int) -> bool:
+    """Keep other processes that share our cache from handing out this port as long as this one lives; False where one of them
+    keeps it. A broker that is killed, and a proxy that refuses, leave theirs unbound for a while: whoever took it then would
+    be taken for them by their clients."""
+    global _table
+    try:
+        if _table is None:
+            path = cache_dir() / "locks" / "ports"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _table = path.open("ab")
+        fcntl.lockf(
+            _table, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port
+        )  # a byte for each port; the kernel lets go when we end
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # nothing can be noted here
+    return True
+
+
 def free_port() -> int:
-    """A port that nobody has, and that this process has not handed out before."""
+    """A port that nobody has, and that neither this process nor another one that lives has handed out before."""
     highest = min(HIGHEST, _ephemeral_start() - 1)
     if highest <= LOWEST + 1000:
         highest = HIGHEST
     for _ in range(500):
         port = random.randint(LOWEST, highest)
         with _lock:
-            if port in _given or not is_free(port):
+            if port in _given or not is_free(port) or not reserve(port):
                 continue
             _given.add(port)
             return port

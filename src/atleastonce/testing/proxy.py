@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator
@@ -114,8 +115,12 @@ class FaultProxy:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(self._control + path, data, method=method)  # noqa: S310 - a given address
             request.add_header("Content-Type", "application/json")
-            with urllib.request.urlopen(request, timeout=_CALL_SECONDS) as answer:  # noqa: S310 - as above
-                text = answer.read()
+            try:
+                with urllib.request.urlopen(request, timeout=_CALL_SECONDS) as answer:  # noqa: S310 - as above
+                    text = answer.read()
+            except urllib.error.HTTPError as error:  # its own words: mostly that the address to listen on is taken
+                words = error.read().decode(errors="replace").strip()
+                raise RuntimeError(f"toxiproxy: {method} {path}: {error.code} {words}") from None
             return json.loads(text) if text else None
 
         return await asyncio.to_thread(call)
