@@ -4,7 +4,10 @@ sight."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from atleastonce.errors import ConfigurationError
@@ -35,6 +38,23 @@ def mask(text: str) -> str:
 def is_secret(option: str) -> bool:
     """Whether an option's value must not be shown, by its name."""
     return _SECRET.search(option) is not None
+
+
+def ensure_files(scheme: str, given: Mapping[str, Any], *names: str) -> None:
+    """Look whether each file that an option names can be read: clients tell a missing one in their own words, without its name,
+    and some take it for a server that is away.
+
+    Raises:
+        ConfigurationError: which option, which file, and why not.
+    """
+    for name in names:
+        if path := given.get(name):
+            try:
+                with Path(path).open("rb"):
+                    pass
+            except (OSError, TypeError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise ConfigurationError(f'{scheme}: {name} "{path}" cannot be read: {reason}') from None
 
 
 def _hidden_user(match: re.Match[str]) -> str:

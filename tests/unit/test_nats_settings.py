@@ -35,7 +35,7 @@ def build(url: str, **options: Any) -> Config:
         ("nats://h?publish_window=many", {}, "whole number"),
         ("nats://h/path", {}, "no databases"),
         ("nats://h?cafile=x", {}, "needs TLS"),
-        ("tls://h?cafile=/nowhere", {}, "TLS files"),
+        ("tls://h?cafile=/nowhere", {}, 'cafile "/nowhere" cannot be read: No such file'),
         ("tls://h", {"ssl_context": "x"}, "SSLContext"),
         ("nats://h?client=x", {}, "in code"),
         ("nats://h", {"client": {"allow_reconnect": True}}, "set by this adapter"),

@@ -40,6 +40,7 @@ def test_options_come_from_the_url_and_from_code() -> None:
         ("redis://h?lease=1ms", {}, "at least 0.1"),
         ("redis://h/orders", {}, "no database"),
         ("redis://h?cafile=x", {}, "rediss://"),
+        ("rediss://h?certfile=/nowhere", {}, 'certfile "/nowhere" cannot be read: No such file'),
         ("redis://h", {"connection": {"ssl_ca_certs": "x"}}, "rediss://"),
         ("redis://h", {"connection": {"host": "x"}}, "is set by the URL"),
         ("redis://h", {"connection": 3}, "mapping"),

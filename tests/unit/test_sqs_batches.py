@@ -130,6 +130,7 @@ def test_codes(code: str, text: str, expected: Code) -> None:
 
 def test_errors_of_the_client() -> None:
     assert classify(botocore.NoCredentialsError()).code is Code.PERMISSION
+    assert "AWS_PROFILE" in classify(botocore.NoCredentialsError()).detail
     assert classify(botocore.NoRegionError()).code is Code.INVALID
     assert classify(botocore.ConnectionClosedError(endpoint_url="http://x")).code is Code.UNAVAILABLE
     assert classify(client_error("Whatever", status=503)).retryable

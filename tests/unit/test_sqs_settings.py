@@ -58,6 +58,7 @@ def test_addresses(url: str, endpoint: str | None, region: str | None, key: str 
         ("sqs://eu-west-1?pollers=0", "from 1 to 100"),
         ("sqs://eu-west-1?region=us-east-1", "two regions"),
         ("sqs://eu-west-1/queue", "no path"),
+        ("sqs://eu-west-1?cafile=/nowhere", 'cafile "/nowhere" cannot be read: No such file'),
         ("sqs://eu-west-1,us-east-1", "one region"),
         ("sqs://key@eu-west-1", "needs its secret"),
         ("sqs://eu-west-1?session=x", "given in code"),

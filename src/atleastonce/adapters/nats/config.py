@@ -13,7 +13,7 @@ from typing import Any
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl, mask
+from atleastonce.urls import BrokerUrl, ensure_files, mask
 
 _TLS_SCHEMES = frozenset({"tls", "natss"})
 _SECONDS = {
@@ -204,6 +204,7 @@ def _tls(given: Mapping[str, Any], secure: bool) -> ssl.SSLContext | None:
         if not isinstance(context, ssl.SSLContext):
             raise ConfigurationError(f"nats: ssl_context is a {type(context).__name__}, not an ssl.SSLContext")
         return context
+    ensure_files("nats", given, "cafile", "certfile", "keyfile")
     try:
         context = ssl.create_default_context(cafile=given.get("cafile"))
         if given.get("certfile"):

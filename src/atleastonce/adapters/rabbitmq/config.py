@@ -13,7 +13,7 @@ import pika
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl
+from atleastonce.urls import BrokerUrl, ensure_files
 
 _TLS_SCHEMES = frozenset({"amqps", "rabbitmqs"})
 _SECONDS = {
@@ -169,6 +169,7 @@ def _tls(given: Mapping[str, Any], secure: bool) -> ssl.SSLContext | None:
         if not isinstance(context, ssl.SSLContext):
             raise ConfigurationError(f"rabbitmq: ssl_context is a {type(context).__name__}, not an ssl.SSLContext")
         return context
+    ensure_files("rabbitmq", given, "cafile", "certfile", "keyfile")
     try:
         context = ssl.create_default_context(cafile=given.get("cafile"))
         if given.get("certfile"):

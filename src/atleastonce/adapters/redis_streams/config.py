@@ -12,7 +12,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl
+from atleastonce.urls import BrokerUrl, ensure_files
 
 _TLS_SCHEMES = frozenset({"rediss", "valkeys"})
 _SECONDS = {
@@ -164,4 +164,5 @@ def _connection(given: Mapping[str, Any], secure: bool) -> dict[str, Any]:
             raise ConfigurationError(f'redis: connection argument "{name}" is set by the URL and the other options')
     if not secure and (files or any(str(name).startswith("ssl_") for name in more)):
         raise ConfigurationError("redis: TLS options need TLS; write rediss://")
+    ensure_files("redis", given, *_FILES)
     return {**files, **more}

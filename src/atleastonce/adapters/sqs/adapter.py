@@ -122,7 +122,7 @@ class SQSAdapter(Adapter):
             polls = Threads("atleastonce-sqs-poll", self._config.polls, ended, linger=self._config.at_exit)
             self._pools = (polls, calls)
         patience = self._config.connect_timeout + 1.0
-        what = f"SQS at {self._config.address}"
+        what = self._config.address
         await self._run(lambda: self._clients.sqs, what, self._config.operation_timeout)
         await self._run(self._greet, what, patience)
         self._publisher = Publisher(self._config, self._clients, self._directory, self._pools[1], self._limit)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl
+from atleastonce.urls import BrokerUrl, ensure_files
 
 _SECONDS: Final = {
     "lease": (1.0, 43_200.0),
@@ -114,6 +114,7 @@ class Config:
             if name in url.query:
                 raise ConfigurationError(f'sqs: option "{name}" is given in code, not in a URL')
         given: dict[str, Any] = {**url.query, **options}
+        ensure_files("sqs", given, "cafile")
         tls = given.pop("tls", None)
         values = {name: _checked(name, value) for name, value in given.items()}
         values |= _credentials(url) | _place(url, values.get("region"), tls)
@@ -141,7 +142,7 @@ class Config:
     @property
     def address(self) -> str:
         """For messages to people."""
-        return self.endpoint or f"SQS in {self.region or 'the configured region'}"
+        return f"SQS at {self.endpoint}" if self.endpoint else f"SQS in {self.region or 'the configured region'}"
 
 
 def _checked(name: str, value: Any) -> Any:

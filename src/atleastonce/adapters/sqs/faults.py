@@ -127,7 +127,8 @@ def classify(error: BaseException) -> Fault:
         return Fault(Code.INTERNAL, False, Scope.MESSAGE, f"{type(error).__name__}: {detail}")
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & _NO_CREDENTIALS:
-        return Fault(Code.PERMISSION, False, Scope.CONNECTION, detail)
+        remedy = "; give sqs://KEY:SECRET@REGION, profile=, or what boto3 looks for, such as AWS_PROFILE"
+        return Fault(Code.PERMISSION, False, Scope.CONNECTION, detail + remedy)
     if names & _SETTINGS:
         return Fault(Code.INVALID, False, Scope.CONNECTION, detail)
     if "ReadTimeoutError" in names:
