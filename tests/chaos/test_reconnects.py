@@ -48,6 +48,7 @@ class Traffic:
         self.confirmed: set[str] = set()
         self.handled: Counter[str] = Counter()
         self.states: set[str] = set()
+        self.refusals: Counter[str] = Counter()
         self.service = Service("reconnects", broker=url)
         self._stop = asyncio.Event()
 
@@ -65,6 +66,7 @@ class Traffic:
                     orders = [{"id": uuid.uuid4().hex} for _ in range(CHUNK)]
                     outcomes = await broker.publish_many(self.queue, orders)
                     self.confirmed |= {o["id"] for o, outcome in zip(orders, outcomes, strict=True) if outcome.ok}
+                    self.refusals.update(outcome.fault.detail for outcome in outcomes if outcome.fault is not None)
                     await asyncio.sleep(0.01)  # a producer's own pace, for both cores have other work to do
 
             publishing = asyncio.create_task(publish())
@@ -87,7 +89,7 @@ class Traffic:
         while len(self.confirmed) < confirmed + count or len(self.handled) < handled + count:
             assert time.monotonic() < deadline, (
                 f"no recovery: {len(self.confirmed) - confirmed} confirmed and {len(self.handled) - handled} handled in "
-                f"{within:g} s; {self.service.status()}"
+                f"{within:g} s; {self.refusals}; {self.service.status()}"
             )
             await asyncio.sleep(0.02)
 
