@@ -135,23 +135,24 @@ class SQLiteOutbox(OutboxStore):
         self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
-        held_, paused_ = json.dumps(list(held)), json.dumps(list(paused))
-        # All rows as one text: Python gives up its lock for each row that SQLite hands out, and gets it back late while the loop's
-        # thread is busy.
+        given = {"held": json.dumps(list(held)), "paused": json.dumps(list(paused)), "relay": relay, "limit": limit}
+        some = [
+            f"SELECT * FROM (SELECT {', '.join(FETCHED)} FROM {outbox} o WHERE slot = {slot:d} AND state = 0 "
+            "AND seq NOT IN (SELECT value FROM json_each(:held)) AND destination NOT IN (SELECT value FROM json_each(:paused)) "
+            f"AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key) "
+            f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = {slot:d} AND s.relay = :relay AND s.until > {NOW}) "
+            "ORDER BY seq LIMIT :limit)"
+            for slot in sorted(slots)
+        ]
+        # One statement, and all rows as one text: Python gives up its lock for each statement and each row, and gets it back up to
+        # 5 ms later while the loop's thread is busy.
         look = (
             "SELECT json_group_array(json_array(seq, slot, CAST(destination AS TEXT), CAST(settings AS TEXT), CAST(id AS TEXT), "
-            "hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) "
-            f"FROM (SELECT {', '.join(FETCHED)} FROM {outbox} o WHERE slot = ? AND state = 0 "
-            "AND seq NOT IN (SELECT value FROM json_each(?)) AND destination NOT IN (SELECT value FROM json_each(?)) "
-            f"AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key) "
-            f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = ? AND s.relay = ? AND s.until > {NOW}) "
-            "ORDER BY seq LIMIT ?)"
+            f"hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) FROM ({' UNION ALL '.join(some)})"
         )
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
-            found: list[list[Any]] = []
-            for slot in sorted(slots):
-                found += json.loads(connection.execute(look, (slot, held_, paused_, slot, relay, limit)).fetchone()[0])
+            found: list[list[Any]] = json.loads(connection.execute(look, given).fetchone()[0]) if some else []
             found.sort(key=lambda row: row[0])
             return [
                 OutboxRow.of(
