@@ -436,6 +436,8 @@ def main() -> int:
     if words[0] not in commands:
         print(f"dev.py: no command {words[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
         return 2
+    # Some machines set it. Tests start hundreds of processes, and each would compile its broker's client anew: seconds for some.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # A cancelled CI job sends SIGTERM: it ends the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
