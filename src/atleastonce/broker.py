@@ -74,6 +74,8 @@ class Broker(Asks):
         self._create = create
         self._wait = None if wait is None else seconds(wait, name="wait")
         self._within = seconds(publish_timeout, name="publish_timeout")
+        self.trouble = ""
+        """Why `open` has not succeeded yet."""
         self._waiting = waiting or (lambda reason: log.warning("%s", reason))
         self._declared: set[tuple[type, str]] = set()
         self._declaring = asyncio.Lock()
@@ -94,6 +96,7 @@ class Broker(Asks):
             attempt += 1
             try:
                 await self.adapter.open()
+                self.trouble = ""
                 return
             except BrokerUnavailable as error:
                 pause = _CONNECT.wait(attempt) or 0.0
@@ -102,6 +105,7 @@ class Broker(Asks):
                     if left <= 0:
                         raise
                     pause = min(pause, left)  # the last try is when the time is over
+                self.trouble = str(error)
                 self._waiting(f"{error}; trying again in {pause:.1f} s")
                 await asyncio.sleep(pause)
 

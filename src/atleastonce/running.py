@@ -69,6 +69,7 @@ class Running:
         self._relayed = relayed
         self._create = create
         self._memory_limit = memory_limit
+        self._started = False
         self._memory: asyncio.Task[None] | None = None
         self._relays: Relays | None = None
         self._stores: list[LeaseStore] = []  # that we have opened, and so close
@@ -104,6 +105,7 @@ class Running:
             finally:
                 await broker.close()
             raise
+        self._started = True
         homes = ", ".join(str(consumer.home) for consumer in self._consumers)
         log.info("service %s runs on %s: %s", self._name, broker.url, homes)
 
@@ -180,6 +182,20 @@ class Running:
         return [runtime for runtime in self.runtimes if channel in (None, runtime.consumer.home.channel)]
 
     def status(self) -> list[ConsumerStatus]:
-        """What every reader and relay is doing."""
+        """What every reader and relay is doing, and what a start waits for."""
         relays = self._relays.status() if self._relays is not None else []
-        return [status for runtime in self.runtimes for status in runtime.status()] + relays
+        found = [status for runtime in self.runtimes for status in runtime.status()]
+        if not self._started and not self.stopping.is_set():
+            found += [self._waits(made.consumer) for made in self._made if made not in self.runtimes]
+        return found + relays
+
+    def _waits(self, consumer: Consumer) -> ConsumerStatus:
+        return ConsumerStatus(
+            str(consumer.home),
+            consumer.binding.name,
+            "starting",
+            self._connection.trouble,
+            in_flight=0,
+            bytes=0,
+            counts={},
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -67,6 +68,7 @@ class Service(Handlers):
         self._memory_limit = None if memory_limit is None else size_in_bytes(memory_limit, name="memory_limit")
         self._outbox = outbox
         self._running: Running | None = None
+        self._asked: asyncio.Event | None = None  # while it serves: set when somebody asks it to stop
 
     # -------------------------------------------------------------------------------------------- run
 
@@ -217,7 +219,11 @@ class Service(Handlers):
             await self.start(url=url, no_wait=no_wait)
             return self._running
 
-        await serving.serve(start(), self.stop, tune_gc=tune_gc)
+        asked = self._asked = asyncio.Event()
+        try:
+            await serving.serve(start(), self.stop, asked, tune_gc=tune_gc)
+        finally:
+            self._asked = None
 
     def run(self, *, url: str | None = None, no_wait: bool = False, tune_gc: bool = True) -> None:
         """Run until SIGTERM or Ctrl-C, then drain. Blocks; the process is taken to be the service's own. Arguments and
@@ -225,12 +231,15 @@ class Service(Handlers):
         serving.run(self.serve(url=url, no_wait=no_wait, tune_gc=tune_gc))
 
     def request_stop(self) -> None:
-        """Ask a running `serve` to drain and return. From the loop's thread."""
+        """Ask a running `serve` to drain and return; one that is still starting, or waits for its broker, returns at once. From
+        the loop's thread."""
+        if self._asked is not None:
+            self._asked.set()
         if self._running is not None:
             self._running.stopping.set()
 
     def status(self) -> list[ConsumerStatus]:
-        """What every reader and relay is doing; empty when the service does not run."""
+        """What every reader and relay is doing; while the service starts, what it waits for; empty when it does not run."""
         return [] if self._running is None else self._running.status()
 
     async def pause(self, channel: Channel[Any] | None = None) -> None:

@@ -22,24 +22,29 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STUCK_SECONDS = 2.0
 
 
-async def serve(start: Coroutine[Any, Any, Running | None], stop: Stop, *, tune_gc: bool) -> None:
+async def serve(start: Coroutine[Any, Any, Running | None], stop: Stop, asked: asyncio.Event, *, tune_gc: bool) -> None:
     """See `Service.serve`.
 
     Args:
         start: starts it; gives None if somebody has stopped it by then.
         stop: `Service.stop`.
+        asked: set by `Service.request_stop`: what is still starting, or waits for its broker, is given up.
         tune_gc: as in `Service.serve`.
     """
     loop = asyncio.get_running_loop()
     hurry = asyncio.Event()
     starting = asyncio.create_task(start)
+    told = asyncio.create_task(asked.wait())
     given_up = False
 
-    def on_signal(name: str) -> None:
+    def give_up(why: str) -> None:
         nonlocal given_up
+        log.warning("%s: not started", why)
+        given_up = starting.cancel()
+
+    def on_signal(name: str) -> None:
         if not starting.done():
-            log.warning("%s: not started", name)
-            given_up = starting.cancel()
+            give_up(name)
             return
         if starting.cancelled() or starting.exception() is not None:  # it is ending already
             return
@@ -57,19 +62,26 @@ async def serve(start: Coroutine[Any, Any, Running | None], stop: Stop, *, tune_
             loop.add_signal_handler(number, on_signal, number.name)
     try:
         try:
+            await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                give_up("asked to stop")
             running = await starting
         except asyncio.CancelledError:
             if given_up:
                 return
+            starting.cancel()
             await asyncio.wait([starting])
             if not starting.cancelled() and starting.exception() is None:  # cancelled just when it had started
                 await stop()
             raise
         if running is None:
             return
+        if asked.is_set():  # just when it had started
+            running.stopping.set()
         with collector.tuned() if tune_gc else contextlib.nullcontext():
             await _until_stopped(running, stop, hurry)
     finally:
+        told.cancel()
         for number in _SIGNALS:
             with contextlib.suppress(NotImplementedError, ValueError):
                 loop.remove_signal_handler(number)

@@ -337,6 +337,31 @@ async def test_serving_ends_when_asked_and_when_cancelled() -> None:
     assert service.status() == []
 
 
+async def test_serving_that_waits_for_its_broker_says_so_and_ends_when_asked() -> None:
+    service = Service("s", broker="redis://127.0.0.1:1")
+    service.consumer(QUEUE)(handle)
+    before = asyncio.all_tasks()
+    serving = asyncio.create_task(service.serve())
+    await until(lambda: service.status() and service.status()[0].detail)
+    (status,) = service.status()
+    assert (status.source, status.state) == (QUEUE.name, "starting")
+    assert "127.0.0.1:1" in status.detail
+    service.request_stop()
+    await serving
+    assert service.status() == []
+    assert asyncio.all_tasks() == before
+
+
+async def test_serving_that_is_asked_to_stop_at_once_never_starts() -> None:
+    service = Service("s", broker="memory://")
+    service.consumer(QUEUE)(handle)
+    serving = asyncio.create_task(service.serve())
+    await asyncio.sleep(0)
+    service.request_stop()
+    await serving
+    assert service.status() == []
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("threaded", [False, True])
 async def test_a_handler_that_ends_the_process_gives_its_message_back(error: BaseException, threaded: bool) -> None:
