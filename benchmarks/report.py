@@ -211,7 +211,7 @@ synchronous commit, `json.loads`), and beside FastStream on an equal guarantee. 
 are interleaved, a ratio is the median of the ratios within each round, and a figure counts only if the broker says afterwards
 that everything was settled.
 
-Read the ratio, not the absolute figure: brokers and contenders shared the cores of one busy machine. "CPU" is the CPU
+Read the ratio, not the absolute figure: brokers and contenders shared the cores of one machine. "CPU" is the CPU
 time of the measured process, all its threads. Messages are 100 bytes of JSON with three headers; Kafka topics have
 four partitions, RabbitMQ queues are quorum queues, SQLite syncs every commit to disk. The raw Kafka consumer is tuned: with
 librdkafka's default `fetch.queue.backoff.ms` a fast reader waits a second whenever the client's queue was full.

@@ -103,6 +103,10 @@ class Broker(Asks):
                 left = None if self._wait is None else begin + self._wait - loop.time()
                 if left is not None:
                     if left <= 0:
+                        if self._wait:
+                            raise BrokerUnavailable(
+                                f"{error}; waited {loop.time() - begin:.0f} s for it (wait=None waits for ever)"
+                            ) from None
                         raise
                     pause = min(pause, left)  # the last try is when the time is over
                 self.trouble = str(error)
