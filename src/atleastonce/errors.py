@@ -77,8 +77,8 @@ class IdempotencyMismatch(AtLeastOnceError):
 
 
 class TransactionEnded(AtLeastOnceError):
-    """A handler committed or rolled back ``ctx.tx`` itself. Nobody can tell which of its effects there are: its message goes to
-    the DLQ and does not run again by itself."""
+    """A handler committed or rolled back ``ctx.tx`` itself, whatever it did then. Nobody can tell which of its effects there are:
+    its message goes to the DLQ and does not run again by itself."""
 
 
 class CrashLoop(AtLeastOnceError):

@@ -39,6 +39,23 @@ def test_init_makes_the_schema_and_may_be_repeated(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
+    "url",
+    ["redis://127.0.0.1:1", "dynamodb://127.0.0.1:1/alo?region=eu-west-1", "postgresql://u@127.0.0.1:1/shop"],
+    ids=["redis", "dynamodb", "postgresql"],
+)
+def test_init_without_its_server_says_so(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    code, out, err = call(capsys, "init", url)
+    assert code == 1
+    assert not out
+    assert "127.0.0.1" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "url", ["sqlite:///never.db", "postgresql://u:hunter2@h/shop", "mysql://u:hunter2@h/shop", "mariadb://h/shop"]
 )
 def test_the_schema_is_printed_without_a_server(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 import random
@@ -27,8 +28,11 @@ from atleastonce.patterns.once.sessions import (
     driver_of,
     ensure_open,
     is_drivers,
+    is_same,
     is_spoilt,
+    raised_after,
     unsuspended,
+    was_closed,
 )
 from atleastonce.stores.contract import TransactionalStore
 from atleastonce.stores.outbox import OutboxStore
@@ -48,6 +52,29 @@ class _Stage(enum.Enum):
     CLAIM = "claim"
     HANDLER = "handler"
     COMMIT = "commit"
+
+
+class _Run:
+    """One transaction.
+
+    Attributes:
+        stage: how far it has come.
+        driver: its connection.
+        entries: what the claim said.
+        held: of a handler that raised, whether the transaction was still the one it was given; None: the connection does not say.
+        sure: ``held`` is the handler's doing, and not the database's.
+    """
+
+    def __init__(self) -> None:
+        self.stage = _Stage.CLAIM
+        self.driver: Any = None
+        self.entries: list[Entry] = []
+        self.held: bool | None = True
+        self.sure = False
+
+
+class _Looked(Exception):
+    """Ends a transaction that only looked."""
 
 
 class _Undo(Exception):
@@ -100,27 +127,44 @@ class InboxBound(Bound):
 
     async def _decide(self, items: list[Item], decisions: Decisions) -> None:
         """Run ``items`` in one transaction; where that fails, each in one of its own. A decision for each."""
-        stage, driver = _Stage.CLAIM, None
+        run = _Run()
         try:
             with self._outage.using():
                 async with self._transactions.begin() as tx:
-                    driver = await driver_of(tx)
-                    keys, prints = [item.key for item in items], [item.print for item in items]
-                    claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
-                    entries = await self._transactions.answered(claim)
-                    new = [item for item, entry in zip(items, entries, strict=True) if entry is Entry.NEW]
+                    run.driver = await driver_of(tx)
+                    run.entries = await self._claim(items, run.driver)
+                    new = [item for item, entry in zip(items, run.entries, strict=True) if entry is Entry.NEW]
                     if new:
-                        stage = _Stage.HANDLER
-                        await self._run(new, tx, driver)
-                    stage = _Stage.COMMIT
-        except _Undo as undo:
-            await self._without(items, undo.failures, decisions)
+                        run.stage = _Stage.HANDLER
+                        await self._run(new, tx, run)
+                    run.stage = _Stage.COMMIT
         except BaseException as error:  # noqa: BLE001 - whatever ended it, each message gets its decision
+            ended = await self._ended(items, run, error)
+            if ended is not None:
+                log.error(
+                    "%s: to the dead letters, since nobody knows what is in the database: %s",
+                    items[0].delivery.source,
+                    ended,
+                )
+                for item, entry in zip(items, run.entries, strict=True):
+                    condemned = entry is Entry.NEW
+                    decisions[item.delivery] = (
+                        self.condemned(item.delivery, ended, "handler") if condemned else self._committed(item, entry)
+                    )
+                return
             ensure_failure(error, awaited=True)
-            await self._undone(items, stage, error, driver, decisions)
+            if isinstance(error, _Undo):
+                await self._without(items, error.failures, decisions)
+            else:
+                await self._undone(items, run.stage, error, run.driver, decisions)
         else:
-            for item, entry in zip(items, entries, strict=True):
+            for item, entry in zip(items, run.entries, strict=True):
                 decisions[item.delivery] = self._committed(item, entry)
+
+    async def _claim(self, items: list[Item], driver: Any) -> list[Entry]:
+        keys, prints = [item.key for item in items], [item.print for item in items]
+        claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
+        return await self._transactions.answered(claim)
 
     def _committed(self, item: Item, entry: Entry) -> Decision:
         if entry is Entry.NEW:
@@ -129,15 +173,21 @@ class InboxBound(Bound):
             return DUPLICATE
         return self._items.mismatch(item)
 
-    async def _run(self, items: list[Item], tx: Any, driver: Any) -> None:
+    async def _run(self, items: list[Item], tx: Any, run: _Run) -> None:
         """The handler, once, for ``items``, and the rows of what it published."""
         contexts = [
             InboxContext(item.delivery, self._compose, self._history, tx, external_key(self._scope, item.key))
             for item in items
         ]
-        results = await self._call(items, contexts)
-        ensure_open(tx, driver)
-        if not await self._transactions.answered(self._store.holds_in(driver, self._scope, items[0].key)):
+        try:
+            results = await self._call(items, contexts)
+            ensure_open(tx, run.driver)
+        except TransactionEnded:
+            raise
+        except BaseException:
+            await self._ask(tx, run)
+            raise
+        if not (await is_same(tx, run.driver) and await self._transactions.answered(self._store.holds_in(run.driver))):
             raise TransactionEnded(UNDONE)
         if failures := {
             item.delivery: result for item, result in zip(items, results, strict=True) if isinstance(result, Exception)
@@ -148,7 +198,7 @@ class InboxBound(Bound):
                 raise ConfigurationError(
                     f"ctx.publish: {self._store!r} has no outbox for what an inbox's handler publishes"
                 )
-            await self._transactions.answered(self._store.outbox_append(driver, outputs))
+            await self._transactions.answered(self._store.outbox_append(run.driver, outputs))
 
     async def _call(self, items: list[Item], contexts: list[InboxContext]) -> Sequence[Any]:
         binding, batching = self.consumer.binding, self.consumer.batching is not None
@@ -169,6 +219,48 @@ class InboxBound(Bound):
 
     # ------------------------------------------------------------------------------------------------ when it is undone
 
+    async def _ask(self, tx: Any, run: _Run) -> None:
+        """Whether the handler, which raised, has left its transaction as it was."""
+        try:
+            run.sure = was_closed(tx, run.driver)
+            run.held = await is_same(tx, run.driver) and await self._transactions.answered(
+                self._store.holds_in(run.driver, failed=True)
+            )
+        except Exception:  # noqa: BLE001 - a lost connection, or a session that refuses everything after an error
+            run.held = None
+
+    async def _ended(self, items: list[Item], run: _Run, error: BaseException) -> TransactionEnded | None:
+        """Why the messages of ``run`` must not be tried again: their rows may be committed, and the next run would find them."""
+        if isinstance(error, TransactionEnded):
+            return error
+        if run.stage is not _Stage.HANDLER or run.held:
+            return None
+        chain = list(causes(error))
+        ended = raised_after(self.consumer.binding.name, one_line(words(error)))
+        if run.held is False and (run.sure or not any(is_drivers(cause, run.driver) for cause in chain)):
+            return ended
+        # Now it may have been the database that ended it, or the session, which undoes all when a flush fails.
+        if any(isinstance(cause, asyncio.CancelledError) for cause in chain):
+            return None
+        fault = self._trouble(run.stage, error, run.driver)
+        if run.held is None and fault is not None and fault.code is not Code.CONFLICT:
+            return None
+        new = [item for item, entry in zip(items, run.entries, strict=True) if entry is Entry.NEW]
+        try:
+            recorded = await self._are_recorded(new)
+        except Exception:  # noqa: BLE001 - the store went away meanwhile
+            recorded = run.held is False
+        return ended if recorded else None
+
+    async def _are_recorded(self, items: list[Item]) -> bool:
+        entries: list[Entry] = []
+        try:
+            async with self._transactions.begin() as tx:
+                entries = await self._claim(items, await driver_of(tx))
+                raise _Looked
+        except _Looked:
+            return any(entry is not Entry.NEW for entry in entries)
+
     async def _without(self, items: list[Item], failures: dict[Delivery, Exception], decisions: Decisions) -> None:
         for delivery, error in failures.items():
             decisions[delivery] = self.failed(delivery, error)
@@ -184,9 +276,6 @@ class InboxBound(Bound):
             self._outage.begin(fault)
             for item in items:
                 decisions[item.delivery] = self._outage.hold(item.delivery)
-        elif isinstance(error, TransactionEnded):
-            for item in items:
-                decisions[item.delivery] = self.condemned(item.delivery, error, "handler")
         elif len(items) > 1:
             name = self.consumer.binding.name
             log.warning(

@@ -49,6 +49,9 @@ from atleastonce.errors import Closed, ConfigurationError
 from atleastonce.stores import batches
 from atleastonce.stores.records import WEEK, Claim, ClaimRequest, Completion, Entry, Lease, Stats, Status
 
+SAVEPOINT = "alo_claim"
+"""Set by `TransactionalStore.claim_in`, so that its transaction can be told from any other."""
+
 TRIES = 4
 """How often one call is tried. Fewer: a busy database's deadlocks reach the caller. More: a dead one is noticed later."""
 
@@ -265,7 +268,7 @@ class TransactionalStore(LeaseStore):
 
         One statement; a second one only if some are not new. An id that another open transaction has recorded is waited
         for: it is seen if that one commits, new if it rolls back. The wait ends with the database's lock timeout. A row
-        counts until it is purged, at least ``ttl`` seconds.
+        counts until it is purged, at least ``ttl`` seconds. Leaves the savepoint `SAVEPOINT` for `holds_in`.
 
         Args:
             tx: the driver's connection, inside a transaction.
@@ -280,11 +283,20 @@ class TransactionalStore(LeaseStore):
             again here. `classify` tells them; whoever began the transaction begins it again.
         """
 
-    async def holds_in(self, tx: Any, scope: str, id: str) -> bool:
-        """Whether ``id``, recorded in ``tx`` by `claim_in`, still is. Asked before a commit.
+    async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
+        """Whether ``tx`` is still the transaction of `claim_in`. Asked once, before it is committed or rolled back.
 
-        For databases that undo a whole transaction, say so in an error that a handler may swallow, and then answer ``COMMIT`` as if
-        nothing had happened. True where the driver tells it.
+        It is not if the handler has ended it, even if it has begun another one, or if the database has undone it: MySQL does
+        that in a deadlock, and then answers ``COMMIT`` as if nothing had happened. The savepoint of `claim_in` tells: no other
+        transaction has it.
+
+        Args:
+            tx: as given to `claim_in`.
+            failed: the handler raised. Then what came after `claim_in` is undone by the question, which so is answered in a
+                transaction that a failed statement has spoilt.
+
+        Raises:
+            The driver's own errors: the connection was lost.
         """
         return True
 

@@ -154,18 +154,34 @@ def ensure_open(tx: Any, driver: Any) -> None:
         TransactionEnded: the handler has ended it.
         RuntimeError: one of its statements has failed, so that a commit would undo everything without a word.
     """
-    for each in (tx, driver):
-        inside = getattr(each, "in_transaction", None)
-        if inside is not None and not (inside() if callable(inside) else inside):
-            raise TransactionEnded(_ENDED)
-    state = _state(driver)
-    if state == "IDLE" or _mysql_in_transaction(driver) is False:
+    if _is_over(tx, driver):
         raise TransactionEnded(_ENDED)
-    if state == "INERROR" or getattr(tx, "needs_rollback", False):
+    if _state(driver) == "INERROR" or getattr(tx, "needs_rollback", False):
         raise RuntimeError(
             "a statement of ctx.tx failed and its error was swallowed; the database has undone the whole transaction. Let the "
             "error out, or use a savepoint"
         )
+
+
+async def is_same(tx: Any, driver: Any) -> bool:
+    """Whether a question put to ``driver`` reaches ``tx``, which was begun over it: a session that has ended its transaction has
+    given the connection back, and another one may be using it."""
+    lost = getattr(driver, "closed", False) or getattr(driver, "open", True) is False  # it says so itself
+    return not _is_over(tx, driver) and bool(lost or await driver_of(tx) is driver)
+
+
+def was_closed(tx: Any, driver: Any) -> bool:
+    """Whether the handler has closed its connection, which psycopg knows from one that was lost. ``async with ctx.tx`` does it,
+    after a commit."""
+    return tx is driver and bool(getattr(driver, "closed", False)) and getattr(driver, "broken", None) is False
+
+
+def _is_over(tx: Any, driver: Any) -> bool:
+    for each in (tx, driver):
+        inside = getattr(each, "in_transaction", None)
+        if inside is not None and not (inside() if callable(inside) else inside):
+            return True
+    return _state(driver) == "IDLE" or _mysql_in_transaction(driver) is False or was_closed(tx, driver)
 
 
 def ensure_begun(driver: Any) -> None:
@@ -188,13 +204,16 @@ def ensure_begun(driver: Any) -> None:
 
 
 UNDONE = (
-    "the database has undone the whole transaction of ctx.tx (a deadlock does that), and its error was swallowed; let the error "
-    "out, so that all of it is tried again"
+    "ctx.tx is another transaction than the handler was given: it committed or rolled back that one itself (leave that to the "
+    "inbox), or the database undid all of it, as a deadlock does, and the error was swallowed (let it out: all is tried again)"
 )
-_ENDED = (
-    "the handler committed or rolled back ctx.tx itself; leave that to the inbox, which commits when the handler returns and "
-    "rolls back when it raises"
-)
+_REMEDY = "leave that to the inbox, which commits when the handler returns and rolls back when it raises"
+_ENDED = f"the handler committed or rolled back ctx.tx itself; {_REMEDY}"
+
+
+def raised_after(handler: str, error: str) -> TransactionEnded:
+    """What becomes of a message whose ``handler`` ended its transaction and then raised ``error``."""
+    return TransactionEnded(f"{handler} committed or rolled back ctx.tx itself and then raised {error}; {_REMEDY}")
 
 
 def is_spoilt(driver: Any) -> bool:
@@ -206,7 +225,8 @@ def is_spoilt(driver: Any) -> bool:
 
 def is_drivers(error: BaseException, driver: Any) -> bool:
     """Whether ``error`` was raised by the driver of ``driver``."""
-    roots = {kind.__module__.partition(".")[0] for kind in type(driver).__mro__}
+    # Without `object`: a handler's own ConnectionError would be the store's.
+    roots = {kind.__module__.partition(".")[0] for kind in type(driver).__mro__} - {"builtins"}
     return _root(error) in roots | {_ERRORS_OF[root] for root in roots & _ERRORS_OF.keys()}
 
 

@@ -9,6 +9,7 @@ from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionD
 from atleastonce.urls import mask
 
 NO_TABLE = 1146
+NO_SAVEPOINT = 1305
 _NO_CONNECTION = 2003
 
 _NUMBERS: Mapping[int, tuple[Code, bool]] = {
@@ -37,7 +38,11 @@ def number_of(error: BaseException) -> int | None:
     if type(error).__module__.partition(".")[0] not in _DRIVERS:
         return None
     first = error.args[0] if error.args else None
-    return first if isinstance(first, int) else None
+    if isinstance(first, int):
+        return first
+    return (
+        0 if type(error).__name__ == "InterfaceError" else None
+    )  # aiomysql: "Cancelled during execution", and no number
 
 
 def classify(error: BaseException) -> Fault:

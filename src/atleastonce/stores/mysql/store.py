@@ -11,6 +11,7 @@ from atleastonce.contract.outcomes import Fault
 from atleastonce.durations import Duration, seconds, whole
 from atleastonce.errors import AtLeastOnceError, ConfigurationError, MissingExtra
 from atleastonce.stores import protocol
+from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
 from atleastonce.stores.mysql import faults, sql
 from atleastonce.stores.mysql.address import Address
@@ -284,7 +285,9 @@ class MySQLStore(MySQLOutbox):
         asked = Asked.of(scope, ids, fingerprints, ttl)
         if not asked.distinct:
             return []
-        if await affected(tx, self._sql.record(scope, asked.distinct, ttl)) == len(asked.distinct):
+        count = await affected(tx, self._sql.record(scope, asked.distinct, ttl))
+        await affected(tx, f"SAVEPOINT {SAVEPOINT}")
+        if count == len(asked.distinct):
             return finish(asked, asked.distinct, {})
         new, known = set[str](), dict[str, bytes]()
         for id, fingerprint, seen in await rows_of(tx, self._sql.recorded(scope, asked.distinct)):
@@ -295,8 +298,14 @@ class MySQLStore(MySQLOutbox):
                 new.add(name)
         return finish(asked, new, known)
 
-    async def holds_in(self, tx: Any, scope: str, id: str) -> bool:
-        return bool(await rows_of(tx, self._sql.recorded(scope, [id])))
+    async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
+        try:
+            await affected(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} SAVEPOINT {SAVEPOINT}")
+        except Exception as error:
+            if faults.number_of(error) != faults.NO_SAVEPOINT:
+                raise
+            return False
+        return True
 
 
 def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -72,14 +72,37 @@ class Pool(pools.Pool["AsyncConnection[Any]"]):
         return connection
 
 
-async def rows_of(tx: Any, statement: str, parameters: Sequence[Any]) -> list[Any]:
-    """All rows as tuples, from a connection or cursor that awaits or does not, whatever its row factory."""
+async def rows_of(tx: Any, statement: str, parameters: Sequence[Any], *, then: str | None = None) -> list[Any]:
+    """All rows as tuples, from a connection or cursor that awaits or does not, whatever its row factory.
+
+    Args:
+        tx: the connection or cursor.
+        statement: whose rows.
+        parameters: of the statement.
+        then: a second statement, in the same round trip; left out where there is no transaction.
+    """
     from psycopg.rows import tuple_row
 
     connection = getattr(tx, "connection", tx)
     cursor = connection.cursor(row_factory=tuple_row)
-    done = cursor.execute(statement.encode(), parameters)
-    if inspect.isawaitable(done):
-        await done
+    if then is None or (connection.autocommit and connection.info.transaction_status.name == "IDLE"):
+        done = cursor.execute(statement.encode(), parameters)
+        if inspect.isawaitable(done):
+            await done
+    elif inspect.iscoroutinefunction(connection.execute):
+        async with connection.pipeline():
+            await cursor.execute(statement.encode(), parameters)
+            await connection.execute(then.encode())
+    else:
+        with connection.pipeline():
+            cursor.execute(statement.encode(), parameters)
+            connection.execute(then.encode())
     rows = cursor.fetchall()
     return list(await rows if inspect.isawaitable(rows) else rows)
+
+
+async def run(tx: Any, statement: str) -> None:
+    """Run ``statement`` on a connection or cursor that awaits or does not."""
+    done = getattr(tx, "connection", tx).execute(statement.encode(), prepare=False)
+    if inspect.isawaitable(done):
+        await done

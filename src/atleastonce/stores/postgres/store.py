@@ -11,12 +11,13 @@ from atleastonce.contract.outcomes import Code, Fault
 from atleastonce.durations import Duration, seconds, whole
 from atleastonce.errors import AtLeastOnceError, MissingExtra
 from atleastonce.stores import protocol
+from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
 from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, table_prefix, wrong_version
 from atleastonce.stores.postgres import faults, sql
 from atleastonce.stores.postgres.blocking import BlockingPool
 from atleastonce.stores.postgres.outbox import PostgresOutbox
-from atleastonce.stores.postgres.pool import Pool, rows_of
+from atleastonce.stores.postgres.pool import Pool, rows_of, run
 from atleastonce.stores.records import (
     WEEK,
     Claim,
@@ -266,9 +267,18 @@ class PostgresStore(PostgresOutbox):
         """``tx``: a psycopg 3 connection or cursor, async or sync (a sync one blocks the loop that awaits this)."""
         asked = Asked.of(scope, ids, fingerprints, ttl)
         given = (scope, float(ttl), list(asked.distinct), list(asked.distinct.values()))
-        new = {row[0] for row in await rows_of(tx, self._sql.insert_inbox, given)}
+        new = {row[0] for row in await rows_of(tx, self._sql.insert_inbox, given, then=f"SAVEPOINT {SAVEPOINT}")}
         known: dict[str, bytes] = {}
         if len(new) < len(asked.distinct):
             others = [id for id in asked.distinct if id not in new]
             known = {id: bytes(value) for id, value in await rows_of(tx, self._sql.read_inbox, (scope, others))}
         return finish(asked, new, known)
+
+    async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
+        from psycopg import errors
+
+        try:
+            await run(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} SAVEPOINT {SAVEPOINT}")
+        except (errors.InvalidSavepointSpecification, errors.NoActiveSqlTransaction):
+            return False
+        return True

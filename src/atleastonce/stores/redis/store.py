@@ -79,9 +79,14 @@ class RedisStore(LeaseStore):
     # ------------------------------------------------------------------------------------------------------- lifecycle
 
     async def init(self) -> None:
-        """Nothing to create: `open` marks the version."""
+        """Mark the version, as `open` does too: there is nothing else to create."""
+        client = self._made()
+        try:
+            await self._told(self._look(client))
+        finally:
+            await _end(client)
 
-    async def _connect(self) -> None:
+    def _made(self) -> Redis:
         try:
             from redis.asyncio import Redis
             from redis.asyncio.retry import Retry
@@ -89,7 +94,7 @@ class RedisStore(LeaseStore):
         except ModuleNotFoundError:
             raise MissingExtra("redis", "redis") from None
         try:
-            client = Redis.from_url(
+            return Redis.from_url(
                 self._url,
                 **{
                     "retry": Retry(NoBackoff(), 0),
@@ -102,6 +107,9 @@ class RedisStore(LeaseStore):
             )
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"redis store {mask_url(self._url)}: {error}") from None
+
+    async def _connect(self) -> None:
+        client = self._made()
         try:
             await self._told(self._look(client))
         except BaseException:

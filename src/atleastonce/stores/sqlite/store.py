@@ -15,6 +15,7 @@ from atleastonce.contract.outcomes import Code, Fault, Scope
 from atleastonce.durations import Duration, seconds
 from atleastonce.errors import AtLeastOnceError, ConfigurationError
 from atleastonce.stores import protocol
+from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
 from atleastonce.stores.options import table_prefix
 from atleastonce.stores.protocol import SECOND, Record, State, micros
@@ -245,7 +246,18 @@ class SQLiteStore(SQLiteOutbox):
                 (scope, others),
             )
             known = {id: bytes.fromhex(value) for id, value in found}
+        if tx.in_transaction:  # outside of one a savepoint would begin it, and its release commit
+            await _all(tx, f"SAVEPOINT {SAVEPOINT}", ())
         return finish(asked, new, known)
+
+    async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
+        try:
+            await _all(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} {SAVEPOINT}", ())
+        except sqlite3.OperationalError as error:
+            if "no such savepoint" not in str(error):
+                raise
+            return False
+        return True
 
     def classify(self, error: BaseException) -> Fault:
         if isinstance(error, AtLeastOnceError):

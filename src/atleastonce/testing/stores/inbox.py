@@ -71,6 +71,24 @@ class InboxSuite(Base):
             assert await store.claim_in(tx, scope, ["good"], [ONE]) == [Entry.NEW]
             assert await store.claim_in(tx, scope, [], []) == []
 
+    @pytest.mark.parametrize("failed", [False, True])
+    async def test_its_own_transaction_is_told_from_another(
+        self, store: TransactionalStore, scope: str, failed: bool
+    ) -> None:
+        async with store.transaction() as tx:
+            await store.claim_in(tx, scope, ["a"], [ONE])
+            assert await store.holds_in(tx, failed=failed)
+        async with store.transaction() as tx:
+            assert await store.claim_in(tx, scope, ["a"], [ONE]) == [Entry.SEEN]
+
+        async def look() -> None:
+            async with store.transaction() as tx:
+                assert not await store.holds_in(tx, failed=failed)
+                raise _Undone
+
+        with pytest.raises(_Undone):
+            await look()
+
     async def test_old_rows_are_purged_and_young_ones_stay(self, store: TransactionalStore, scope: str) -> None:
         async with store.transaction() as tx:
             await store.claim_in(tx, scope, ["old"], [ONE], ttl=0.05)
