@@ -167,6 +167,8 @@ class Runtime:
         Args:
             before: readers that have priority over this one's.
         """
+        if isinstance(self._bound, InboxBound):
+            await self._bound.ensure_session()
         self.supervisors.append(self._quarantine)
         await self._quarantine.start(_SUSPECTS_FIRST)
         self.home = home = self._worker(self.consumer.home, self.consumer.window, None)

@@ -179,6 +179,45 @@ async def test_a_drivers_own_connection(queue: MakeQueue, database: Database) ->
     await run(service, orders, database)
 
 
+@pytest.mark.parametrize("form", ["async", "sync"])
+async def test_a_session_on_another_database_is_refused_at_the_start(
+    queue: MakeQueue, database: Database, form: str
+) -> None:
+    """The store answers, and no transaction of the handler's would."""
+    pytest.importorskip("sqlalchemy", reason=ORM)
+    from sqlalchemy import create_engine
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+    from sqlalchemy.orm import sessionmaker
+
+    other = f"other_{uuid.uuid4().hex[:8]}"
+    if database.kind != "sqlite":
+        database.query(f"CREATE DATABASE {other}")
+    url = f"{sqlalchemy_url(database, blocking=form == 'sync').rpartition('/')[0]}/{other}"
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    engine: Any
+    if form == "async":
+        engine = create_async_engine(url)
+
+        @service.consumer(queue("orders"), idempotency=Inbox(database.make(), session=async_sessionmaker(engine).begin))
+        async def handle(order: Order) -> None: ...
+
+    else:
+        engine = create_engine(url)
+
+        @service.consumer(queue("orders"), idempotency=Inbox(database.make(), session=sessionmaker(engine).begin))
+        def handle_sync(order: Order) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="is on a database without the tables of") as caught:
+        await service.start()
+    assert "\n" not in str(caught.value)
+    if form == "async":
+        await engine.dispose()
+    else:
+        engine.dispose()
+    if database.kind != "sqlite":
+        database.query(f"DROP DATABASE {other}")
+
+
 async def test_a_session_of_the_wrong_kind_is_refused_at_the_start(queue: MakeQueue, database: Database) -> None:
     @contextlib.contextmanager
     def blocking() -> Iterator[Any]:

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import logging
 import random
+import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -96,6 +97,35 @@ class InboxBound(Bound):
         self._scope = scope
         self._ttl = inbox.remembered
         self._outage = outage
+
+    async def ensure_session(self) -> None:
+        """Return if the user's session, where there is one, writes where the store's tables are; or if it cannot be asked now.
+
+        Raises:
+            ConfigurationError: it is on another database, or over a driver that no store speaks to.
+        """
+        if self._transactions.borrowed:
+            await (self._try() if self.consumer.binding.is_async else on_a_thread(lambda: unsuspended(self._try())))
+
+    async def _try(self) -> None:
+        try:
+            async with self._transactions.begin() as tx:
+                driver = await driver_of(tx)
+                await self._transactions.answered(
+                    self._store.claim_in(driver, self._scope, [uuid.uuid4().hex], [b""], ttl=self._ttl)
+                )
+                raise _Looked
+        except _Looked:
+            return
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a database that is away or busy is waited for when messages come
+            fault = self._store.classify(error)
+            if fault.code is Code.NOT_FOUND:
+                raise ConfigurationError(
+                    f"{self.consumer.binding.name}: its inbox's session is on a database without the tables of {self._store!r} "
+                    f"({one_line(fault.detail)}); give it a session on that one's database"
+                ) from None
 
     async def process(self, delivery: Delivery) -> Decision:
         return (await self._process([delivery]))[0]

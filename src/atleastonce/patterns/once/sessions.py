@@ -45,6 +45,11 @@ class Transactions:
                     f'"{other}"'
                 )
 
+    @property
+    def borrowed(self) -> bool:
+        """Whether they are the user's own sessions."""
+        return self._inbox.session is not None
+
     def begin(self) -> AbstractAsyncContextManager[Any]:
         """One transaction; commits at the end of the block, undone by an exception."""
         session, store = self._inbox.session, self._inbox.store
