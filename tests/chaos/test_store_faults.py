@@ -160,7 +160,7 @@ async def test_a_slow_store(through: Through, store: str, mode: str) -> None:
     async with through(store, mode) as (proxy, shop):
         await shop.publish(10)
         await shop.accounted()
-        async with proxy.slow(0.15):
+        async with proxy.slow(0.04):  # a call of the store is several round trips, together within its second
             await shop.publish(30)
             while shop.ended < shop.published:
                 assert not shop.paused
