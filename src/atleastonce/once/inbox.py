@@ -330,7 +330,9 @@ class InboxBound(Bound):
         for cause in chain:
             if isinstance(cause, NoAnswer):
                 return self._store.classify(cause)
-            if driver is not None and is_drivers(cause, driver):
+            # A connection's own error, without the driver's name: at the commit nobody but the database is spoken to.
+            raw = stage is _Stage.COMMIT and isinstance(cause, OSError)
+            if driver is not None and (raw or is_drivers(cause, driver)):
                 fault = self._store.classify(cause)
                 if fault.retryable and (stage is _Stage.COMMIT or is_spoilt(driver)):
                     return fault
