@@ -212,7 +212,10 @@ class InboxBound(Bound):
         try:
             results = await self._call(items, contexts)
             ensure_open(tx, run.driver)
-        except TransactionEnded:
+        except (
+            TransactionEnded,
+            GeneratorExit,
+        ):  # the latter: thrown away with its loop, and nothing can be awaited any more
             raise
         except BaseException:
             await self._ask(tx, run)
