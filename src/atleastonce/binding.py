@@ -14,6 +14,7 @@ import msgspec
 
 from atleastonce.channels import Channel
 from atleastonce.codecs import Decoder, decoder_for
+from atleastonce.codecs.forms import forms
 from atleastonce.context import Context
 from atleastonce.errors import ConfigurationError
 
@@ -72,6 +73,7 @@ def bind(handler: Callable[..., Any], channel: Channel[Any], *, batch: bool = Fa
         )
     payload = rest[0]
     payload_type = _payload_type(hints.get(payload.name, _MISSING), channel, name, payload.name, batch=batch)
+    _refuse_unlike(payload_type, channel, name, payload.name)
     try:
         decode = decoder_for(payload_type)
     except ConfigurationError as error:
@@ -138,3 +140,25 @@ def _payload_type(annotation: Any, channel: Channel[Any], name: str, parameter: 
     elif annotation is not _MISSING:
         return annotation
     return channel.type if channel.type is not None else Any
+
+
+def _refuse_unlike(payload_type: Any, channel: Channel[Any], name: str, parameter: str) -> None:
+    """A handler may read less of a message than its channel's type has, or something else of the same form. Where not even
+    the form fits, everything would be a dead letter."""
+    if channel.type is None or payload_type is channel.type:
+        return
+    wanted, carried = forms(payload_type), forms(channel.type)
+    if wanted is None or carried is None or wanted & carried:
+        return
+    raise ConfigurationError(
+        f"handler {name}: {parameter} is {_type_name(payload_type)} (in JSON: {_words(wanted)}), and {channel.name} carries "
+        f"{_type_name(channel.type)} ({_words(carried)}); annotate {parameter} as that, or leave the annotation away"
+    )
+
+
+def _words(names: frozenset[str]) -> str:
+    return " or ".join(sorted(names))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else repr(kind)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import msgspec
 import pytest
@@ -279,6 +280,66 @@ def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
             ConfigurationError, match=r"handler .*: an annotation cannot be resolved \(.*; import or define it"
         ):
             bind(handler, QUEUE)
+
+
+class Pair(msgspec.Struct, array_like=True):
+    left: int
+    right: int
+
+
+UNLIKE: list[tuple[Any, Any, str, str]] = [
+    (int, Order, "number", "object"),
+    (str, Order, "text", "object"),
+    (list[Order], Order, "array", "object"),
+    (Pair, Order, "array", "object"),
+    (bool, int, "true or false", "number"),
+    (Literal["a", 1], dict[str, int], "number or text", "object"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "carried", "form", "other"), UNLIKE)
+def test_a_payload_that_no_message_of_the_channel_can_be_is_refused(
+    wanted: Any, carried: Any, form: str, other: str
+) -> None:
+    async def handler(value: Any) -> None: ...
+
+    handler.__annotations__ = {"value": wanted}
+    with pytest.raises(ConfigurationError) as error:
+        bind(handler, Queue("orders", carried))
+    text = str(error.value)
+    assert f"(in JSON: {form}), and orders carries " in text
+    assert f" ({other}); annotate value as that" in text
+
+
+LIKE: list[tuple[Any, Any]] = [
+    (dict, Order),
+    (dict[str, Any], Order),
+    (Any, Order),
+    (object, Order),
+    (bytes, Order),
+    (Order | None, Order),
+    (Order | list[Order], Order),
+    (Order, bytes),
+    (Order, Any),
+    (float, int),
+    (Literal["a"], str),
+    (uuid.UUID, str),
+]
+
+
+@pytest.mark.parametrize(("wanted", "carried"), LIKE)
+def test_a_handler_may_read_its_channel_in_another_way(wanted: Any, carried: Any) -> None:
+    async def handler(value: Any) -> None: ...
+
+    handler.__annotations__ = {"value": wanted}
+    assert bind(handler, Queue("orders", carried)).payload_type == wanted
+
+
+def test_a_list_of_what_the_channel_does_not_carry_is_refused() -> None:
+    async def handler(values: list[int]) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"values is int \(in JSON: number\), and orders carries Order \("):
+        bind(handler, Queue("orders", Order), batch=True)
 
 
 def test_builtins_whose_parameters_nobody_knows_are_refused() -> None:
