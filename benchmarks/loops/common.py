@@ -6,7 +6,9 @@ Nothing here imports atleastonce: peers run in an environment of their own, with
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -89,6 +91,11 @@ class Result(msgspec.Struct, kw_only=True):
     delays: list[float] = []
 
 
+_consume = deque[None](maxlen=0).extend
+"""Runs through an iterator in C, holding the interpreter: so many steps take the same time in any process. A loop in Python does
+not: where its frame and its objects happen to lie in memory makes a third of it."""
+
+
 class Meter:
     """Counts handled messages and takes the time. ``handled`` is what every consumer calls, once for each message."""
 
@@ -123,8 +130,7 @@ class Meter:
     def _worked(self, order: Any) -> None:
         if self.left == self.total:
             self.begin()
-        for _ in range(self.spin):
-            pass
+        _consume(repeat(None, self.spin))
         self.left -= 1
         if not self.left:
             self._finish()
@@ -164,10 +170,10 @@ def calibrate(microseconds: float) -> int:
     another thread is not hidden behind it, as it would be behind a wait."""
     if microseconds <= 0:
         return 0
-    best = float("inf")
-    for _ in range(20):
-        begin = time.perf_counter()
-        for _ in range(20_000):
-            pass
-        best = min(best, time.perf_counter() - begin)
-    return max(1, round(microseconds / 1e6 / (best / 20_000)))
+    took: list[float] = []
+    until = time.perf_counter() + 0.5  # a core that was idle takes a while to run at its speed
+    while (begin := time.perf_counter()) < until:
+        _consume(repeat(None, 20_000))
+        took.append(time.perf_counter() - begin)
+    warm = sorted(took[len(took) // 2 :])
+    return max(1, round(microseconds / 1e6 / (warm[len(warm) // 2] / 20_000)))
