@@ -173,6 +173,7 @@ def deliveries(
     partition: Partition | None = None
     begin = size = epoch = fields = 0
     stream = ""
+    restored = False
     for record in batch:
         if (error := record.error()) is not None:
             if error.code() == KafkaError._PARTITION_EOF:
@@ -189,12 +190,12 @@ def deliveries(
                 partition = rewound(partition)
             begin, size = len(ready), 0
             if partition is not None:
-                epoch, stream = partition.epoch, partition.stream
+                epoch, stream, restored = partition.epoch, partition.stream, partition.tracker.restored
                 fields = header_bytes(record.headers())
         last = offset
         if partition is None:  # taken away while it was fetched
             continue
-        if partition.tracker.restored and partition.tracker.skip(offset):
+        if restored and partition.tracker.skip(offset):
             continue
         key = record.key()
         bytes_ = len(record) + fields if key is None else len(record) + fields + len(key)
