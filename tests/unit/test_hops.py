@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atleastonce import Queue, Source, Topic, wire
+from atleastonce.codecs import decoder_for
 from atleastonce.contract import Delivery
+from atleastonce.errors import DecodeError
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import History, origin, read_history
@@ -290,6 +292,18 @@ def test_a_fingerprint_tells_places_and_types_and_not_words() -> None:
     assert fingerprint(there(ValueError("0"))) not in prints
     assert fingerprint(ValueError()) == fingerprint(ValueError("never raised"))
     assert re.fullmatch("[0-9a-f]{12}", prints.pop())
+
+
+def test_broken_json_and_a_wrong_shape_are_two_failures() -> None:
+    decode = decoder_for(dict[str, int])
+    prints: dict[str, set[str]] = {}
+    for name, bodies in {"broken": [b"{", b"nul"], "shape": [b'{"a":"b"}', b"[]"]}.items():
+        for body in bodies:
+            with pytest.raises(DecodeError) as caught:
+                decode(body)
+            prints.setdefault(name, set()).add(fingerprint(caught.value))
+    assert {name: len(each) for name, each in prints.items()} == {"broken": 1, "shape": 1}
+    assert prints["broken"] != prints["shape"]
 
 
 def test_a_fingerprint_of_a_deep_recursion_is_quick() -> None:

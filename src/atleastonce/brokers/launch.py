@@ -67,7 +67,7 @@ def up(
         try:
             running, fresh = _bring(name, home / name, display, fixed_ports, origin)
         except Unavailable as missing:
-            display.finished(name, f"unavailable: {missing.reason}")
+            display.finished(name, "unavailable")  # why is for whoever called to say, once
             return missing
         if fresh:
             started.append(running)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
+from atleastonce.errors import DecodeError
 from atleastonce.message import Headers, HeaderValue, Message
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import History, origin
@@ -169,7 +170,10 @@ def fingerprint(error: BaseException) -> str:
             trace = trace.tb_next
         code = trace.tb_frame.f_code
         place = f"{code.co_filename.rpartition('/')[2]}:{code.co_name}:{trace.tb_lineno}"
-    return hashlib.sha256(f"{type(error).__qualname__}@{place}".encode()).hexdigest()[:12]
+    kind = type(error).__qualname__
+    if isinstance(error, DecodeError) and error.__cause__ is not None:
+        kind += f"({type(error.__cause__).__qualname__})"  # all are raised in one place: broken JSON, or a wrong shape
+    return hashlib.sha256(f"{kind}@{place}".encode()).hexdigest()[:12]
 
 
 _FAILURE_FIELDS = frozenset(
