@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from atleastonce.bound import Bound
+from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.batches import BatchPool, BatchProcess
 from atleastonce.engine.decision import AsyncProcess, SyncProcess
 from atleastonce.engine.limited import LimitedLanes
-from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
+from atleastonce.engine.pools import Pool
+from atleastonce.engine.thread_pool import ThreadPool
 from atleastonce.engine.worker import Worker
 
 

@@ -33,11 +33,13 @@ from atleastonce.contract import (
     Verdict,
     Window,
 )
+from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.lanes import FreeLanes, Lanes
-from atleastonce.engine.pools import AsyncPool, Pool, ThreadPool
+from atleastonce.engine.pools import Pool
 from atleastonce.engine.supervisor import Supervisor
+from atleastonce.engine.thread_pool import ThreadPool
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import ConnectionLost
 from atleastonce.message import Headers, Message

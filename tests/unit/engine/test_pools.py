@@ -17,10 +17,11 @@ import pytest
 from engine_kit import ByKey, deliveries, delivery, ids, until
 
 from atleastonce.contract import Delivery, Retry
-from atleastonce.engine import pools
+from atleastonce.engine import async_pool, thread_pool
+from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
-from atleastonce.engine.pools import AsyncPool, ThreadPool
+from atleastonce.engine.thread_pool import ThreadPool
 from atleastonce.errors import HandlerTimeout
 
 FAILED = Decision(Retry(1), name="retried")
@@ -356,7 +357,7 @@ async def test_stop_cancels_what_runs_gives_it_back_and_starts_nothing_more() ->
 async def test_stop_does_not_wait_for_ever_for_a_handler_that_will_not_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pools, "CANCEL_SECONDS", 0.02)
+    monkeypatch.setattr(async_pool, "CANCEL_SECONDS", 0.02)
     gate = asyncio.Event()
 
     async def process(item: Delivery) -> Decision:
@@ -753,7 +754,7 @@ async def test_a_clock_too_coarse_for_quick_runs_breaks_nothing(monkeypatch: pyt
     class Frozen:
         monotonic = staticmethod(lambda: 1.0)
 
-    monkeypatch.setattr(pools, "time", Frozen)
+    monkeypatch.setattr(thread_pool, "time", Frozen)
 
     def process(item: Delivery) -> Decision:
         return DONE

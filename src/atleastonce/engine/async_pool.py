@@ -1,0 +1,177 @@
+"""Runs ``async def`` handlers: long-lived tasks, each awaiting one handler at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from atleastonce.contract import Delivery
+from atleastonce.engine.cancel import forgive, loop_ends
+from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision
+from atleastonce.engine.lanes import Lanes
+from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Ended, Failed, Fatal
+from atleastonce.errors import HandlerTimeout
+
+log = logging.getLogger("atleastonce.engine")
+
+# A lane gives the loop back after this long without suspending. Smaller costs a loop iteration each time; larger delays
+# settlements, leases and the other lanes behind handlers that never wait for anything.
+_TURN_SECONDS = 0.005
+
+
+class AsyncPool:
+    """``concurrency`` tasks, each awaiting one handler at a time."""
+
+    def __init__(
+        self,
+        process: AsyncProcess,
+        lanes: Lanes,
+        concurrency: int,
+        *,
+        ended: Ended,
+        failed: Failed,
+        fatal: Fatal,
+        timeout: float | None = None,
+    ) -> None:
+        self._process = process
+        self._lanes = lanes
+        self._ended = ended
+        self._failed = failed
+        self._fatal = fatal
+        self._timeout = timeout
+        self.ticks = timeout is not None
+        self._concurrency = concurrency
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._woken: asyncio.Future[None] | None = None  # of the one lane that is about to look for work
+        self._started = [0.0] * concurrency  # when the lane's current run began; 0.0 while it has none
+        self._late = [False] * concurrency
+        self._stopping = False
+
+    @property
+    def busy(self) -> bool:
+        """See `Pool.busy`."""
+        waiting = sum(not waiter.done() for waiter in self._idle) + (self._woken is not None)
+        return waiting < sum(not task.done() for task in self._tasks)
+
+    @property
+    def vacant(self) -> bool:
+        """See `Pool.vacant`."""
+        return bool(self._idle)
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._lane(slot)) for slot in range(self._concurrency)]
+
+    def wake(self) -> None:
+        # One at a time: each lane that starts something wakes the next. A queue that one lane empties without ever
+        # waiting wakes one lane, not all of them.
+        while self._idle and self._woken is None:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._woken = waiter
+
+    def cancel_late(self, now: float) -> None:
+        if self._timeout is None:
+            return
+        for slot, started in enumerate(self._started):
+            if started and now - started > self._timeout and not self._late[slot]:
+                self._late[slot] = True
+                self._tasks[slot].cancel()
+
+    def reclaim(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        return []
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            _, stubborn = await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
+            if stubborn:
+                log.error(
+                    "left behind: %d cancelled handlers that do not end; their messages come again", len(stubborn)
+                )
+
+    async def _lane(self, slot: int) -> None:
+        lanes, process, ended = self._lanes, self._process, self._ended
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a task's coroutine
+        timed = self._timeout is not None
+        turn = time.monotonic()
+        while True:
+            delivery = lanes.take()
+            if delivery is None:
+                await self._work(task)
+                turn = time.monotonic()
+                continue
+            if self._woken is None and self._idle and lanes.ready:
+                self.wake()
+            if timed:
+                self._started[slot] = time.monotonic()
+            try:
+                decision = await process(delivery)
+            except asyncio.CancelledError:
+                if self._stopping or loop_ends(task):
+                    ended(delivery, GIVE_BACK)
+                    raise
+                decision = self._too_late(delivery) if self._late[slot] else SELF_CANCELLED
+            except (SystemExit, KeyboardInterrupt) as stop:
+                decision = GIVE_BACK
+                self._fatal(stop)
+            except GeneratorExit:  # nobody will ever resume this task: the loop is gone
+                raise
+            except BaseException as error:  # each delivery settles: what the policy let through is given back
+                log.exception(
+                    "the handler or policy of %s ended the service; the message is given back", delivery.source
+                )
+                self._fatal(error)
+                decision = GIVE_BACK
+            if timed:
+                self._started[slot] = 0.0
+                self._late[slot] = False
+            ended(delivery, decision)
+            if task.cancelling():
+                if self._stopping:
+                    return
+                await self._shed(task)
+            if time.monotonic() - turn > _TURN_SECONDS:
+                await self._shed(task)
+                turn = time.monotonic()
+
+    async def _work(self, task: asyncio.Task[None]) -> None:
+        """Until there may be something to take."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if self._stopping or loop_ends(task):
+                raise
+            forgive(task)
+        finally:
+            if self._woken is waiter:
+                self._woken = None
+
+    async def _shed(self, task: asyncio.Task[None]) -> None:
+        """Give the loop back once. A handler that was cancelled (by its timeout, or by itself) and did not let the
+        cancellation out leaves it hanging in the air; here it ends, instead of in the next message's handler."""
+        forgive(task)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self._stopping or loop_ends(task):
+                raise
+            forgive(task)
+
+    def _too_late(self, delivery: Delivery) -> Decision:
+        error = HandlerTimeout(f"the handler ran longer than its timeout of {self._timeout:g} s")
+        try:
+            return self._failed(delivery, error)
+        except Exception as bug:  # as with any error of the policy: given back, and the service is told
+            log.exception("the handler or policy of %s ended the service; the message is given back", delivery.source)
+            self._fatal(bug)
+            return GIVE_BACK
