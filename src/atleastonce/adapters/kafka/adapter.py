@@ -38,7 +38,7 @@ from atleastonce.contract import (
     Topology,
     Window,
 )
-from atleastonce.errors import BrokerUnavailable, Closed, ConfigurationError, NotFound, PermissionDenied
+from atleastonce.errors import BrokerUnavailable, Closed, ConfigurationError, NotFound
 from atleastonce.offsets import decode
 from atleastonce.urls import BrokerUrl
 
@@ -86,12 +86,11 @@ class KafkaAdapter(Adapter):
         admin = Admin(self.settings)
         try:
             await admin.ping()
-        except PermissionDenied:
+        except BaseException as error:
             admin.close()
+            if isinstance(error, BrokerUnavailable):
+                raise BrokerUnavailable(f"Kafka at {self.settings.servers} does not answer ({error})") from None
             raise
-        except BrokerUnavailable as error:
-            admin.close()
-            raise BrokerUnavailable(f"Kafka at {self.settings.servers} does not answer ({error})") from None
         self._admin = admin
         self._publisher = Publisher(self.settings, admin.partitions)
 

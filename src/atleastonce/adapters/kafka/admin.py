@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,6 +32,12 @@ _Future: TypeAlias = "concurrent.futures.Future[Any]"
 
 _EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+# How long a broker is looked for once every address has refused us.
+_ONCE_MORE_SECONDS = 0.7
+
+# How late is noticed that credentials were refused, or that nobody waits any more.
+_SLICE_SECONDS = 0.1
+
 MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
 
@@ -43,9 +50,7 @@ class Admin:
         self._closed = False
         self._waiting: set[asyncio.Future[Any]] = set()
         self._errors: deque[KafkaError] = deque(maxlen=8)
-        # A bound method of ours would tie a knot that the garbage collector cannot undo: the handle would never close.
-        config: dict[str, Any] = {**settings.common(), "error_cb": self._errors.append}
-        self._client = AdminClient(config, logger=CLIENT_LOG)
+        self._client = self._handle()
 
     def close(self) -> None:
         """Close the handle's connections; what still waits for an answer ends with `Closed`."""
@@ -55,29 +60,48 @@ class Admin:
                 waiter.set_exception(Closed("the Kafka adapter is closed"))
         self._client.__exit__(None, None, None)
 
+    def _handle(self) -> AdminClient:
+        # A bound method of ours would tie a knot that the garbage collector cannot undo: the handle would never close.
+        config: dict[str, Any] = {**self._settings.common(), "error_cb": self._errors.append}
+        return AdminClient(config, logger=CLIENT_LOG)
+
     async def ping(self) -> None:
         """Return once the cluster has answered.
 
         Raises:
             BrokerUnavailable, PermissionDenied: as named.
         """
-        # The cluster's id is known with the first metadata, from any broker; describing the cluster asks its controller.
-        asking = asyncio.ensure_future(asyncio.to_thread(self._client.cluster_id, self._seconds))
-        while not asking.done():
+        deadline, downs = time.monotonic() + self._seconds, False
+        while True:
+            try:
+                return await self._identified()
+            except KafkaException as error:
+                failure = error
             self._client.poll(0)  # error_cb, which alone tells of refused credentials, is called within poll
-            for error in self._errors:
-                if fault(error).code is Code.PERMISSION:
-                    asking.add_done_callback(lambda done: done.cancelled() or done.exception())
-                    raise PermissionDenied(f"Kafka: {error.str()}")
-            await asyncio.wait([asking], timeout=0.02)
+            for met in self._errors:
+                if fault(met).code is Code.PERMISSION:
+                    raise PermissionDenied(f"Kafka: {met.str()}")
+                if met.code() == KafkaError._ALL_BROKERS_DOWN and not downs:
+                    # A name may have several addresses, of which the next one is tried yet.
+                    downs, deadline = True, min(deadline, time.monotonic() + _ONCE_MORE_SECONDS)
+            if time.monotonic() > deadline:
+                break
+        # The call itself only tells that its time was over. What the connections met with says more.
+        for met in reversed(self._errors):
+            if met.code() in (KafkaError._SSL, KafkaError._TRANSPORT, KafkaError._RESOLVE):
+                raise BrokerUnavailable(f"Kafka: {met.str()}")
+        raise as_exception(failure, "connecting")
+
+    async def _identified(self) -> None:
+        # The cluster's id is known with the first metadata, from any broker; describing the cluster asks its controller.
+        asking = asyncio.ensure_future(asyncio.to_thread(self._client.cluster_id, _SLICE_SECONDS))
         try:
-            asking.result()
-        except KafkaException as error:
-            # The call itself only tells that its time was over. What the connections met with says more.
-            for met in reversed(self._errors):
-                if met.code() in (KafkaError._SSL, KafkaError._TRANSPORT, KafkaError._RESOLVE):
-                    raise BrokerUnavailable(f"Kafka: {met.str()}") from None
-            raise as_exception(error, "connecting") from None
+            await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait([asking])  # the handle must not be closed under it
+            if not asking.cancelled():
+                asking.exception()
+            raise
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int | None]:
         """How many partitions each topic has; None for one that does not exist, 0 while one of them has no leader.
@@ -222,12 +246,24 @@ class Admin:
         """
         deadline = time.monotonic() + self._seconds
         while True:
+            client = self._client
             try:
                 return {key: await self._answer(future, absent) for key, future in call().items()}
             except KafkaException as error:
-                if not classify(error).retryable or time.monotonic() > deadline:
+                found = classify(error)
+                if not found.retryable or time.monotonic() > deadline:
+                    if found.code in (Code.TIMEOUT, Code.UNAVAILABLE):
+                        self._replace(client)
                     raise as_exception(error, doing) from None
             await asyncio.sleep(0.1)
+
+    def _replace(self, client: AdminClient) -> None:
+        """The next question goes through another handle: one that has got no answer may never get one (see `Reach`)."""
+        if client is self._client and not self._closed:
+            self._client = self._handle()
+            # Not closed under the questions that others still have to it; and on a thread, for it waits for its own.
+            ending = threading.Thread(target=client.__exit__, args=(None, None, None), daemon=True)
+            asyncio.get_running_loop().call_later(self._seconds + 10.0, ending.start)
 
     async def _answer(self, future: _Future, absent: Collection[int]) -> Any:
         try:

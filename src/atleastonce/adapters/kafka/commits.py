@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from atleastonce.adapters.kafka.config import Settings
 from atleastonce.adapters.kafka.faults import kafka_error
 from atleastonce.adapters.kafka.partition import Assignment, Partition
+from atleastonce.adapters.kafka.silence import Silence
 from atleastonce.offsets import METADATA_LIMIT, Mark, Point, encode
 
 log = logging.getLogger("atleastonce.kafka")
@@ -26,6 +27,10 @@ RECOMMIT_SECONDS = 6 * 3600.0
 # The client answers an asynchronous commit by itself, at the latest after session.timeout.ms. This guards against a
 # lost answer, which would end all commits.
 _ANSWER_SECONDS = 120.0
+
+# How long a commit that is waited for may go unanswered before another client is worth more: a coordinator is elected within a
+# few seconds. The client itself gives up after session.timeout.ms.
+VAIN_SECONDS = 15.0
 
 Stored = tuple[int, str]
 """Offset and metadata, as the broker keeps them."""
@@ -38,9 +43,10 @@ class Committer:
         consumer: the handle; only used on the thread that polls it.
         assignment: the partitions.
         settings: interval and count.
+        silence: told what is waited for.
     """
 
-    def __init__(self, consumer: Consumer, assignment: Assignment, settings: Settings) -> None:
+    def __init__(self, consumer: Consumer, assignment: Assignment, settings: Settings, silence: Silence) -> None:
         self.leaving = False
         """Whether what is committed now is the last of every partition: nothing of it runs any more."""
         self.failed = 0
@@ -48,6 +54,7 @@ class Committer:
         self.last_error: KafkaError | None = None
         self._consumer = consumer
         self._assignment = assignment
+        self._silence = silence
         self._interval = settings.commit_interval
         self._every = settings.commit_every
         self._metadata_limit = METADATA_LIMIT
@@ -152,7 +159,8 @@ class Committer:
             return confirmed
         try:
             offsets = [self.offset(partition, stored) for partition, stored in dirty.values()]
-            answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
+            with self._silence.until("the confirmation of a commit", VAIN_SECONDS):
+                answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
         except KafkaException as error:  # when all partitions failed, it raises
             self.note(kafka_error(error), len(dirty))
             return confirmed

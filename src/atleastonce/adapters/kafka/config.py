@@ -205,6 +205,9 @@ class Settings:
             "fetch.wait.max.ms": 100,
             # How long a deleted topic goes unnoticed (30 s by default). News of it is checked before it is believed.
             "topic.metadata.propagation.max.ms": 3000,
+            # How long a request may go unanswered (60 s by default): one that a network has swallowed is what a group's member then
+            # waits for. Shorter: a coordinator that is slow looks like one that is gone. Joining a group has its own, longer.
+            "socket.timeout.ms": max(10_000, int(self.client.get("fetch.wait.max.ms", 0)) + 2000),
             "fetch.queue.backoff.ms": 5,  # 1 s by default: with a small queue the fetcher would sleep most of the time
             **self.common(),
             "group.id": group,

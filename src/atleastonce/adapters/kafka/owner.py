@@ -16,6 +16,7 @@ from atleastonce.adapters.kafka.faults import as_exception, fault
 from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.partition import Assignment, Partition
+from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.rebalance import Rebalancer
 from atleastonce.adapters.kafka.records import deliveries
 from atleastonce.adapters.kafka.transactor import Transactor
@@ -32,9 +33,6 @@ SLICE_SECONDS = 0.05
 # longer delays every transaction.
 TRANSACTION_SLICE_SECONDS = 0.005
 
-# While all brokers are gone: how often one is looked for.
-PROBE_SECONDS = 1.0
-
 # Without a partition: how often it is asked whether the topic is still there. In a group of the new protocol (KIP-848) the
 # client is told of a deleted topic by nothing but the loss of its partitions, as if others had taken them.
 VERIFY_SECONDS = 3.0
@@ -49,7 +47,7 @@ class Owner(threading.Thread):
     Args:
         consumer: the handle, not subscribed yet; closed by this thread.
         source: what is read.
-        assignment, committer, flow, handover, rebalancer: the subscription's parts.
+        assignment, committer, flow, handover, rebalancer, reach: the subscription's parts.
         counting: whether no record may be handed out before that is noted in the commit.
         transactor: does what is published and settled in one step; None where everything is only settled.
         condition: the listener's method, to be called on the loop.
@@ -66,6 +64,7 @@ class Owner(threading.Thread):
         flow: Flow,
         handover: Handover,
         rebalancer: Rebalancer,
+        reach: Reach,
         *,
         counting: bool,
         transactor: Transactor | None,
@@ -83,6 +82,7 @@ class Owner(threading.Thread):
         self._flow = flow
         self._handover = handover
         self._rebalancer = rebalancer
+        self._reach = reach
         # A commit that is only perhaps stored must not be followed by a transaction, for it might arrive after that.
         self._counting = counting or transactor is not None
         self._transactor = transactor
@@ -94,8 +94,6 @@ class Owner(threading.Thread):
         self._stopping = False
         self._nudge = threading.Event()
         self._busy = False
-        self._connected = True
-        self._probe_at = 0.0
         self._verify_at = time.monotonic() + VERIFY_SECONDS
         self._failure: AtLeastOnceError | None = None
 
@@ -139,9 +137,8 @@ class Owner(threading.Thread):
 
     def _step(self) -> None:
         now = time.monotonic()
-        if not self._connected and now >= self._probe_at:
-            self._probe_at = now + PROBE_SECONDS
-            self._probe(0.1)
+        if not self._reach.connected:
+            self._look(now)
         if not self._assignment.live and now >= self._verify_at:
             self._verify_at = now + VERIFY_SECONDS
             self._missing()
@@ -202,9 +199,7 @@ class Owner(threading.Thread):
             if unreserved := self._assignment.unreserved():
                 self._reserve(unreserved)
             self._flow.seen(len(ready), size)
-            self._handover.put(ready)
-            if not self._connected:
-                self._connect()
+            self._handover.put(ready)  # no sign of a broker: they may have been fetched before it went
         for error in errors:
             self.error(error)
 
@@ -229,8 +224,8 @@ class Owner(threading.Thread):
         elif found.code is Code.PERMISSION or code == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
             self._failure = as_exception(KafkaException(error), f"reading {self._source}")
         elif code == KafkaError._ALL_BROKERS_DOWN:
-            if self._connected:
-                self._connected = False
+            if self._reach.connected:
+                self._reach.down()
                 self._condition("disconnected", found.detail)
         else:
             log.debug("%s: %s", self._source, found)
@@ -238,20 +233,17 @@ class Owner(threading.Thread):
     def committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The client's ``on_commit``."""
         self._committer.answered(error, offsets)
-        if error is None and not self._connected:
-            self._connect()
+        if error is None and not self._reach.connected:
+            self._reach.up()
+            self._condition("connected", "")
 
-    def _probe(self, seconds: float) -> None:
-        # The client tells when the last broker went away and never when one came back.
-        try:
-            self._consumer.get_watermark_offsets(TopicPartition(self._assignment.topic, 0), timeout=seconds)
-        except KafkaException:
-            return
-        self._connect()
-
-    def _connect(self) -> None:
-        self._connected = True
-        self._condition("connected", "")
+    def _look(self, now: float) -> None:
+        if self._reach.look(now, self._assignment.topic):
+            self._condition("connected", "")
+        elif self._reach.lost:
+            raise ConnectionLost(
+                "Kafka: brokers answer, and this client does not find them any more; another one is made"
+            )
 
     def _fail(self, error: AtLeastOnceError) -> None:
         self._rebalancer.closing = True
@@ -262,9 +254,7 @@ class Owner(threading.Thread):
         if self._transactor is not None:
             self._transactor.close()
         try:
-            if not self._connected:
-                self._probe(0.5)
-            if self._connected:
+            if self._reach.connected or self._reach.ask(self._assignment.topic, 0.5):
                 self._committer.leaving = True
                 self._flush()
         except KafkaException as error:

@@ -7,15 +7,16 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as Record
 
-from atleastonce.adapters.kafka.config import CLIENT_LOG
+from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
 from atleastonce.adapters.kafka.faults import kafka_error, publish_outcome
+from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.contract import OK, Code, Outcome, rejected, unknown
 
 log = logging.getLogger("atleastonce.kafka")
@@ -77,15 +78,19 @@ class Pump:
     """A `Producer` and the thread that serves its delivery reports.
 
     Args:
-        config: the client's.
+        settings: of the adapter.
+        extra: settings of this client alone.
         name: of the thread.
     """
 
-    def __init__(self, config: dict[str, Any], name: str) -> None:
+    def __init__(self, settings: Settings, extra: Mapping[str, Any], name: str) -> None:
+        config = {**settings.producer(), **extra}
         self.broken = False
         """The client has given up for good; a new pump is needed."""
         self._loop = asyncio.get_running_loop()
         self._producer = Producer({**config, "error_cb": self._on_error}, logger=CLIENT_LOG)
+        self._reach = Reach(self._producer, settings)
+        self._topic: str | None = None  # one that was published to
         self._timeout = int(config["delivery.timeout.ms"]) / 1000
         self._room: set[asyncio.Future[None]] = set()
         self._stopping = False
@@ -96,6 +101,7 @@ class Pump:
     async def send(self, records: Sequence[Publish], outcomes: list[Outcome]) -> None:
         """Publish ``records`` in order and put each one's outcome into ``outcomes`` at its place."""
         tally = Tally(outcomes)
+        self._topic = records[0].topic
         produce = self._producer.produce
         expected = 0
         deadline = time.monotonic() + self._timeout
@@ -149,6 +155,8 @@ class Pump:
                 if self._poll() and self._room:
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(self._open_room)
+                if not self._reach.connected:
+                    self._look()
             if self.broken or producer.flush(CLOSE_SECONDS):
                 producer.purge()  # each that is left is reported, and so ends as unknown
             while not self._stopping or len(producer):
@@ -157,6 +165,12 @@ class Pump:
         finally:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _look(self) -> None:
+        self._reach.look(time.monotonic(), self._topic)
+        if self._reach.lost:
+            self.broken = True
+            log.warning("Kafka producer: brokers answer, and it does not find them any more; it is replaced")
 
     def _poll(self) -> int:
         try:
@@ -189,3 +203,5 @@ class Pump:
         if error.fatal():
             self.broken = True
             log.warning("Kafka producer failed and is replaced: %s", error.str())
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._reach.down()

@@ -141,7 +141,7 @@ class Publisher:
         if pump is not None and pump.broken:
             self._retired.append(pump)
             pump = None
-        return pump or Pump({**self._settings.producer(), **extra}, "atleastonce-kafka-producer")
+        return pump or Pump(self._settings, extra, "atleastonce-kafka-producer")
 
     async def _refused(self, topics: set[str]) -> dict[str, Outcome]:
         """Topics that cannot be published to. librdkafka would wait for a missing one until the message times out."""

@@ -19,6 +19,7 @@ from atleastonce.adapters.kafka.faults import as_exception
 from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.partition import Assignment, Partition
+from atleastonce.adapters.kafka.silence import Silence
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable
 from atleastonce.offsets import decode, read_mark
 
@@ -27,6 +28,9 @@ log = logging.getLogger("atleastonce.kafka")
 # The committed offsets must be known before anything is read. Longer than one election of a coordinator; well below
 # max.poll.interval.ms, since nothing polls meanwhile.
 COMMITTED_SECONDS = 30.0
+
+# How long one question for them may take.
+ANSWER_SECONDS = 5.0
 
 # How often what a drain waits for is looked at. Shorter costs processor time, longer makes the group wait.
 _SERVE_SECONDS = 0.002
@@ -39,7 +43,7 @@ class Rebalancer:
 
     Args:
         settings: drain time, start position, protocol.
-        assignment, committer, flow, handover: of the subscription.
+        assignment, committer, flow, handover, silence: of the subscription.
         drain: starts the loop's drain of partitions; the future ends with it.
         tell: runs a function on the loop.
         lost, condition: the listener's methods, to be called on the loop.
@@ -52,6 +56,7 @@ class Rebalancer:
         committer: Committer,
         flow: Flow,
         handover: Handover,
+        silence: Silence,
         *,
         drain: Drain,
         lost: Callable[[Sequence[str]], None],
@@ -68,6 +73,7 @@ class Rebalancer:
         self._committer = committer
         self._flow = flow
         self._handover = handover
+        self._silence = silence
         self._drain = drain
         self._lost = lost
         self._condition = condition
@@ -147,10 +153,14 @@ class Rebalancer:
 
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         # Offsets of an open transaction are not told: its end is waited for, or its producer's timeout.
-        deadline = time.monotonic() + COMMITTED_SECONDS + self._settings.transaction_timeout
+        limit = COMMITTED_SECONDS + self._settings.transaction_timeout
+        with self._silence.until("the committed offsets", limit + ANSWER_SECONDS):
+            return self._insist(consumer, partitions, time.monotonic() + limit)
+
+    def _insist(self, consumer: Consumer, partitions: list[TopicPartition], deadline: float) -> list[TopicPartition]:
         while True:
             try:
-                found = consumer.committed(partitions, timeout=5.0)
+                found = consumer.committed(partitions, timeout=ANSWER_SECONDS)
                 failed = next((each.error for each in found if each.error is not None), None)
                 if failed is None:
                     return found

@@ -18,7 +18,9 @@ from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.owner import Owner
 from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.adapters.kafka.publisher import Publisher
+from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.rebalance import Rebalancer
+from atleastonce.adapters.kafka.silence import Silence
 from atleastonce.adapters.kafka.transactions import Transactions
 from atleastonce.adapters.kafka.transactor import Transactor
 from atleastonce.channels import Source
@@ -37,7 +39,7 @@ from atleastonce.contract import (
     Window,
     rejected,
 )
-from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError, NotFound
+from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError, ConnectionLost, NotFound
 from atleastonce.message import new_id
 
 log = logging.getLogger("atleastonce.kafka")
@@ -45,6 +47,9 @@ log = logging.getLogger("atleastonce.kafka")
 # How long `close` waits for the thread. Only a client that is stuck on a dead coordinator needs longer; it then ends by
 # itself, at the latest after session.timeout.ms.
 CLOSE_WAIT_SECONDS = 10.0
+
+# How often is looked whether the thread still waits for an answer: how late its silence is told.
+_WATCH_SECONDS = 1.0
 
 _NOT_OFFERED = rejected(Code.INVALID, "Kafka neither delays nor dead-letters by itself; copy it to a channel and Ack")
 
@@ -88,7 +93,8 @@ class KafkaSubscription(Subscription):
             },
             logger=CLIENT_LOG,
         )
-        self._committer = Committer(self._consumer, assignment, settings)
+        self._silence = Silence()
+        self._committer = Committer(self._consumer, assignment, settings, self._silence)
         self._flow = Flow(window, assignment, handover)
         self._transactor = self._make_transactor(settings) if window.transactional else None
         self._rebalancer = Rebalancer(
@@ -97,10 +103,12 @@ class KafkaSubscription(Subscription):
             self._committer,
             self._flow,
             handover,
+            self._silence,
             drain=self._drain,
             lost=lambda streams: self._tell(listener.lost, streams),
             condition=self._condition,
         )
+        self._reach = Reach(self._consumer, settings)
         self._owner = Owner(
             self._consumer,
             source,
@@ -109,6 +117,7 @@ class KafkaSubscription(Subscription):
             self._flow,
             handover,
             self._rebalancer,
+            self._reach,
             counting=window.counted,
             transactor=self._transactor,
             condition=self._condition,
@@ -116,6 +125,8 @@ class KafkaSubscription(Subscription):
             ended=lambda: self._tell(self._left.set),
         )
         self._owner.start()
+        self._told_silence = False
+        self._watching = loop.call_later(_WATCH_SECONDS, self._watch)
 
     # ---------------------------------------------------------------------------------- contract
 
@@ -216,6 +227,7 @@ class KafkaSubscription(Subscription):
             await self._wait_left()
             return
         self._closed = True
+        self._watching.cancel()
         self._handover.clear()
         self._owner.stop()
         self._handover.wake()
@@ -242,12 +254,26 @@ class KafkaSubscription(Subscription):
 
     async def _wait_left(self) -> None:
         try:
-            async with asyncio.timeout(CLOSE_WAIT_SECONDS):
+            # A thread that waits in vain is not worth waiting for: it ends by itself.
+            async with asyncio.timeout(0 if self._silence.vain or self._reach.lost else CLOSE_WAIT_SECONDS):
                 await self._left.wait()
         except TimeoutError:
             log.warning("%s: the client still waits for a broker that is gone; it ends by itself", self.source)
             return
         self._owner.join()  # it has nothing left to do
+
+    def _watch(self) -> None:
+        """While the thread waits for an answer it hears no report of the client: say for it that the broker is silent."""
+        self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch)
+        silence, listener = self._silence, self._listener
+        if silence.vain:
+            self._handover.fail(ConnectionLost(f"Kafka: waited in vain for {silence.what}"))
+        elif silence.long != self._told_silence:
+            self._told_silence = silence.long
+            if self._told_silence:
+                listener.condition("disconnected", f"Kafka: waiting for {silence.what}")
+            elif self._reach.connected:
+                listener.condition("connected", "")
 
     def _drain(self, partitions: Sequence[Partition], grace: float) -> concurrent.futures.Future[None]:
         return asyncio.run_coroutine_threadsafe(self._drained(partitions, grace), self._loop)
