@@ -29,6 +29,9 @@ log = logging.getLogger("atleastonce")
 
 _CONNECT = Backoff("200ms", factor=2, maximum="5s")
 
+# What the last try gets, which begins when the time to wait is over. Shorter: a broker that has just come is missed.
+_LAST_SECONDS = 0.5
+
 
 class Broker(Asks):
     """One connection. Made by `connect`, or by a `Service` for itself.
@@ -92,23 +95,31 @@ class Broker(Asks):
         """
         loop = asyncio.get_running_loop()
         begin, attempt = loop.time(), 0
+        end = begin + self._wait if self._wait else None
         while True:
             attempt += 1
+            # A try is not longer than what is left; the last one begins when the time is over.
+            limit = asyncio.timeout_at(None if end is None else max(end, loop.time() + _LAST_SECONDS))
             try:
-                await self.adapter.open()
+                async with limit:
+                    await self.adapter.open()
                 self.trouble = ""
                 return
-            except BrokerUnavailable as error:
-                pause = _CONNECT.wait(attempt) or 0.0
-                left = None if self._wait is None else begin + self._wait - loop.time()
-                if left is not None:
-                    if left <= 0:
-                        if self._wait:
-                            raise BrokerUnavailable(
-                                f"{error}; waited {loop.time() - begin:.0f} s for it (wait=None waits for ever)"
-                            ) from None
+            except (BrokerUnavailable, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    if not limit.expired():
                         raise
-                    pause = min(pause, left)  # the last try is when the time is over
+                    error = BrokerUnavailable(self.trouble or f"{self.url} does not answer")
+                if self._wait == 0:
+                    raise error from None
+                pause = _CONNECT.wait(attempt) or 0.0
+                if end is not None:
+                    left = end - loop.time()
+                    if left <= 0:
+                        raise BrokerUnavailable(
+                            f"{error}; waited {loop.time() - begin:.0f} s for it (wait=None waits for ever)"
+                        ) from None
+                    pause = min(pause, left)
                 self.trouble = str(error)
                 self._waiting(f"{error}; trying again in {pause:.1f} s")
                 await asyncio.sleep(pause)

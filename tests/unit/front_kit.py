@@ -106,6 +106,8 @@ class FakeAdapter(Adapter):
     def __init__(self) -> None:
         self.sender = Sender()
         self.opens: deque[BaseException] = deque()
+        self.opening = asyncio.Event()
+        self.opening.set()
         self.declares: deque[BaseException | None] = deque()
         self.subscribes: deque[BaseException | None] = deque()
         self.opened = 0
@@ -118,6 +120,7 @@ class FakeAdapter(Adapter):
 
     async def open(self) -> None:
         self.opened += 1
+        await self.opening.wait()
         if self.opens:
             raise self.opens.popleft()
 

@@ -213,6 +213,22 @@ async def test_no_wait_fails_at_once(adapter: FakeAdapter) -> None:
     assert not told
 
 
+async def test_one_try_does_not_outlast_the_time(adapter: FakeAdapter) -> None:
+    """An address that swallows everything."""
+    adapter.opening.clear()
+    begin = asyncio.get_running_loop().time()
+    with pytest.raises(BrokerUnavailable, match=r"fake://h/? does not answer; waited 1 s for it"):
+        await fake(wait="600ms").open()
+    assert 0.6 <= asyncio.get_running_loop().time() - begin < 2
+
+
+async def test_a_try_that_is_cut_says_what_the_one_before_met(adapter: FakeAdapter) -> None:
+    adapter.opens.append(BrokerUnavailable("refused"))
+    with pytest.raises(BrokerUnavailable, match=r"refused; waited 1 s for it"):
+        await fake(wait="600ms", waiting=lambda _: adapter.opening.clear()).open()
+    assert adapter.opened == 2
+
+
 async def test_the_whole_time_is_waited_and_no_longer(adapter: FakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atleastonce.broker._CONNECT", Backoff("20ms", factor=1e6, maximum="1h", jitter=0))
     adapter.opens.extend(BrokerUnavailable("refused") for _ in range(9))
