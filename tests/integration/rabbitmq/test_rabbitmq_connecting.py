@@ -9,6 +9,7 @@ import pytest
 from rabbitmq_kit import Proxy, opened
 
 from atleastonce.adapters import open_adapter
+from atleastonce.channels import Queue
 from atleastonce.contract import Code, Topology
 from atleastonce.errors import BrokerUnavailable, NotFound, PermissionDenied
 
@@ -62,6 +63,16 @@ async def test_something_else_listens_there() -> None:
         await adapter.close()
 
 
+async def test_nobody_behind_a_proxy() -> None:
+    """A proxy or balancer without a broker takes the connection and closes it."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        adapter = open_adapter(f"rabbitmq://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        with pytest.raises(BrokerUnavailable, match="closed before an answer; is a broker behind this address"):
+            await adapter.open()
+        await adapter.close()
+
+
 async def test_the_next_host_is_tried(rabbitmq_url: str) -> None:
     several = changed(rabbitmq_url, netloc=f"guest:guest@127.0.0.1:1,{address(rabbitmq_url)}")
     async with opened(several) as adapter:
@@ -92,3 +103,16 @@ async def test_a_goodbye_that_nobody_answers_ends(rabbitmq_url: str) -> None:
         async with asyncio.timeout(5):
             await adapter.close()
             await adapter.close()
+
+
+async def test_a_broker_that_has_fallen_silent_is_waited_for_once(rabbitmq_url: str) -> None:
+    """One that goes down while a service starts answers neither the question nor the two goodbyes after it."""
+    async with Proxy(rabbitmq_url) as proxy:
+        adapter = open_adapter(proxy.url, {"operation_timeout": 5})
+        await adapter.open()
+        proxy.hold()
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(BrokerUnavailable):
+            await adapter.declare(Topology(channels=(Queue("never-made"),)))
+        await adapter.close()
+        assert asyncio.get_running_loop().time() - begun < 9.5, "each of the three was waited for"

@@ -22,6 +22,9 @@ _pika.addHandler(logging.NullHandler())
 if _pika.level == logging.NOTSET:
     _pika.setLevel(logging.CRITICAL)
 
+# How long a goodbye is waited for. Nobody needs the answer; a broker that is going down itself may not give one.
+_GOODBYE_SECONDS = 3.0
+
 Loss = Callable[[Exception], None]
 
 
@@ -34,6 +37,7 @@ class Channel:
         self._connection = connection
         self._pika = pika
         self._waiting: set[asyncio.Future[Any]] = set()
+        self._silent = False  # a question was not answered: no other will be
         pika.add_on_close_callback(self._lost)
 
     @property
@@ -91,7 +95,8 @@ class Channel:
         with contextlib.suppress(amqp.AMQPError, TimeoutError):
             if not self._pika.is_closing:
                 self._pika.close()
-            await self._wait(answer)
+            if not self._silent:
+                await self._wait(answer)
 
     def _future(self) -> asyncio.Future[Any]:
         if self.closed is not None:
@@ -103,6 +108,9 @@ class Channel:
         try:
             async with asyncio.timeout(self._connection.config.operation_timeout):
                 return await answer
+        except TimeoutError:
+            self._silent = True
+            raise
         finally:
             self._waiting.discard(answer)
 
@@ -202,7 +210,7 @@ class Connection:
             with contextlib.suppress(amqp.ConnectionWrongStateError):
                 self.wire.close()
             try:
-                async with asyncio.timeout(self.config.operation_timeout):
+                async with asyncio.timeout(min(_GOODBYE_SECONDS, self.config.operation_timeout)):
                     await asyncio.shield(self._ended)
             except TimeoutError:
                 self.wire.abort(amqp.StreamLostError("the broker did not answer the goodbye"))

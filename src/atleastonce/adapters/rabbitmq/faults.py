@@ -87,8 +87,13 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, amqp.AuthenticationError):
         return Fault(Code.PERMISSION, False, Scope.CONNECTION, "no common way to log in")
     if isinstance(error, amqp.IncompatibleProtocolError):
+        # All that is known: our header was not answered. What answers otherwise fails in other ways.
         return Fault(
-            unavailable, True, Scope.CONNECTION, "it does not speak AMQP 0-9-1 (TLS port, or another service?)"
+            unavailable,
+            True,
+            Scope.CONNECTION,
+            "the connection was closed before an answer; is a broker behind this address, without TLS?"
+            " (a proxy or balancer without one, a TLS port and other services end like this)",
         )
     if isinstance(error, amqp.ConnectionBlockedTimeout):
         return Fault(Code.OVERLOADED, True, Scope.CONNECTION, "blocked for too long: the broker lacks memory or disk")
