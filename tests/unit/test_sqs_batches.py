@@ -132,6 +132,8 @@ def test_errors_of_the_client() -> None:
     assert classify(botocore.NoCredentialsError()).code is Code.PERMISSION
     assert "AWS_PROFILE" in classify(botocore.NoCredentialsError()).detail
     assert classify(botocore.NoRegionError()).code is Code.INVALID
+    assert "sqs://REGION" in classify(botocore.NoRegionError()).detail
+    assert "?region=" in classify(botocore.NoRegionError()).detail
     assert classify(botocore.ConnectionClosedError(endpoint_url="http://x")).code is Code.UNAVAILABLE
     assert classify(client_error("Whatever", status=503)).retryable
     assert classify(ValueError("x")).code is Code.INTERNAL

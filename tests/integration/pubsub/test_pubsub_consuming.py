@@ -168,6 +168,18 @@ async def test_a_subscription_without_its_topic_is_told(pubsub_url: str, queue: 
         assert [(drift.setting, drift.found, drift.breaks) for drift in drifts] == [("topic", "_deleted-topic_", True)]
 
 
+async def test_a_subscription_that_is_deleted_while_it_is_read_is_told(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter, raw(pubsub_url) as (link, config):
+        await adapter.declare(topology(work := queue()))
+        subscription = await reading(adapter, work)
+        receiving = asyncio.create_task(subscription.receive(1, 60.0))
+        request = api.DeleteSubscriptionRequest(subscription=config.subscription(work.name))
+        await link.call("DeleteSubscription", request, seconds=5)
+        with pytest.raises(NotFound, match=f"reading {work.name}: .*not found"):
+            await asyncio.wait_for(receiving, 30)
+        await subscription.close()
+
+
 async def test_a_backlog_is_unknown_and_never_nothing(pubsub_url: str, queue: MakeQueue) -> None:
     async with opened(pubsub_url) as adapter:
         await adapter.declare(topology(work := queue()))

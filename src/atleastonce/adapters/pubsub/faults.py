@@ -95,7 +95,8 @@ def as_error(error: BaseException, what: str, *, lost: bool = False) -> AtLeastO
     if fault.code is Code.PERMISSION:
         return PermissionDenied(text)
     if fault.code is Code.NOT_FOUND:
-        return NotFound(text)
+        said = "not found" in text.lower()  # pstest names the subscription and nothing else
+        return NotFound(text if said else f"{what}: not found: {fault.detail}")
     return ConnectionLost(text) if lost else BrokerUnavailable(text)
 
 

@@ -129,6 +129,8 @@ def classify(error: BaseException) -> Fault:
     if names & _NO_CREDENTIALS:
         remedy = "; give sqs://KEY:SECRET@REGION, profile=, or what boto3 looks for, such as AWS_PROFILE"
         return Fault(Code.PERMISSION, False, Scope.CONNECTION, detail + remedy)
+    if "NoRegionError" in names:
+        detail += "; give sqs://REGION, ?region= in the URL, or what boto3 looks for, such as AWS_REGION"
     if names & _SETTINGS:
         return Fault(Code.INVALID, False, Scope.CONNECTION, detail)
     if "ReadTimeoutError" in names:
