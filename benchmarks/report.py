@@ -53,6 +53,8 @@ def summary(scenario: Scenario, results: dict[str, list[Result | None]]) -> list
                     row["cpu_ratio"] = round(
                         statistics.median((b.cpu / b.messages) / (a.cpu / a.messages) for a, b in pairs), 3
                     )
+            if sizes := [result.rss for result in done if result.rss]:
+                row["rss_mib"] = round(statistics.median(sizes))
             if delays := sorted(delay for result in done for delay in result.delays):
                 row["p50_ms"] = _round(delays[len(delays) // 2] * 1e3)
                 row["p99_ms"] = _round(delays[int(len(delays) * 0.99)] * 1e3)
@@ -138,10 +140,12 @@ def render(report: dict[str, Any], *, level: int = 2) -> str:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     latency = rows[0]["scenario"] == "latency"
     timed = any("p50_ms" in row for row in rows)
+    sized = any("rss_mib" in row for row in rows)
     base = next((row["of"] for row in rows if "of" in row), None)
     columns = ["speed" if base is None else f"speed, {base} = 1", "who"]
     columns += [] if latency else ["µs/message", "CPU µs/message", "messages/s"]
     columns += ["p50 ms", "p99 ms"] if timed else []
+    columns += ["RSS MiB"] if sized else []
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         ratio = f"{row['ratio']:.3g}" if "ratio" in row else ""
@@ -157,6 +161,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
                 ]
             if timed:
                 cells += [f"{row['p50_ms']:g}", f"{row['p99_ms']:g}"] if "p50_ms" in row else ["", ""]
+            if sized:
+                cells.append(str(row.get("rss_mib", "")))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -212,7 +218,8 @@ are interleaved, a ratio is the median of the ratios within each round, and a fi
 that everything was settled.
 
 Read the ratio, not the absolute figure: brokers and contenders shared the cores of one machine. "CPU" is the CPU
-time of the measured process, all its threads. Messages are 100 bytes of JSON with three headers; Kafka topics have
+time of the measured process, all its threads. "RSS" is the most memory that it ever had, interpreter and client included; tables
+without that column are from before it was taken. Messages are 100 bytes of JSON with three headers; Kafka topics have
 four partitions, RabbitMQ queues are quorum queues, SQLite syncs every commit to disk. The raw Kafka consumer is tuned: with
 librdkafka's default `fetch.queue.backoff.ms` a fast reader waits a second whenever the client's queue was full.
 """

@@ -83,12 +83,14 @@ class Result(msgspec.Struct, kw_only=True):
             confirmation.
         cpu: seconds of this process's CPU in that time, all threads: what noise from other processes hardly touches.
         delays: seconds each: from publish to handled, or from the call to its confirmation. Empty where not taken.
+        rss: the most resident memory that the process ever had, in MiB: interpreter, client and all. 0 where nothing tells it.
     """
 
     messages: int
     seconds: float
     cpu: float
     delays: list[float] = []
+    rss: float = 0.0
 
 
 _consume = deque[None](maxlen=0).extend
