@@ -4,8 +4,9 @@ sight."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -55,6 +56,30 @@ def ensure_files(scheme: str, given: Mapping[str, Any], *names: str) -> None:
             except (OSError, TypeError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 raise ConfigurationError(f'{scheme}: {name} "{path}" cannot be read: {reason}') from None
+
+
+def given_options(
+    scheme: str, url: BrokerUrl, options: Mapping[str, Any], *, known: Collection[str], objects: Collection[str]
+) -> dict[str, Any]:
+    """The options of ``url`` with ``options`` over them: what is given in code wins.
+
+    Args:
+        scheme: for the message.
+        known: names of all options.
+        objects: of those that no text can stand for.
+
+    Raises:
+        ConfigurationError: an option that does not exist, or one of ``objects`` in the URL.
+    """
+    for name in (*url.query, *options):
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(known))}"
+            raise ConfigurationError(f'{scheme}: unknown option "{name}"{hint}')
+    for name in objects:
+        if name in url.query:
+            raise ConfigurationError(f'{scheme}: option "{name}" is given in code, not in a URL')
+    return {**url.query, **options}
 
 
 def _hidden_user(match: re.Match[str]) -> str:

@@ -7,13 +7,12 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl, ensure_files, mask
+from atleastonce.urls import BrokerUrl, ensure_files, given_options, mask
 
 _TLS_SCHEMES = frozenset({"tls", "natss"})
 _SECONDS = {
@@ -95,17 +94,9 @@ class Config:
         Raises:
             ConfigurationError: an option that does not exist or has a bad value.
         """
-        for name in (*url.query, *options):
-            if name not in _KNOWN:
-                close = get_close_matches(name, _KNOWN, n=1)
-                hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(_KNOWN))}"
-                raise ConfigurationError(f'nats: unknown option "{name}"{hint}')
-        for name in _OBJECTS:
-            if name in url.query:
-                raise ConfigurationError(f'nats: option "{name}" is given in code, not in a URL')
+        given = given_options("nats", url, options, known=_KNOWN, objects=_OBJECTS)
         if url.path:
             raise ConfigurationError(f'broker URL "{url}": NATS has no databases; leave "/{url.path}" away')
-        given: dict[str, Any] = {**url.query, **options}
         values = _checked(given)
         secure = url.scheme in _TLS_SCHEMES
         user, password, token = url.user, url.password, values.pop("token", None)

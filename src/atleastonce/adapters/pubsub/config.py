@@ -6,13 +6,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl
+from atleastonce.urls import BrokerUrl, given_options
 
 SERVICE = "pubsub.googleapis.com:443"
 MIN_DEADLINE, MAX_DEADLINE = 10, 600
@@ -99,17 +98,9 @@ class Config:
         Raises:
             ConfigurationError: an option that does not exist or has a bad value.
         """
-        for name in (*url.query, *options):
-            if name not in _KNOWN:
-                close = get_close_matches(name, _KNOWN, n=1)
-                hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(_KNOWN))}"
-                raise ConfigurationError(f'pubsub: unknown option "{name}"{hint}')
-        for name in _OBJECTS:
-            if name in url.query:
-                raise ConfigurationError(f'pubsub: option "{name}" is given in code, not in a URL')
+        given = given_options("pubsub", url, options, known=_KNOWN, objects=_OBJECTS)
         if url.user is not None:
             raise ConfigurationError("pubsub: a URL takes no user or password; give credentials_file= or credentials")
-        given: dict[str, Any] = {**url.query, **options}
         endpoint, project, redirected = _place(url, given, os.environ if environ is None else environ)
         tls = _flag(given["tls"]) if "tls" in given else _is_service(endpoint)
         values = {name: _value(name, value) for name, value in given.items() if name not in ("tls", "project")}

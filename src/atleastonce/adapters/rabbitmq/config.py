@@ -6,14 +6,13 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import pika
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl, ensure_files
+from atleastonce.urls import BrokerUrl, ensure_files, given_options
 
 _TLS_SCHEMES = frozenset({"amqps", "rabbitmqs"})
 _SECONDS = {
@@ -83,15 +82,7 @@ class Config:
         Raises:
             ConfigurationError: an option that does not exist or has a bad value.
         """
-        for name in (*url.query, *options):
-            if name not in _KNOWN:
-                close = get_close_matches(name, _KNOWN, n=1)
-                hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(_KNOWN))}"
-                raise ConfigurationError(f'rabbitmq: unknown option "{name}"{hint}')
-        for name in _OBJECTS:
-            if name in url.query:
-                raise ConfigurationError(f'rabbitmq: option "{name}" is given in code, not in a URL')
-        given: dict[str, Any] = {**url.query, **options}
+        given = given_options("rabbitmq", url, options, known=_KNOWN, objects=_OBJECTS)
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name in _SECONDS:

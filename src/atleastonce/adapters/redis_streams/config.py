@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl, ensure_files
+from atleastonce.urls import BrokerUrl, ensure_files, given_options
 
 _TLS_SCHEMES = frozenset({"rediss", "valkeys"})
 _SECONDS = {
@@ -85,15 +84,7 @@ class Config:
         """
         if kind := url.scheme.partition("+")[2]:
             raise ConfigurationError(f"redis: {_UNSUPPORTED[kind]}")
-        for name in (*url.query, *options):
-            if name not in _KNOWN:
-                close = get_close_matches(name, _KNOWN, n=1)
-                hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(_KNOWN))}"
-                raise ConfigurationError(f'redis: unknown option "{name}"{hint}')
-        for name in _OBJECTS:
-            if name in url.query:
-                raise ConfigurationError(f'redis: option "{name}" is given in code, not in a URL')
-        given: dict[str, Any] = {**url.query, **options}
+        given = given_options("redis", url, options, known=_KNOWN, objects=_OBJECTS)
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name in _SECONDS:

@@ -6,12 +6,11 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Final
 
 from atleastonce import durations
 from atleastonce.errors import ConfigurationError
-from atleastonce.urls import BrokerUrl, ensure_files
+from atleastonce.urls import BrokerUrl, ensure_files, given_options
 
 _SECONDS: Final = {
     "lease": (1.0, 43_200.0),
@@ -105,15 +104,7 @@ class Config:
         Raises:
             ConfigurationError: an option that does not exist or has a bad value.
         """
-        for name in (*url.query, *options):
-            if name not in _KNOWN:
-                close = get_close_matches(name, _KNOWN, n=1)
-                hint = f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(sorted(_KNOWN))}"
-                raise ConfigurationError(f'sqs: unknown option "{name}"{hint}')
-        for name in _OBJECTS:
-            if name in url.query:
-                raise ConfigurationError(f'sqs: option "{name}" is given in code, not in a URL')
-        given: dict[str, Any] = {**url.query, **options}
+        given = given_options("sqs", url, options, known=_KNOWN, objects=_OBJECTS)
         ensure_files("sqs", given, "cafile")
         tls = given.pop("tls", None)
         values = {name: _checked(name, value) for name, value in given.items()}
