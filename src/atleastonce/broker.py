@@ -17,7 +17,7 @@ from atleastonce.durations import Duration, Rate, Size, per_second, seconds, siz
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.publisher import Publisher
 from atleastonce.engine.rate import TokenBucket
-from atleastonce.errors import BrokerUnavailable
+from atleastonce.errors import BrokerUnavailable, ConfigurationError
 from atleastonce.lag import backlog
 from atleastonce.message import HeaderValue
 from atleastonce.patterns.redrive import DeadLetters
@@ -305,7 +305,8 @@ class Broker(Asks):
         async with self._declaring:  # once, however many publish at once; a failed or cancelled one is made up for
             missing = tuple(channel for channel in channels if _declared_as(channel) not in self._declared)
             if missing:
-                await self.adapter.declare(Topology(channels=missing, sources=tuple(_own_sources(missing))))
+                topology = Topology(channels=missing, sources=tuple(_own_sources(missing)))
+                _ensure_same_parts(await self.adapter.declare(topology))
                 self._declared.update(map(_declared_as, missing))
 
     def __repr__(self) -> str:
@@ -323,6 +324,15 @@ def connect(url: str, options: Mapping[str, Any] | None = None, **settings: Any)
 
 def _declared_as(channel: Channel[Any] | Source) -> tuple[type, str]:
     return type(channel), channel.name
+
+
+def _ensure_same_parts(drifts: Iterable[Drift]) -> None:
+    """Who publishes to other parts than are read publishes to nobody."""
+    for drift in drifts:
+        if drift.breaks and drift.setting == "partitions":
+            raise ConfigurationError(
+                f"{drift.name}: partitions is {drift.found}, wanted {drift.wanted}; declare it as those do who read it"
+            )
 
 
 def _own_sources(channels: Iterable[Channel[Any]]) -> list[Source]:

@@ -41,11 +41,13 @@ class Channel(Generic[T]):
             leaves it to each handler's annotation.
         partitions: into how many partitions to create it, where the broker has partitions. Too few bound how many
             workers share an ordered channel; too many cost the broker memory and each consumer fetches. None: the
-            adapter's default.
+            adapter's default. Where a broker has none (RabbitMQ, Redis, NATS), a channel with ``single_active`` is made of so many
+            channels, its parts: ``orders.p0`` to ``orders.p7``. A key is always in the same one.
         options: settings for one broker, by its name: ``{"rabbitmq": {"x-max-length": 10_000}}``. Passed on as they
             are.
         requests: whether it carries requests, whose askers know by the time that passes what became of them: an adapter may
             then take a faster way than the one on which messages survive. Set by `Service.responder` and `Broker.request`.
+        whole: of a part, the name of the channel that it is a part of; "" of every other channel. Set by `parts_of`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Channel(Generic[T]):
     partitions: int | None = field(default=None, kw_only=True)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True, hash=False, repr=False)
     requests: bool = field(default=False, kw_only=True, compare=False, repr=False)
+    whole: str = field(default="", kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_name(type(self).__name__, self.name)
@@ -105,28 +108,34 @@ class Source:
         return self.channel.name if self.group is None else f"{self.channel.name}.{self.group}"
 
     @property
+    def home_name(self) -> str:
+        """Its `name`; of a part, that of the source that it is a part of, whose failures are kept together."""
+        whole = self.channel.whole
+        return self.name if not whole else whole if self.group is None else f"{whole}.{self.group}"
+
+    @property
     def group_name(self) -> str:
         """The group, with a queue's implied one: its own name."""
         return self.group if self.group is not None else self.channel.name
 
     def retry_channel(self, delay: float) -> Queue[Any]:
         """Where this source's failures wait ``delay`` seconds: ``orders.created.billing.retry.5s``."""
-        return Queue(f"{self.name}.retry.{format_duration(delay)}", partitions=self.channel.partitions)
+        return Queue(f"{self.home_name}.retry.{format_duration(delay)}", partitions=self.channel.partitions)
 
     @property
     def redrive_channel(self) -> Queue[Any]:
         """The way back to this group alone, where the broker cannot address one: ``orders.created.billing.redrive``."""
-        return Queue(f"{self.name}.redrive", partitions=self.channel.partitions)
+        return Queue(f"{self.home_name}.redrive", partitions=self.channel.partitions)
 
     @property
     def suspects_channel(self) -> Queue[Any]:
         """Where what may have ended a process waits to be run alone: ``orders.created.billing.suspects``."""
-        return Queue(f"{self.name}.suspects", partitions=1)  # one at a time: more partitions would help nobody
+        return Queue(f"{self.home_name}.suspects", partitions=1)  # one at a time: more partitions would help nobody
 
     @property
     def dead_letter_channel(self) -> Queue[Any]:
         """Where this source's given-up messages wait for a person: ``orders.created.billing.dlq``."""
-        return Queue(f"{self.name}.dlq")
+        return Queue(f"{self.home_name}.dlq")
 
     def __str__(self) -> str:
         return self.name

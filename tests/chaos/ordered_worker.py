@@ -1,9 +1,10 @@
 """One of several processes that share an ordered queue: notes what runs when, until it is told to stop.
 
-Run by `test_ordered_storm`: python ordered_worker.py URL QUEUE LEDGER [STUCK]
+Run by `test_ordered_storm` and `test_parts_shared`: python ordered_worker.py URL QUEUE LEDGER [STUCK [LONGEST]]
 
 Each run of the handler is a line in the file LEDGER: the message, and when it began and ended by the machine's one clock. Every
-eleventh message fails in its first two attempts. The second message of the key STUCK never ends.
+eleventh message fails in its first two attempts. The second message of the key STUCK never ends. A run takes up to LONGEST
+seconds, by default 0.005.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def steps(name: str) -> Queue[Step]:
     return Queue(name, Step, fifo=True, single_active=True, partitions=8)
 
 
-def make(url: str, name: str, ledger: str, stuck: str = "") -> Service:
+def make(url: str, name: str, ledger: str, stuck: str = "", longest: str = "0.005") -> Service:
     service = Service("storm", broker=url, drain="10s")
     book = os.open(ledger, os.O_WRONLY | os.O_APPEND)
     me = str(os.getpid())
@@ -49,7 +50,7 @@ def make(url: str, name: str, ledger: str, stuck: str = "") -> Service:
         if step.key == stuck and step.n == 1:
             await asyncio.Event().wait()
         try:
-            await asyncio.sleep(random.uniform(0, 0.005))
+            await asyncio.sleep(random.uniform(0, float(longest)))
             if step.n % FAILS == 0 and ctx.attempt < 3:
                 raise ValueError("not yet")
         finally:

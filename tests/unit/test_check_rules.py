@@ -45,6 +45,7 @@ NATIVE = msgspec.structs.replace(
 SESSION = msgspec.structs.replace(PLAIN, lease_limit=1800.0, order=Ordering.STREAM)
 ALONE = msgspec.structs.replace(SESSION, single_active=True)
 FILE = msgspec.structs.replace(ALONE, single_file=True)
+PARTS = msgspec.structs.replace(FILE, parts=True)
 KEYED = msgspec.structs.replace(PLAIN, order=Ordering.KEY)
 EMULATED = msgspec.structs.replace(PLAIN, delay=Ability(Level.EMULATED, 600.0))
 TRANSACTIONS = msgspec.structs.replace(SESSION, transactions=True)
@@ -209,6 +210,12 @@ CASES = [
         lambda: policy(FILE, channel=Queue("q", single_active=True), ordered=True, concurrency=8),
         "set concurrency=1",
         lambda: policy(FILE, channel=Queue("q", single_active=True), ordered=True, concurrency=1),
+    ),
+    Case(
+        "order-in-single-file",
+        lambda: policy(PARTS, channel=Queue("q", single_active=True, partitions=4), ordered=True, concurrency=8),
+        "set concurrency=4, or declare partitions=8",
+        lambda: policy(PARTS, channel=Queue("q", single_active=True, partitions=8), ordered=True, concurrency=8),
     ),
     Case(
         "order-by-payload",

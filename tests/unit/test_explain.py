@@ -286,6 +286,24 @@ def test_order_per_key(order: Ordering, settings: dict[str, Any], says: str) -> 
     assert all(attempt.where == "" for attempt in found.attempts)
 
 
+@pytest.mark.parametrize(
+    ("single_file", "says"),
+    [
+        (False, "up to 16 keys run in parallel in each process"),
+        (True, "up to 4 keys run in parallel, over all processes"),
+    ],
+)
+def test_order_over_the_parts_of_a_channel(single_file: bool, says: str) -> None:
+    capabilities = msgspec.structs.replace(
+        CHANNELS, order=Ordering.STREAM, single_active=True, parts=True, single_file=single_file
+    )
+    channel = Topic("orders", partitions=4, single_active=True)
+    found = " ".join(explained(capabilities, channel=channel, ordered=True).order)
+    assert says in found
+    assert "in the same one of 4 parts, orders.p0.billing to orders.p3.billing, and one process at a time" in found
+    assert "stand by" not in found
+
+
 def test_a_hop_of_an_ordered_consumer_is_no_copy() -> None:
     found = explained(msgspec.structs.replace(CHANNELS, order=Ordering.KEY), ordered=True, retry=["5s"])
     (hop,) = (crash for crash in found.crashes if crash.point == "hop-before-settle")

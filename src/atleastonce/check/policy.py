@@ -12,6 +12,7 @@ from atleastonce.consumer import Consumer
 from atleastonce.contract import Capabilities, Leasing, Level, Ordering, Topology
 from atleastonce.durations import format_duration, readable, seconds
 from atleastonce.errors import ConfigurationError
+from atleastonce.parts import pieces
 from atleastonce.patterns.once.options import Lease, last_redelivery
 from atleastonce.patterns.ordering import Ordered
 
@@ -239,11 +240,14 @@ def _kept_order(consumer: Consumer, order: Ordered, capabilities: Capabilities) 
             "a message whose Lease another process still holds waits for it, while later ones of its key go by",
             "use an Inbox, which claims when the handler runs, or leave ordered= or idempotency= away",
         )
-    if capabilities.single_file and consumer.concurrency > 1:
+    parts = len(pieces(channel)) if capabilities.parts else 1
+    if capabilities.single_file and consumer.concurrency > parts:
+        what = "each of its parts" if parts > 1 else "a single_active=True channel"
+        more = f"partitions={consumer.concurrency}" if parts > 1 else "partitions=8, each of which has one message out"
         yield rules.ORDER_IN_SINGLE_FILE.found(
             home,
-            f"concurrency={consumer.concurrency}, and this broker has one message of a single_active=True channel out at a time",
-            "set concurrency=1, or use several channels",
+            f"concurrency={consumer.concurrency}, and this broker has one message of {what} out at a time",
+            f"set concurrency={parts}, or declare {more}" if capabilities.parts else "set concurrency=1",
         )
     if order.by is not None and capabilities.order is not Ordering.STREAM:
         yield rules.ORDER_BY_PAYLOAD.found(

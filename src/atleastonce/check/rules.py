@@ -102,8 +102,8 @@ CHAIN_OVER_LEASE: Final = Rule(
 ORDER_IN_SINGLE_FILE: Final = Rule(
     "order-in-single-file",
     "note",
-    "`ordered=` with `concurrency` where the broker has one message of the channel out at a time",
-    "no two keys run in parallel, and each message costs a round trip",
+    "`ordered=` with more `concurrency` than parts, where the broker has one message of each out at a time",
+    "no more keys run in parallel than there are parts, and each message costs a round trip",
     "policy",
 )
 ORDER_BY_PAYLOAD: Final = Rule(

@@ -12,7 +12,7 @@ from atleastonce.errors import ConfigurationError
 # What to do about a difference, by its setting; `_CHANGE` for the others.
 _REMEDIES = {
     "kind": "two channels cannot share a name: rename one of them",
-    "partitions": "write partitions={found} in the code, or change it on the broker (keys then move to other partitions)",
+    "partitions": "write partitions={found} in the code, or drain it and change the broker (keys move to other partitions)",
     "fifo": "a channel cannot change that later: write fifo={found} in the code, or drain, delete and declare it anew",
 }
 _CHANGE = "change it on the broker or in the code"

@@ -21,6 +21,7 @@ from atleastonce.cli.signals import interruptible
 from atleastonce.cli.target import (
     BrokerOption,
     NoWait,
+    PartsOption,
     QueueOption,
     TopicOption,
     broker_url,
@@ -45,6 +46,7 @@ def lag(
     group: Annotated[str | None, typer.Option(help="Whose lag of --channel; for a topic.")] = None,
     queue: QueueOption = False,
     topic: TopicOption = False,
+    parts: PartsOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
     every: Annotated[str, typer.Option(help="How often --watch looks.")] = "2s",
     as_json: Annotated[
@@ -56,7 +58,7 @@ def lag(
     """Print what waits: ready, in flight, delayed, and the age of the oldest. What a broker does not tell is unknown, never 0."""
     log_to_stderr("WARNING")
     pause = seconds(every, name="--every", minimum=0.1) if watch else None
-    connection, where = _target(app, broker, channel, group, queue=queue, topic=topic, no_wait=no_wait)
+    connection, where = _target(app, broker, channel, group, queue=queue, topic=topic, parts=parts, no_wait=no_wait)
     with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():  # the usual end of watching
         interruptible(_look(connection, where, pause, as_json=as_json))
 
@@ -69,6 +71,7 @@ def _target(
     *,
     queue: bool,
     topic: bool,
+    parts: int | None,
     no_wait: bool,
 ) -> tuple[Broker, list[Place]]:
     if (app is None) == (channel is None):
@@ -78,7 +81,7 @@ def _target(
         connection = only_to_look(service.make_broker(broker, no_wait=no_wait))
         capabilities = connection.adapter.capabilities
         return connection, [place for consumer in service.consumers for place in places(consumer, capabilities)]
-    target = channel_named(channel or "", queue=queue, topic=topic)
+    target = channel_named(channel or "", queue=queue, topic=topic, parts=parts)
     if group is None and not isinstance(target, Queue):
         raise ConfigurationError(f"a topic has a lag for each group; say whose lag of {channel} with --group")
     source = Source(target, group)

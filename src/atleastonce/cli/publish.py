@@ -18,6 +18,7 @@ from atleastonce.cli.signals import in_background, interruptible
 from atleastonce.cli.target import (
     BrokerOption,
     NoWait,
+    PartsOption,
     QueueOption,
     TopicOption,
     broker_url,
@@ -39,6 +40,7 @@ def publish(
     broker: BrokerOption = None,
     queue: QueueOption = False,
     topic: TopicOption = False,
+    parts: PartsOption = None,
     key: Annotated[str | None, typer.Option(help="Orders and partitions the message.")] = None,
     id: Annotated[str | None, typer.Option(help="Its identity; the same id is the same message.")] = None,
     header: HeaderOption = None,
@@ -53,7 +55,7 @@ def publish(
     Lines must be JSON; a bad one is named and left out. Exit code 1 if one was bad, rejected or is unconfirmed.
     """
     url = broker_url(broker)
-    target = channel_named(channel, queue=queue, topic=topic)
+    target = channel_named(channel, queue=queue, topic=topic, parts=parts)
     counts: Counter[str] = Counter()
     many, headers, bodies = given(payload, header, id, counts, text=text, kind="message")
     options = {"key": key, "id": id, "headers": headers, "delay": delay}

@@ -19,6 +19,7 @@ from atleastonce.cli.target import (
     Alone,
     BrokerOption,
     NoWait,
+    PartsOption,
     QueueOption,
     TopicOption,
     broker_url,
@@ -39,6 +40,7 @@ def tail(
     broker: BrokerOption = None,
     queue: QueueOption = False,
     topic: TopicOption = False,
+    parts: PartsOption = None,
     group: Annotated[
         str | None, typer.Option(help="Read a topic as this group; what it reads is then gone for the group.")
     ] = None,
@@ -52,7 +54,7 @@ def tail(
     A topic is read as a group of its own, made for this and removed afterwards, so nobody else gets less. A queue hands
     each message to one reader: it is only looked at, and where the broker cannot show it so, nothing is read at all.
     """
-    target = channel_named(channel, queue=queue, topic=topic)
+    target = channel_named(channel, queue=queue, topic=topic, parts=parts)
     if group is not None and isinstance(target, Queue):
         raise ConfigurationError(f"queue {channel} has no groups; leave --group away")
     connection = connect_to_look(broker_url(broker), no_wait=no_wait)

@@ -23,6 +23,10 @@ OtherBroker = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail at once if the broker is not there.")]
 TopicOption = Annotated[bool, typer.Option("--topic", help="CHANNEL is a topic.")]
+PartsOption = Annotated[
+    int | None,
+    typer.Option("--parts", min=2, help="CHANNEL is declared with single_active=True and so many partitions."),
+]
 
 
 def broker_url(given: str | None) -> str:
@@ -53,8 +57,12 @@ def only_to_look(broker: Broker) -> Broker:
     return broker
 
 
-def channel_named(name: str, *, queue: bool, topic: bool) -> Channel[Any]:
+def channel_named(name: str, *, queue: bool, topic: bool, parts: int | None = None) -> Channel[Any]:
     """The channel. Nobody can tell from its name which kind it is, and a wrong guess would create the other one.
+
+    Args:
+        name, queue, topic: as given.
+        parts: of how many it is made; None for one that is not.
 
     Raises:
         ConfigurationError: neither or both kinds were given, or a bad name.
@@ -62,7 +70,8 @@ def channel_named(name: str, *, queue: bool, topic: bool) -> Channel[Any]:
     if queue == topic:
         problem = "both" if queue else "neither"
         raise ConfigurationError(f"{name} is a queue or a topic? {problem} was given; say --queue or --topic")
-    return Queue(name) if queue else Topic(name)
+    kind = Queue if queue else Topic
+    return kind(name, partitions=parts, single_active=parts is not None)
 
 
 class Alone:

@@ -81,6 +81,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         single_active: whether a channel can be declared with ``single_active``: one instance at a time has anything of it, and
             what one leaves behind is handed out before all that comes after it.
         single_file: whether of such a channel one message at a time is out, so that keys do not run in parallel.
+        parts: whether such a channel with ``partitions`` is made of so many channels, each with its one reader: see `parts`.
         dead_letter: a net beneath ours that catches what crash-loops.
         dedupe: the broker drops a second publish of one id within ``limit`` seconds.
         addresses_groups: `Outgoing.destination` may be a `Source` of a topic.
@@ -107,6 +108,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     order: Ordering
     single_active: bool = False
     single_file: bool = False
+    parts: bool = False
     dead_letter: Level = Level.NONE
     dedupe: Ability = NONE
     addresses_groups: bool = False

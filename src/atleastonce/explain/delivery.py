@@ -9,6 +9,7 @@ from atleastonce.check import leaves, wants_order
 from atleastonce.consumer import Consumer
 from atleastonce.contract import Capabilities, Leasing, Ordering
 from atleastonce.durations import readable
+from atleastonce.parts import pieces
 from atleastonce.patterns.ordering import Ordered
 
 
@@ -115,11 +116,7 @@ def _kept(consumer: Consumer, order: Ordered, capabilities: Capabilities) -> Ite
     """What ``ordered=`` promises, and what it does not."""
     yield (
         f"Messages of one {_key(order)} run one at a time, in the order in which the broker keeps them; "
-        + (
-            "keys do not run in parallel either: this broker has one message of such a channel out at a time."
-            if capabilities.single_file
-            else f"up to {consumer.concurrency} keys run in parallel in each process."
-        )
+        f"{_in_parallel(consumer, capabilities)}"
     )
     if consumer.batching is not None:
         yield "A batch has one message of each key: the next one of a key comes in a later batch."
@@ -140,6 +137,18 @@ def _kept(consumer: Consumer, order: Ordered, capabilities: Capabilities) -> Ite
     )
 
 
+def _parts(consumer: Consumer, capabilities: Capabilities) -> int:
+    return len(pieces(consumer.home)) if capabilities.parts else 1
+
+
+def _in_parallel(consumer: Consumer, capabilities: Capabilities) -> str:
+    if not capabilities.single_file:
+        return f"up to {consumer.concurrency} keys run in parallel in each process."
+    if (parts := _parts(consumer, capabilities)) > 1:
+        return f"up to {parts} keys run in parallel, over all processes: this broker has one message of each part out at a time."
+    return "keys do not run in parallel either: this broker has one message of such a channel out at a time."
+
+
 def _key(order: Ordered) -> str:
     if order.by is None:
         return "message key"
@@ -150,6 +159,12 @@ def _key(order: Ordered) -> str:
 
 def _across(consumer: Consumer, order: Ordered, capabilities: Capabilities) -> str:
     """How far it holds."""
+    if capabilities.order is Ordering.STREAM and (parts := _parts(consumer, capabilities)) > 1:
+        first, last = pieces(consumer.home)[0], pieces(consumer.home)[-1]
+        return (
+            f"It holds across processes: a key is always in the same one of {parts} parts, {first} to {last}, and one process at a "
+            "time has anything of a part. When a part moves, what was begun of it ends first."
+        )
     if capabilities.order is Ordering.STREAM:
         return (
             f"It holds across processes: one of them at a time has anything of {consumer.home}, and the others stand by. When it "

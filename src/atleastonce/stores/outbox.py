@@ -341,7 +341,7 @@ def _named(destination: object) -> tuple[str, str | None]:
     more = _Settings(
         destination.partitions,
         destination.fifo,
-        isinstance(destination, Queue) and destination.single_active,
+        destination.single_active,
         {name: dict(options) for name, options in destination.options.items()} if destination.options else {},
     )
     if more != _PLAIN:
@@ -368,5 +368,11 @@ def _channel(destination: str, settings: str | None) -> Channel[Any]:
             options=more.options,
         )
     if kind == "topic":
-        return Topic(name, partitions=more.partitions, fifo=more.fifo, options=more.options)
+        return Topic(
+            name,
+            partitions=more.partitions,
+            fifo=more.fifo,
+            single_active=more.single_active,
+            options=more.options,
+        )
     raise ConfigurationError(f'destination "{destination}" is neither queue:NAME nor topic:NAME')

@@ -103,6 +103,10 @@ def _host(declared: Declared) -> str:
 def _channel(declared: Declared, source: Source, servers: Mapping[str, Any]) -> dict[str, Any]:
     channel = source.channel
     found: dict[str, Any] = {"address": declared.addresses[channel.name], "messages": {}}
+    if "{part}" in found["address"]:
+        numbers = [str(number) for number in range(channel.partitions or 0)]
+        text = "CRC-32 of the message's key, modulo their number."
+        found["parameters"] = {"part": {"enum": numbers, "description": text}}
     if servers:
         found["servers"] = [{"$ref": f"#/servers/{name}"} for name in servers]
     if bindings := _bindings(declared, channel.name):

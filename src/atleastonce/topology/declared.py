@@ -10,6 +10,7 @@ import msgspec
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.consumer import Consumer
 from atleastonce.contract import Adapter, Capabilities, Describes, Level, Resource, Topology
+from atleastonce.parts import is_parted, part_at, pieces
 
 _PUBLISHED = frozenset({"exchange", "topic", "queue", "stream"})
 
@@ -26,6 +27,7 @@ class Reading(msgspec.Struct, frozen=True):
         delay: seconds that each message lies in it before it is due; 0 where it is due at once.
         place: where it can be counted, by the broker's words; None where nothing is kept for it.
         holds_retries: whether messages that wait for a retry are counted with those that wait for their first try.
+        among: of how many equal parts of what the handler reads it is one.
     """
 
     source: Source
@@ -34,6 +36,7 @@ class Reading(msgspec.Struct, frozen=True):
     delay: float
     place: Mapping[str, str] | None
     holds_retries: bool
+    among: int = 1
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -45,7 +48,8 @@ class Declared(msgspec.Struct, frozen=True):
         server: how the broker is reached, without secrets; see `Describes.server`.
         resources: in an order in which they can be made.
         readings: what the service takes messages from.
-        addresses: what each channel that it reads, or keeps dead letters in, is published to, by the channel's name.
+        addresses: what each channel that it reads, or keeps dead letters in, is published to, by the channel's name. ``{part}``
+            stands for the number of one of its parts.
         dead_letters: where each dead-letter queue can be counted, by its own name.
         consumers: as they were registered.
         drain: seconds that its handlers may go on when it stops.
@@ -120,6 +124,8 @@ def resources(adapter: Adapter, topology: Topology) -> Sequence[Resource]:
 
 def _address(adapter: Adapter, channel: Channel[Any]) -> str:
     """What ``channel`` is published to, by the broker's own name."""
+    if adapter.capabilities.parts and is_parted(channel):
+        return _address(adapter, part_at(channel, 0)).removesuffix("0") + "{part}"
     found = [each for each in resources(adapter, Topology(channels=(channel,))) if each.kind in _PUBLISHED]
     own = [each for each in found if (each.shown or each.name) == channel.name] or found
     if not own:
@@ -134,14 +140,16 @@ def _readings(consumer: Consumer, adapter: Adapter) -> Iterator[Reading]:
     mixed = bool(consumer.failure.delays) and (delay.level is Level.NATIVE or consumer.order is not None)
     home = consumer.home
 
-    def reading(source: Source, role: Role, waits: float = 0.0) -> Reading:
+    def reading(source: Source, role: Role, waits: float = 0.0, among: int = 1) -> Reading:
         place = adapter.waiting_in(source) if isinstance(adapter, Describes) else None
-        return Reading(source, home, role, waits, place, mixed and role == "main")
+        return Reading(source, home, role, waits, place, mixed and role == "main", among)
 
     for source in topology.sources:
-        yield reading(source, "main" if source == home else "suspects")
-    for each in topology.delays:
-        if not each.delay:
-            yield reading(Source(each.channel), "redrive")
+        each = pieces(source) if adapter.capabilities.parts else (source,)
+        for one in each:
+            yield reading(one, "main" if source == home else "suspects", among=len(each))
+    for room in topology.delays:
+        if not room.delay:
+            yield reading(Source(room.channel), "redrive")
         elif delay.level is not Level.EMULATED:  # else the broker returns them, and nobody reads the waiting room
-            yield reading(Source(each.channel), "retry", each.delay)
+            yield reading(Source(room.channel), "retry", room.delay)

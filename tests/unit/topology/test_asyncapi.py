@@ -89,6 +89,23 @@ def test_an_address_is_what_a_raw_client_would_write(broker: str, address: str) 
     assert channels["mails"]["address"] == "mails"
 
 
+@pytest.mark.parametrize(
+    ("broker", "address"),
+    [("rabbitmq", "jobs.p{part}"), ("redis", "jobs.p{part}"), ("nats", "jobs.p{part}"), ("kafka", "jobs")],
+)
+def test_a_channel_in_parts_has_one_address_for_all_of_them(broker: str, address: str) -> None:
+    service = Service("billing", broker=URLS[broker])
+
+    @service.consumer(Queue("jobs", partitions=3, single_active=True), ordered=True)
+    async def handle(body: bytes) -> None: ...
+
+    document = exported(needs_of(service))
+    assert violations(document) == []
+    found = document["channels"]["jobs"]
+    assert found["address"] == address
+    assert found.get("parameters", {}).get("part", {}).get("enum") == (["0", "1", "2"] if broker != "kafka" else None)
+
+
 def test_several_servers_are_all_named() -> None:
     document = exported(declared_on("kafka", "kafka://one,two:9093"))
     assert {name: each["host"] for name, each in document["servers"].items()} == {

@@ -94,6 +94,25 @@ def test_on_kafka_there_are_no_more_replicas_than_partitions_unless_asked_for() 
     assert not any("replicas beyond" in note for note in keda(declared_on("kafka"), Scaling("billing")).notes)
 
 
+@pytest.mark.parametrize(("broker", "field"), [("rabbitmq", "value"), ("redis", "lagCount"), ("nats", "lagThreshold")])
+def test_each_part_answers_for_all_and_replicas_beyond_them_would_be_idle(broker: str, field: str) -> None:
+    service = Service("billing", broker=URLS[broker])
+
+    @service.consumer(Queue("orders", partitions=8, single_active=True), ordered=True)
+    async def handle(body: bytes) -> None: ...
+
+    needs = declared(service.name, service.consumers, service.make_broker().adapter, service.drain_seconds)
+    document = exported(needs, waiting=100)
+    assert violations(document) == []
+    found = metadata(document)
+    parts = {f"orders.p{number}" for number in range(8)}
+    assert parts <= set(found)
+    assert {found[part][field] for part in parts} == {"13"}  # a hundred in all, if they are spread evenly
+    assert found["orders.suspects"][field] == "100"
+    assert "orders" not in found
+    assert scaled(document)["maxReplicaCount"] == 8
+
+
 def test_rabbitmq_does_not_count_its_waiting_rooms() -> None:
     found = metadata(exported(declared_on("rabbitmq")))
     assert set(found) == {"orders.created.billing", "orders.created.billing.suspects", "mails", "mails.suspects"}

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from atleastonce import parts
 from atleastonce.adapters.nats import core, describing, faults, inspecting, looking
 from atleastonce.adapters.nats.config import Config
 from atleastonce.adapters.nats.core import CoreInbox, CorePublisher
@@ -87,6 +88,7 @@ class NatsAdapter(Adapter):
             order=Ordering.STREAM,
             single_active=True,
             single_file=True,
+            parts=True,
             dedupe=Ability(Level.NATIVE, config.duplicate_window),
             addresses_groups=True,
             keeps_requests=False,
@@ -120,6 +122,9 @@ class NatsAdapter(Adapter):
 
     async def declare(self, wanted: Topology, *, create: bool = True) -> Sequence[Drift]:
         self._check()
+        return await parts.declare(wanted, self._declare, create=create)
+
+    async def _declare(self, wanted: Topology, /, *, create: bool) -> Sequence[Drift]:
         maker = Maker(self._link, create, wanted.sources)
         try:
             await _all(maker.stream(channel) for channel in describing.channels(wanted))
@@ -130,7 +135,7 @@ class NatsAdapter(Adapter):
 
     def describe(self, wanted: Topology) -> Sequence[Resource]:
         """See `Describes`."""
-        return describing.describe(wanted, self._config)
+        return describing.describe(parts.in_parts(wanted), self._config)
 
     def waiting_in(self, source: Source) -> Mapping[str, str] | None:
         """See `Describes`."""
@@ -145,6 +150,7 @@ class NatsAdapter(Adapter):
     async def inspect(self, wanted: Topology) -> Sequence[Fact]:
         """See `Inspects`."""
         self._check()
+        wanted = parts.in_parts(wanted)
         try:
             return await inspecting.inspect(self._link, describing.channels(wanted), describing.sources(wanted))
         except Exception as error:
@@ -153,10 +159,10 @@ class NatsAdapter(Adapter):
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         questions = [item for item in batch if isinstance(item.destination, Channel) and is_core(item.destination)]
         if not questions:
-            return await self._publisher.send(batch)
+            return await self._publisher.send(parts.routed(batch))
         others = [item for item in batch if not (isinstance(item.destination, Channel) and is_core(item.destination))]
         asked = iter(await self._questions.send(questions))
-        sent = iter(await self._publisher.send(others))
+        sent = iter(await self._publisher.send(parts.routed(others)))
         return [
             next(asked) if isinstance(item.destination, Channel) and is_core(item.destination) else next(sent)
             for item in batch
@@ -181,6 +187,10 @@ class NatsAdapter(Adapter):
         return await self._questions.send(batch)
 
     async def subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
+        # Whoever asks gets the next message of a part, one at a time: there is nothing to share out.
+        return await parts.subscribe(source, window, listener, self._subscribe)
+
+    async def _subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
         self._check()
         if is_core(source.channel):
             return await self._listen(source, window, listener)
@@ -216,6 +226,9 @@ class NatsAdapter(Adapter):
         self._link.guests.discard(subscription)
 
     async def backlog(self, source: Source) -> Backlog:
+        return await parts.backlog(source, self._backlog)
+
+    async def _backlog(self, source: Source) -> Backlog:
         try:
             self._check()
             return await looking.measure(self._link, source)
@@ -227,6 +240,9 @@ class NatsAdapter(Adapter):
 
     async def purge(self, channel: Queue[Any]) -> int:
         """Remove all that waits in ``channel``, and what is being handled; return how many."""
+        return sum([await self._purge(one) for one in parts.pieces(channel)])
+
+    async def _purge(self, channel: Queue[Any]) -> int:
         self._check()
         try:
             stream = await stream_for(self._link, channel)
@@ -238,6 +254,7 @@ class NatsAdapter(Adapter):
     async def delete(self, wanted: Topology) -> None:
         """Remove the streams and consumers that `declare` makes for ``wanted``; what is not there is fine."""
         self._check()
+        wanted = parts.in_parts(wanted)
         # A topic is not its group's to delete: others read it too.
         gone = msgspec.structs.replace(wanted, sources=tuple(each for each in wanted.sources if each.group is None))
         subjects = [
@@ -258,7 +275,10 @@ class NatsAdapter(Adapter):
         """Up to ``limit`` messages of ``channel``, oldest first; of a topic also those that groups are done with."""
         self._check()
         try:
-            return await looking.browse(self._link, channel, limit)
+            found: list[Delivery] = []
+            for one in parts.pieces(channel):
+                found += await looking.browse(self._link, one, limit - len(found)) if len(found) < limit else ()
+            return found
         except Exception as error:
             raise faults.as_error(error, f"browsing {channel.name}") from error
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from atleastonce.channels import Channel, Source, Topic
+from atleastonce.errors import ConfigurationError
 
 SCHEME = "nats"
+
+_NAMES = frozenset({"stream", "subject", "durable"})
 
 
 def flat(name: str) -> str:
@@ -17,8 +20,18 @@ def flat(name: str) -> str:
 
 
 def own(channel: Channel[Any]) -> dict[str, Any]:
-    """What a channel's ``options={"nats": {...}}`` say."""
-    return dict(channel.options.get(SCHEME, {}))
+    """What a channel's ``options={"nats": {...}}`` say.
+
+    Raises:
+        ConfigurationError: names of one stream, for a channel that is made of several.
+    """
+    found = dict(channel.options.get(SCHEME, {}))
+    if channel.whole and (named := _NAMES & found.keys()):
+        raise ConfigurationError(
+            f'{channel.whole}: options["nats"]["{min(named)}"] is of one stream, and its parts have one each; '
+            "leave it or partitions away"
+        )
+    return found
 
 
 def is_core(channel: Channel[Any]) -> bool:

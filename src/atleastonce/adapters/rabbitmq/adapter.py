@@ -9,12 +9,14 @@ from typing import Any
 
 from pika import exceptions as amqp
 
+from atleastonce import parts
 from atleastonce.adapters.rabbitmq import describing, faults, inspecting, topology
 from atleastonce.adapters.rabbitmq.backlog import measure, ready
 from atleastonce.adapters.rabbitmq.config import Config
 from atleastonce.adapters.rabbitmq.connection import Connection, Link
 from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES
 from atleastonce.adapters.rabbitmq.publisher import Publisher
+from atleastonce.adapters.rabbitmq.readers import QueueReaders
 from atleastonce.adapters.rabbitmq.replies import ExclusiveInbox, asked_by, is_inbox
 from atleastonce.adapters.rabbitmq.routes import Routes
 from atleastonce.adapters.rabbitmq.scan import scan
@@ -39,6 +41,7 @@ from atleastonce.contract import (
     Outcome,
     Outgoing,
     Resource,
+    Subscription,
     Topology,
     Window,
 )
@@ -64,6 +67,7 @@ class RabbitMQAdapter(Adapter):
             lease_limit=_CONSUMER_TIMEOUT,
             order=Ordering.STREAM,
             single_active=True,
+            parts=True,
             dead_letter=Level.NATIVE,
             addresses_groups=True,
             max_message_bytes=config.max_message_bytes,
@@ -76,6 +80,7 @@ class RabbitMQAdapter(Adapter):
         self._routes = Routes()
         self._publisher = Publisher(config, self._control, self._routes)
         self._subscriptions: set[RabbitMQSubscription] = set()
+        self._readers = QueueReaders(partial(self._connect, self._reading))
         self._strays = Strays()
         self._rooms: dict[str, set[str]] = {}
         self._closed = False
@@ -104,6 +109,9 @@ class RabbitMQAdapter(Adapter):
         await self._control.close()
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
+        return await parts.declare(topology_, self._declare, create=create)
+
+    async def _declare(self, topology_: Topology, /, *, create: bool) -> Sequence[Drift]:
         wanted = describing.queues(topology_, self._config)
         connection = await self._connect(self._control)
         maker = topology.Maker(connection, create)
@@ -123,7 +131,7 @@ class RabbitMQAdapter(Adapter):
 
     def describe(self, topology_: Topology) -> Sequence[Resource]:
         """See `Describes`."""
-        return describing.describe(topology_, self._config)
+        return describing.describe(parts.in_parts(topology_), self._config)
 
     def waiting_in(self, source: Source) -> Mapping[str, str]:
         """See `Describes`."""
@@ -135,10 +143,10 @@ class RabbitMQAdapter(Adapter):
 
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
         """See `Inspects`. AMQP tells no settings: only with ``management``."""
-        return await inspecting.inspect(self._config, list(describing.queues(topology_, self._config)))
+        return await inspecting.inspect(self._config, list(describing.queues(parts.in_parts(topology_), self._config)))
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
-        return await self._publisher.send(batch)
+        return await self._publisher.send(parts.routed(batch))
 
     async def open_inbox(self, arrived: Arrived) -> ExclusiveInbox:
         """See `Replies`: an exclusive queue, which the broker removes when its connection ends."""
@@ -158,7 +166,10 @@ class RabbitMQAdapter(Adapter):
     async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._publisher.send(batch)
 
-    async def subscribe(self, source: Source, window: Window, listener: Listener) -> RabbitMQSubscription:
+    async def subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
+        return await parts.subscribe(source, window, listener, self._subscribe, self._readers)
+
+    async def _subscribe(self, source: Source, window: Window, listener: Listener) -> RabbitMQSubscription:
         connection = await self._connect(self._reading)
         try:
             channel = await connection.channel()
@@ -176,6 +187,9 @@ class RabbitMQAdapter(Adapter):
         return subscription
 
     async def backlog(self, source: Source) -> Backlog:
+        return await parts.backlog(source, self._backlog)
+
+    async def _backlog(self, source: Source) -> Backlog:
         try:
             connection = await self._connect(self._control)
         except AtLeastOnceError as error:
@@ -187,6 +201,9 @@ class RabbitMQAdapter(Adapter):
 
     async def purge(self, channel: Queue[Any]) -> int:
         """Remove all that waits in ``channel``; return how many."""
+        return sum([await self._purge(one) for one in parts.pieces(channel)])
+
+    async def _purge(self, channel: Queue[Any]) -> int:
         connection = await self._connect(self._control)
         try:
             async with connection.scratch() as scratch:
@@ -217,6 +234,7 @@ class RabbitMQAdapter(Adapter):
 
     async def delete(self, topology_: Topology) -> None:
         """Remove what `declare` made, with all messages; what is not there is fine."""
+        topology_ = parts.in_parts(topology_)
         connection = await self._connect(self._control)
         for name in describing.queues(topology_, self._config):
             with contextlib.suppress(amqp.ChannelClosedByBroker):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from atleastonce import parts
 from atleastonce.adapters.redis_streams import faults, inspecting, topology
 from atleastonce.adapters.redis_streams.config import Config
 from atleastonce.adapters.redis_streams.entries import EntryDelivery, Layout
@@ -13,7 +14,7 @@ from atleastonce.adapters.redis_streams.keys import Keys, later
 from atleastonce.adapters.redis_streams.link import Line, Link
 from atleastonce.adapters.redis_streams.publisher import Publisher
 from atleastonce.adapters.redis_streams.replies import StreamInbox, is_inbox
-from atleastonce.adapters.redis_streams.scripts import BACKLOG, PURGE
+from atleastonce.adapters.redis_streams.scripts import BACKLOG, PURGE, READERS
 from atleastonce.adapters.redis_streams.server import Server, look_at
 from atleastonce.adapters.redis_streams.subscription import RedisSubscription
 from atleastonce.channels import Channel, Queue, Source
@@ -36,6 +37,7 @@ from atleastonce.contract import (
     Outcome,
     Outgoing,
     Resource,
+    Subscription,
     Topology,
     Window,
 )
@@ -62,6 +64,7 @@ class RedisAdapter(Adapter):
             lease_seconds=config.lease,
             order=Ordering.STREAM,
             single_active=True,
+            parts=True,
             dedupe=Ability(Level.EMULATED, config.dedupe) if config.dedupe else NOT_AT_ALL,
             max_message_bytes=config.max_message_bytes,
             binary_headers=True,
@@ -124,15 +127,18 @@ class RedisAdapter(Adapter):
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
         """As `Adapter.declare`. A group begins with what its stream still keeps."""
-        drifts = await self._call("declaring", lambda link: topology.declare(link, topology_, create))
+        drifts = [*await parts.declare(topology_, self._declare, create=create)]
         if self._server.evicts:
             # Whole streams would vanish: nothing that was confirmed is safe. It may be right where memory never gets short.
             drifts.append(Drift(self._config.address, "maxmemory-policy", "noeviction", self._server.evicts))
         return drifts
 
+    async def _declare(self, topology_: Topology, /, *, create: bool) -> Sequence[Drift]:
+        return await self._call("declaring", lambda link: topology.declare(link, topology_, create))
+
     def describe(self, topology_: Topology) -> Sequence[Resource]:
         """See `Describes`."""
-        return topology.describe(topology_)
+        return topology.describe(parts.in_parts(topology_))
 
     def waiting_in(self, source: Source) -> Mapping[str, str]:
         """See `Describes`."""
@@ -157,7 +163,7 @@ class RedisAdapter(Adapter):
         return await self._call("looking at settings", lambda link: inspecting.inspect(link, address))
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
-        return await self._publisher.send(batch)
+        return await self._publisher.send(parts.routed(batch))
 
     async def open_inbox(self, arrived: Arrived) -> StreamInbox:
         """See `Replies`: a stream that its owner keeps alive, and nobody else."""
@@ -181,7 +187,25 @@ class RedisAdapter(Adapter):
     async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._publisher.send(batch)
 
-    async def subscribe(self, source: Source, window: Window, listener: Listener) -> RedisSubscription:
+    async def subscribe(self, source: Source, window: Window, listener: Listener) -> Subscription:
+        return await parts.subscribe(source, window, listener, self._subscribe, self._readers)
+
+    async def _readers(self, source: Source, me: str, *, here: bool) -> int | None:
+        """See `parts.Readers`: each notes in a sorted set when it was last there, and is forgotten after four looks."""
+        key = Keys(source).readers
+
+        async def note(link: Link) -> Any:
+            (reply,) = await link.run(READERS, [[key, me, int(here), round(4000 * parts.EVERY)]])
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        try:
+            return int(await self._call(f"counting the readers of {source.name}", note))
+        except AtLeastOnceError:
+            return None
+
+    async def _subscribe(self, source: Source, window: Window, listener: Listener) -> RedisSubscription:
         await self._call(f"reading {source.name}", self._nothing)
         subscription = RedisSubscription(
             self._config, source, window, listener, self._layout, self._control, self._server
@@ -197,6 +221,9 @@ class RedisAdapter(Adapter):
 
     async def backlog(self, source: Source) -> Backlog:
         """Counts of the group's own; the lag is unknown where much was deleted out of the part that is unread."""
+        return await parts.backlog(source, self._backlog)
+
+    async def _backlog(self, source: Source) -> Backlog:
         there = Keys(source)
 
         async def look(link: Link) -> Any:
@@ -229,6 +256,9 @@ class RedisAdapter(Adapter):
 
     async def purge(self, channel: Queue[Any]) -> int:
         """Remove what nobody holds: what is unread, what waits for a retry, and delayed publishes."""
+        return sum([await self._purge(one) for one in parts.pieces(channel)])
+
+    async def _purge(self, channel: Queue[Any]) -> int:
         there = Keys(Source(channel))
 
         async def empty(link: Link) -> int:
@@ -243,11 +273,14 @@ class RedisAdapter(Adapter):
 
     async def delete(self, topology_: Topology) -> None:
         """Remove what `declare` made, with all messages; what is not there is fine."""
-        await self._call("deleting", lambda link: topology.delete(link, topology_))
+        await self._call("deleting", lambda link: topology.delete(link, parts.in_parts(topology_)))
 
     async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
         """Up to ``limit`` entries of the stream, oldest first, whether or not some group has read them."""
-        return await self._page(channel, b"-", b"+", limit)
+        found: list[Delivery] = []
+        for one in parts.pieces(channel):
+            found += await self._page(one, b"-", b"+", limit - len(found)) if len(found) < limit else ()
+        return found
 
     async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
         """See `Scans`. Nothing is handed out for it: entries that somebody holds are among them."""

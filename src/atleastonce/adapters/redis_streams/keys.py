@@ -10,7 +10,7 @@ from atleastonce.channels import Channel, Source
 class Keys:
     """The keys of one channel, and of one group of it: all in one slot of a cluster, by the channel's name as hash tag."""
 
-    __slots__ = ("about", "due", "group", "later", "parked", "strays", "stream", "tick")
+    __slots__ = ("about", "due", "group", "later", "parked", "readers", "strays", "stream", "tick")
 
     def __init__(self, source: Source) -> None:
         name = source.channel.name
@@ -22,6 +22,7 @@ class Keys:
         self.parked = f"{{{name}}}:parked:{self.group}"
         self.tick = f"{{{name}}}:tick:{self.group}"
         self.strays = f"{{{name}}}:strays:{self.group}"
+        self.readers = f"{{{name}}}:readers:{self.group}"
 
 
 def about(channel: Channel[Any]) -> str:

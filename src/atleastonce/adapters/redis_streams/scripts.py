@@ -241,6 +241,23 @@ return {found, 1, last}
 """,
 )
 
+# KEYS: a sorted set of readers by when each was last seen. ARGV: me, 0 if I leave, after how many ms one is forgotten. Answers how
+# many there are.
+READERS = Script(
+    1,
+    _NOW
+    + """
+if ARGV[2] == '0' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+else
+  redis.call('ZADD', KEYS[1], now, ARGV[1])
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+return redis.call('ZCARD', KEYS[1])
+""",
+)
+
 # KEYS: stream. ARGV: group, me, "xdel" or "keep", ids. Answers 1 for each id that was still mine and is acknowledged now.
 ACK = Script(
     1,

@@ -17,7 +17,7 @@ from atleastonce.cli.dlq.running import rehearse, report, run_over
 from atleastonce.cli.errors import DONE, PROBLEM, Traceback
 from atleastonce.cli.output import note
 from atleastonce.cli.signals import interruptible
-from atleastonce.cli.target import BrokerOption, NoWait
+from atleastonce.cli.target import BrokerOption, NoWait, PartsOption
 from atleastonce.durations import per_second
 from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.redrive import Purged, Redriven, Selection
@@ -39,6 +39,7 @@ def redrive(
     channel: o.ChannelOption = None,
     group: o.GroupOption = None,
     dlq: o.DlqOption = None,
+    parts: PartsOption = None,
     error_type: o.ErrorTypes = None,
     fingerprint: o.Fingerprints = None,
     id: o.Ids = None,
@@ -92,7 +93,7 @@ def redrive(
                 "--dry-run": dry_run,
             }
         )
-    target = o.target(app, broker, channel, group, dlq, no_wait=no_wait)
+    target = o.target(app, broker, channel, group, dlq, no_wait=no_wait, parts=parts)
     destination = None if to is None else _destination(to, target, app, outside=outside)
     if dry_run:
         account = interruptible(rehearse(target, chosen, max, max_redrives, as_json=as_json))

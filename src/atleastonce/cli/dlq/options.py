@@ -11,7 +11,7 @@ import typer
 from atleastonce.broker import Broker
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.cli.loader import load_service
-from atleastonce.cli.target import broker_url, connect_to_look, only_to_look
+from atleastonce.cli.target import broker_url, channel_named, connect_to_look, only_to_look
 from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.redrive import DeadLetters, Selection
 
@@ -105,9 +105,20 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def target(
-    app: str | None, broker: str | None, channel: str | None, group: str | None, dlq: str | None, *, no_wait: bool
+    app: str | None,
+    broker: str | None,
+    channel: str | None,
+    group: str | None,
+    dlq: str | None,
+    *,
+    no_wait: bool,
+    parts: int | None = None,
 ) -> Target:
     """What the options name. Nothing is connected to.
+
+    Args:
+        app, broker, channel, group, dlq, no_wait: as given.
+        parts: of how many the channel is made, where no service says it.
 
     Raises:
         ConfigurationError: they name nothing, or contradict each other.
@@ -119,11 +130,15 @@ def target(
                 "whose dead letters? give MODULE:SERVICE, like app:service; or --broker URL --channel orders.created "
                 "--group billing"
             )
-        home = Source(Topic(channel), group) if group else Source(Queue(channel))
+        home = Source(channel_named(channel, queue=not group, topic=bool(group), parts=parts), group)
         own = frozenset() if group else frozenset({channel})
         topics = frozenset({channel}) if group else frozenset()
         url = broker_url(broker)
         return Target(lambda: connect_to_look(url, no_wait=no_wait), (home,), queue, own, topics)
+    if parts is not None:
+        raise ConfigurationError(
+            f"--parts {parts}: {app} says itself how many parts a channel has; leave one of the two away"
+        )
     service = load_service(app)
     all_homes = [consumer.home for consumer in service.consumers if consumer.dead_letter]
     homes = [h for h in all_homes if channel in (None, h.channel.name) and group in (None, h.group)]

@@ -84,9 +84,12 @@ def _auth(declared: Declared, scaling: Scaling) -> dict[str, Any] | None:
 
 
 def _partitions(declared: Declared) -> int:
-    """Of the largest source of a handler; 0 where the broker has none."""
+    """Of the largest source of a handler; 0 where none has any."""
     sizes = {each.name: int(each.settings.get("partitions", 0)) for each in declared.of_kind("topic")}
-    return max((sizes.get(reading.source.channel.name, 0) for reading in declared.readings), default=0)
+    among = max((reading.among for reading in declared.readings), default=1)
+    return max((sizes.get(reading.source.channel.name, 0) for reading in declared.readings), default=0) or (
+        among if among > 1 else 0
+    )
 
 
 def _most(declared: Declared) -> int:

@@ -25,7 +25,7 @@ class Scaling(msgspec.Struct, frozen=True):
         within: seconds in which one replica works ``waiting`` messages off. By it messages that wait for their retry are
             counted: what is spread over a delay of ten times this long is a tenth of the work.
         least: replicas that always run. 0 saves them while nothing waits; the first message then waits for a start.
-        most: replicas at most; None: on Kafka the partitions of its largest source, elsewhere 10.
+        most: replicas at most; None: the partitions of its largest source on Kafka, and where a source is made of parts; else 10.
         secret: the Kubernetes secret with the broker's ``username`` and ``password``; None: named after the deployment.
         auth: a ``TriggerAuthentication`` that exists already; then none is made.
         monitoring: ``host:port`` of the NATS server's monitoring; None: the first server, port 8222.
@@ -59,4 +59,6 @@ class Scaling(msgspec.Struct, frozen=True):
 
     def threshold(self, reading: Reading) -> int:
         """How many messages in ``reading`` are there for one replica."""
-        return max(self.waiting, math.ceil(self.waiting * reading.delay / self.within))
+        wanted = max(self.waiting, math.ceil(self.waiting * reading.delay / self.within))
+        # KEDA takes the largest answer of all triggers, and does not add them up: each part answers for all of them.
+        return max(1, math.ceil(wanted / reading.among))

@@ -1,0 +1,182 @@
+"""All parts of a source, read as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from atleastonce.channels import Source
+from atleastonce.contract import STALE, Delivery, Listener, Outcome, Settlement, Status, Subscription, Window
+from atleastonce.errors import Closed
+from atleastonce.parts.names import is_parted, parts_of
+from atleastonce.parts.part import Part, Subscribe
+from atleastonce.parts.readers import Readers
+from atleastonce.parts.sharing import Sharing
+
+
+async def subscribe(
+    source: Source, window: Window, listener: Listener, one: Subscribe, readers: Readers | None = None
+) -> Subscription:
+    """`Adapter.subscribe` of an adapter whose own, ``one``, knows no parts.
+
+    Args:
+        source, window, listener: as there.
+        one: subscribes to a part, or to a channel that has none.
+        readers: counts who reads the source; None where no part is its reader's for longer than a message.
+    """
+    if not is_parted(source):
+        return await one(source, window, listener)
+    subscription = PartedSubscription(source, window, listener, one, readers)
+    try:
+        await subscription.begin()
+    except BaseException:
+        await subscription.close()
+        raise
+    return subscription
+
+
+class PartedSubscription(Subscription):
+    """Deliveries of every part that is ours at the moment. The window is divided among the parts, for nobody knows yet which of
+    them that will be."""
+
+    def __init__(
+        self, source: Source, window: Window, listener: Listener, one: Subscribe, readers: Readers | None
+    ) -> None:
+        sources = parts_of(source)
+        share = msgspec.structs.replace(
+            window,
+            messages=max(1, window.messages // len(sources)),
+            bytes=max(1, window.bytes // len(sources)),
+        )
+        self._source = source
+        self._parts = {
+            part.channel.name: Part(source, part, share, listener, one, self._came, self._failed) for part in sources
+        }
+        self._sharing = None if readers is None else Sharing(source, list(self._parts.values()), readers, self._failed)
+        self._ready: deque[Part] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self._closed = False
+
+    async def begin(self) -> None:
+        """Subscribe to all parts. Raises as `Adapter.subscribe`."""
+        for result in await asyncio.gather(*(part.open() for part in self._parts.values()), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        for part in self._parts.values():
+            part.start()
+        if self._sharing is not None:
+            self._sharing.start()
+
+    # ---------------------------------------------------------------------------------------------------------- receive
+
+    async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+        if not self._ready and not self._ended and max_wait > 0:
+            await self._wait(max_wait)
+        if self._closed:
+            raise Closed(f"{self._source.name}: the subscription is closed")
+        if self._error is not None:
+            raise self._error
+        found: list[Delivery] = []
+        while self._ready and len(found) < max_messages:
+            part = self._ready.popleft()
+            found += part.take(max_messages - len(found))
+            if part.buffer:
+                self._ready.append(part)
+        return found
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._error is not None
+
+    async def _wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _came(self, part: Part) -> None:
+        self._ready.append(part)
+        self._wake()
+
+    def _failed(self, error: Exception) -> None:
+        """One part ended: its reader subscribes to all of them anew."""
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    # ----------------------------------------------------------------------------------------------------------- settle
+
+    async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        def told(subscription: Subscription, some: Sequence[Settlement]) -> Awaitable[Sequence[Outcome]]:
+            return subscription.settle(some)
+
+        outcomes = await self._each(batch, [delivery for delivery, _ in batch], told)
+        for (delivery, _), outcome in zip(batch, outcomes, strict=True):
+            if outcome.status is not Status.UNKNOWN and (part := self._parts.get(delivery.stream)) is not None:
+                part.out.discard(delivery)
+        return outcomes
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        def told(subscription: Subscription, some: Sequence[Delivery]) -> Awaitable[Sequence[Outcome]]:
+            return subscription.extend(some, seconds)
+
+        return await self._each(deliveries, deliveries, told)
+
+    async def _each(
+        self,
+        items: Sequence[Any],
+        deliveries: Sequence[Delivery],
+        tell: Callable[[Subscription, Sequence[Any]], Awaitable[Sequence[Outcome]]],
+    ) -> list[Outcome]:
+        """``items`` told to the parts that their ``deliveries`` are of, all at once; the outcomes in their order."""
+        if self._closed:
+            raise Closed(f"{self._source.name}: the subscription is closed")
+        places: dict[str, list[int]] = {}
+        for index, delivery in enumerate(deliveries):
+            places.setdefault(delivery.stream, []).append(index)
+        outcomes: list[Outcome] = [STALE] * len(items)
+
+        async def one(subscription: Subscription, indexes: list[int]) -> None:
+            for index, outcome in zip(indexes, await tell(subscription, [items[i] for i in indexes]), strict=True):
+                outcomes[index] = outcome
+
+        known = ((self._parts.get(stream), indexes) for stream, indexes in places.items())
+        calls = [one(part.subscription, indexes) for part, indexes in known if part and part.subscription]
+        if len(calls) == 1:
+            await calls[0]
+        else:
+            await asyncio.gather(*calls)
+        return outcomes
+
+    # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    async def pause(self) -> None:
+        for part in self._parts.values():
+            await part.pause()
+
+    async def resume(self) -> None:
+        for part in self._parts.values():
+            await part.resume()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        if self._sharing is not None:
+            await self._sharing.close()
+        await asyncio.gather(*(part.close() for part in self._parts.values()))
+        self._ready.clear()
