@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from atleastonce import wire
 from atleastonce.adapters.memory import MemoryAdapter
 from atleastonce.adapters.memory.adapter import MemorySubscription
 from atleastonce.channels import Queue, Source
@@ -34,6 +35,7 @@ from atleastonce.contract import (
     Subscription,
     Topology,
     Window,
+    rejected,
 )
 from atleastonce.message import Headers
 from atleastonce.testing.conformance import Bench, ConformanceSuite, Harness, cases_of
@@ -164,6 +166,50 @@ class CountsUnknownAsNothing(MemoryAdapter):
 class RetriesEverything(MemoryAdapter):
     def classify(self, error: BaseException) -> Fault:
         return Fault(Code.UNAVAILABLE, retryable=True)
+
+
+class BreaksTraces(Sends):
+    """What goes back after a redrive begins a trace of its own."""
+
+    def change(self, batch: list[Outgoing]) -> list[Outgoing]:
+        return [
+            self.rewrite(item, headers=item.message.headers.set({"traceparent": "00-0-0-00"}))
+            if wire.REDRIVES in item.message.headers
+            else item
+            for item in batch
+        ]
+
+
+class RepeatsTraces(Sends):
+    """A retry's copy has its trace's fields twice."""
+
+    def change(self, batch: list[Outgoing]) -> list[Outgoing]:
+        return [
+            self.rewrite(item, headers=Headers([*item.message.headers.items(), ("tracestate", "a=b")]))
+            if wire.ATTEMPT in item.message.headers
+            else item
+            for item in batch
+        ]
+
+
+class LimitsHeaders(Sends):
+    """Takes eight fields, as no broker of ours does, and says so."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.capabilities = msgspec.structs.replace(self.capabilities, max_headers=8)
+
+    async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        taken = [len(item.message.headers.items()) <= 8 for item in batch]
+        await super().send([item for item, fits in zip(batch, taken, strict=True) if fits])
+        return [OK if fits else rejected(Code.INVALID, "more than eight fields") for fits in taken]
+
+
+class SaysItLimitsHeaders(LimitsHeaders):
+    """And takes whatever comes."""
+
+    async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return await MemoryAdapter.send(self, batch)
 
 
 class Reads(MemoryAdapter):
@@ -446,6 +492,8 @@ PLANTED: list[tuple[str, type[MemoryAdapter]]] = [
     ("65", TellsEveryGroup),
     ("65b", AcksReleases),
     ("65c", AcksOnDelivery),
+    ("67", BreaksTraces),
+    ("67", RepeatsTraces),
     ("68", ForgetsRetryDelays),
     ("69b", CountsUnknownAsNothing),
     ("74", RetriesEverything),
@@ -500,6 +548,13 @@ async def test_a_planted_fault_is_found(id: str, mutant: type[MemoryAdapter], mo
 async def test_without_the_fault_the_case_passes(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would prove nothing."""
     await run_case(id, MemoryAdapter, monkeypatch)
+
+
+async def test_a_limit_of_header_fields_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No broker of ours has one, so this is the only run of that case."""
+    await run_case("05h", LimitsHeaders, monkeypatch)
+    with pytest.raises(AssertionError):
+        await run_case("05h", SaysItLimitsHeaders, monkeypatch)
 
 
 def test_case_ids_are_unique_and_names_are_sentences() -> None:

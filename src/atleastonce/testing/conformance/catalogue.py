@@ -41,12 +41,6 @@ ABSENT: dict[str, Absent] = {
         "a source is one channel by its name: retry and dead-letter channels, lag and redrive are named after it, and most of "
         "the brokers cannot match patterns; register one consumer for each channel",
     ),
-    "67": Absent(
-        "one trace leads from publish through retries to the redrive",
-        "H. Patterns",
-        "not built yet",
-        "there are no traces and metrics yet",
-    ),
 }
 
 

@@ -27,7 +27,7 @@ from atleastonce.contract import (
 )
 from atleastonce.contract import Window as Room
 from atleastonce.errors import ConnectionLost
-from atleastonce.message import Message
+from atleastonce.message import HeaderValue, Message
 from atleastonce.patterns.failure import FailurePolicy, RetryChain
 from atleastonce.patterns.redrive import Letter, redrive
 from atleastonce.service import Service
@@ -94,6 +94,20 @@ def assert_as_sent(found: Message, sent: Message) -> None:
     assert (found.id, found.key, found.body) == (sent.id, sent.key, sent.body)
     own = [item for item in sent.headers.items() if not item[0].startswith(wire.PREFIX)]
     assert [item for item in found.headers.items() if item in own] == own
+
+
+TRACE: list[tuple[str, HeaderValue]] = [
+    ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ("tracestate", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"),
+    ("baggage", "userId=alice,serverNode=DF%2028,isProduction=false"),
+]
+"""The examples of the specifications."""
+
+
+def traces_of(message: Message) -> list[tuple[str, HeaderValue]]:
+    """What of a message's fields belongs to its trace."""
+    names = {name for name, _ in TRACE}
+    return [item for item in message.headers.items() if item[0].lower() in names]
 
 
 class Patterns(Section):
@@ -271,6 +285,31 @@ class Patterns(Section):
         assert time.monotonic() - begun >= count / rate - 0.25 - EARLY, "faster than it was told"
         reader = await bench.read(queue)
         await reader.until([message.id for message in sent])
+
+    @requires(SERVICES)
+    async def test_67_one_trace_leads_from_publish_through_retries_to_the_redrive(self, bench: Bench) -> None:
+        """By the fields of W3C's Trace Context and Baggage, which whatever traces reads and writes: each run sees them as they were
+        published, once, on every way that a message can take."""
+        queue = bench.queue()
+        home = Source(queue)
+        service, calls = service_on(bench, "workers"), Calls()
+
+        @service.consumer(queue, failure=FailurePolicy(in_place=None, chain=RetryChain(0.1)))
+        async def handle(_: bytes, ctx: Context) -> None:
+            if not calls.note(ctx).redrives:
+                raise ValueError("not before the redrive")
+
+        traced = bench.message(headers=TRACE)
+        async with running(bench, service):
+            await bench.send(queue, [traced])
+            await bench.eventually(
+                lambda: sum(each.counts.get("dead", 0) for each in service.status()) == 1, "it is a dead letter"
+            )
+            assert await redriven(bench, home, lambda letter: traces_of(letter.message) == TRACE, until=1) == 1
+            await bench.eventually(lambda: len(calls.of(traced)) == 3, "it runs again")
+        assert [call.redrives for call in calls.of(traced)] == [0, 0, 1]
+        for call in calls.of(traced):
+            assert traces_of(call.message) == TRACE
 
     @requires(SERVICES, DELAYS)
     async def test_68_a_retry_waits_as_long_in_the_engines_hands_as_in_the_brokers(self, bench: Bench) -> None:
