@@ -1,0 +1,47 @@
+"""One transaction of an inbox: how far it came, and the exceptions that end it on purpose."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from atleastonce.contract import Delivery
+from atleastonce.stores.records import Entry
+
+
+class Stage(enum.Enum):
+    """How far a transaction has come."""
+
+    CLAIM = "claim"
+    HANDLER = "handler"
+    COMMIT = "commit"
+
+
+class Run:
+    """One transaction.
+
+    Attributes:
+        stage: how far it has come.
+        driver: its connection.
+        entries: what the claim said.
+        held: of a handler that raised, whether the transaction was still the one it was given; None: the connection does not say.
+        sure: ``held`` is the handler's doing, and not the database's.
+    """
+
+    def __init__(self) -> None:
+        self.stage = Stage.CLAIM
+        self.driver: Any = None
+        self.entries: list[Entry] = []
+        self.held: bool | None = True
+        self.sure = False
+
+
+class Looked(Exception):
+    """Ends a transaction that only looked."""
+
+
+class Undo(Exception):
+    """These messages failed by the handler's own account; the others are to run without them."""
+
+    def __init__(self, failures: dict[Delivery, Exception]) -> None:
+        self.failures = failures
