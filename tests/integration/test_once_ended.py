@@ -301,6 +301,68 @@ async def test_async_with_a_connection_of_psycopg_commits_and_closes_it(
     assert database.effects() == Counter([1])
 
 
+@pytest.mark.parametrize("then", ["returns", "raises", "goes on"])
+@pytest.mark.parametrize("form", ["async", "sync", "batch", "with"])
+async def test_a_handler_that_closes_its_connection(queue: MakeQueue, database: Database, form: str, then: str) -> None:
+    """It is told so, and is not taken for a store that is away, which would be waited for again and again."""
+    if form == "with" and database.kind != "mysql":
+        pytest.skip("psycopg's commits, which is a test of its own, and sqlite3's does not close")
+    orders, service, runs = queue("orders"), billing(), list[int]()
+    inbox = Inbox(database.make())
+
+    async def meddle(n: int, ctx: Context) -> None:
+        runs.append(n)
+        await database.effect(ctx, n)
+        if n != 1:
+            return
+        if form == "with":
+            async with ctx.tx:
+                pass
+        else:
+            done = ctx.tx.close()
+            if hasattr(done, "__await__"):
+                await done
+        if then == "raises":
+            raise ValueError("not now")
+        if then == "goes on":
+            await database.effect(ctx, 100)
+
+    if form == "sync":
+
+        @service.consumer(orders, idempotency=inbox, retry=["50ms"])
+        def one_sync(order: Order, ctx: Context) -> None:
+            runs.append(order.n)
+            database.execute_sync(ctx, database.insert, (order.n,))
+            if order.n == 1:
+                ctx.tx.close()
+                if then == "raises":
+                    raise ValueError("not now")
+                if then == "goes on":
+                    database.execute_sync(ctx, database.insert, (100,))
+
+    elif form == "batch":
+
+        @service.batch_consumer(orders, idempotency=inbox, retry=["50ms"], max_messages=1)
+        async def many(batch: list[Order], contexts: list[Context]) -> None:
+            for order, ctx in zip(batch, contexts, strict=True):
+                await meddle(order.n, ctx)
+
+    else:
+
+        @service.consumer(orders, idempotency=inbox, retry=["50ms"])
+        async def one(order: Order, ctx: Context) -> None:
+            await meddle(order.n, ctx)
+
+    async with service:
+        for n in range(3):
+            await service.broker.publish(orders, Order(n), id=f"o{n}")
+        await until(lambda: counts(service)["done"] == 2, service)
+        await ended(service, "o1")
+        assert not counts(service)["held"]
+    assert sorted(runs) == [0, 1, 2]
+    assert database.effects() == Counter([0, 2])
+
+
 async def test_a_handler_that_is_cut_off_after_its_own_commit(queue: MakeQueue, database: Database) -> None:
     orders, service = queue("orders"), billing()
     policy = FailurePolicy(timeout="300ms", in_place=None)

@@ -176,17 +176,27 @@ async def is_same(tx: Any, driver: Any) -> bool:
 
 
 def was_closed(tx: Any, driver: Any) -> bool:
-    """Whether the handler has closed its connection, which psycopg knows from one that was lost. ``async with ctx.tx`` does it,
-    after a commit."""
-    return tx is driver and bool(getattr(driver, "closed", False)) and getattr(driver, "broken", None) is False
+    """Whether the handler has closed its connection, which psycopg knows from one that was lost, and a `MySQLStore`'s do as well.
+    ``async with ctx.tx`` does it, with psycopg after a commit."""
+    if tx is not driver:
+        return False
+    if getattr(driver, "closed_on_purpose", False):
+        return True
+    try:
+        getattr(driver, "in_transaction", None)
+    except Exception:  # noqa: BLE001 - SQLite's, which end in no other way
+        return True
+    return bool(getattr(driver, "closed", False)) and getattr(driver, "broken", None) is False
 
 
 def _is_over(tx: Any, driver: Any) -> bool:
+    if was_closed(tx, driver):
+        return True
     for each in (tx, driver):
         inside = getattr(each, "in_transaction", None)
         if inside is not None and not (inside() if callable(inside) else inside):
             return True
-    return _state(driver) == "IDLE" or _mysql_in_transaction(driver) is False or was_closed(tx, driver)
+    return _state(driver) == "IDLE" or _mysql_in_transaction(driver) is False
 
 
 def ensure_begun(driver: Any) -> None:
@@ -213,12 +223,14 @@ UNDONE = (
     "inbox), or the database undid all of it, as a deadlock does, and the error was swallowed (let it out: all is tried again)"
 )
 _REMEDY = "leave that to the inbox, which commits when the handler returns and rolls back when it raises"
-_ENDED = f"the handler committed or rolled back ctx.tx itself; {_REMEDY}"
+_ENDED = f"the handler committed, rolled back or closed ctx.tx itself; {_REMEDY}"
 
 
 def raised_after(handler: str, error: str) -> TransactionEnded:
     """What becomes of a message whose ``handler`` ended its transaction and then raised ``error``."""
-    return TransactionEnded(f"{handler} committed or rolled back ctx.tx itself and then raised {error}; {_REMEDY}")
+    return TransactionEnded(
+        f"{handler} committed, rolled back or closed ctx.tx itself and then raised {error}; {_REMEDY}"
+    )
 
 
 def is_spoilt(driver: Any) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from atleastonce.errors import StoreUnavailable
 from atleastonce.stores import pools
 from atleastonce.stores.mysql.address import Address
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from pymysql.connections import Connection as BlockingConnection
 
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
-_SSL = 1 << 11  # CLIENT_SSL, in what the server can do
 
 
 class Session:
@@ -59,19 +57,12 @@ class Pool(pools.Pool["Connection"]):
         connection.close()  # without a word to the server, which may not be there
 
     async def make(self) -> Connection:
-        from aiomysql import Connection
-
-        class Encrypted(Connection):  # type: ignore[misc]  # aiomysql ships no types
-            async def _request_authentication(self) -> None:
-                # aiomysql would go on unencrypted, with the password.
-                if not self.server_capabilities & _SSL:
-                    raise StoreUnavailable(_NO_TLS)
-                await super()._request_authentication()
+        from atleastonce.stores.mysql.connections import Awaited, Encrypted
 
         tls = self._address.tls
         arguments = dict(self._address.arguments)
         arguments["db"] = arguments.pop("database")
-        connection = (Connection if tls is None else Encrypted)(**arguments, ssl=tls)
+        connection = (Awaited if tls is None else Encrypted)(**arguments, ssl=tls)
         try:
             async with asyncio.timeout(self._timeout):
                 await connection._connect()
@@ -101,11 +92,11 @@ class BlockingPool(pools.BlockingPool["BlockingConnection[Any]"]):
         connection._force_close()
 
     def make(self) -> BlockingConnection[Any]:
-        import pymysql
+        from atleastonce.stores.mysql.connections import Blocking
 
         tls = self._address.tls
         how: dict[str, Any] = {"ssl_disabled": True} if tls is None else {"ssl": tls}
-        connection = pymysql.connect(**self._address.arguments, **how, connect_timeout=max(1, round(self._timeout)))
+        connection = Blocking(**self._address.arguments, **how, connect_timeout=max(1, round(self._timeout)))
         try:
             for statement in self._session.statements:
                 connection.query(statement)
@@ -113,9 +104,6 @@ class BlockingPool(pools.BlockingPool["BlockingConnection[Any]"]):
             connection._force_close()
             raise
         return connection
-
-
-_NO_TLS = "the server has no TLS, and ssl_mode asks for it"
 
 
 async def affected(tx: Any, statement: str) -> int:
