@@ -77,6 +77,14 @@ def settings(capabilities: Capabilities, *facts: Fact, **policy: Any) -> list[Fi
     return check.broker(facts) + check.settings(consumer, capabilities, topology, facts)
 
 
+def remembered(*facts: Fact, **lease: Any) -> list[Finding]:
+    """Of a consumer of queue "q" with a chain of 1m and 5m and a lease."""
+    service = Service("billing")
+    service.consumer(Queue("q"), failure=failure("1m", "5m"), idempotency=Lease(MemoryStore(), **lease))(handle)
+    (consumer,) = service.consumers
+    return check.settings(consumer, PLAIN, consumer.topology(PLAIN), facts)
+
+
 def two(first: Queue[Any], second: Queue[Any]) -> list[Finding]:
     service = Service("billing")
     service.consumer(first, retry=["1m"])(handle)
@@ -338,6 +346,18 @@ CASES = [
         lambda: settings(PLAIN, fact("q.dlq", Trait.RETENTION, 3600)),
         "to 1d or more",
         lambda: settings(PLAIN, fact("q.dlq", Trait.RETENTION, DAY)),
+    ),
+    Case(
+        "forgotten-before-deleted",
+        lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), fact("q.dlq", Trait.RETENTION, 3 * DAY)),
+        "raise Lease's ttl to 14d or more",
+        lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), ttl="14d"),
+    ),
+    Case(
+        "forgotten-before-deleted",
+        lambda: remembered(fact("q", Trait.RETENTION, 7 * DAY), fact("q.dlq", Trait.RETENTION, 7 * DAY)),
+        "raise Lease's ttl to 7d6m or more, or say with redrive_within=",
+        lambda: remembered(fact("q.dlq", Trait.RETENTION, 31 * DAY), redrive_within="3d"),
     ),
     Case(
         "copies-too-small",

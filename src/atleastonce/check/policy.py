@@ -111,7 +111,7 @@ def _memory(consumer: Consumer) -> Iterator[Finding]:
     asked = consumer.idempotency
     if asked is None:
         return
-    redrive = seconds(asked.redrive_within)
+    redrive = asked.redrive_horizon
     needed = last_redelivery(consumer.failure, redrive, dead_letter=consumer.dead_letter)
     if needed <= asked.remembered:
         return

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from atleastonce.check import rules
 from atleastonce.check.finding import Finding
 from atleastonce.check.policy import leaves
 from atleastonce.consumer import Consumer
 from atleastonce.contract import Capabilities, DelayChannel, Fact, Level, Topology, Trait
-from atleastonce.durations import readable
+from atleastonce.durations import format_duration, readable
+from atleastonce.patterns.once.options import last_redelivery
 
 _DAY = 86_400.0
 _DIAGNOSTICS = 8192
@@ -60,6 +62,7 @@ class _Look:
         yield from self._waits()
         yield from self._chain()
         yield from self._dead_letters()
+        yield from self._memory()
         yield from self._sizes()
         yield from self._compaction()
         yield from self._nets()
@@ -99,6 +102,30 @@ class _Look:
                     f"raise {fact.setting} to {readable(longest)} or more",
                     fact.setting,
                 )
+
+    def _memory(self) -> Iterator[Finding]:
+        asked = self._consumer.idempotency
+        if asked is None:
+            return
+        late = [(kept, fact, "messages") for fact, kept in self._of(self._home, Trait.RETENTION)]
+        if asked.redrive_within is None:  # else whoever redrives keeps to that, however long they are kept
+            late += [
+                (last_redelivery(self._policy, kept, dead_letter=True), fact, "dead letters")
+                for fact, kept in self._of(self._dead, Trait.RETENTION)
+            ]
+        needed, fact, what = max(late, key=itemgetter(0), default=(0.0, None, ""))
+        if fact is None or needed <= asked.remembered:
+            return
+        name = type(asked).__name__
+        change = f"raise {name}'s ttl to {readable(needed)} or more"
+        if what == "dead letters":
+            change += ", or say with redrive_within= how late they are redriven at most"
+        yield rules.FORGOTTEN_BEFORE_DELETED.found(
+            fact.name,
+            f"{fact.setting}={fact.found} keeps {what} for {readable(fact.amount or 0.0)}, and {name} forgets after "
+            f"ttl={format_duration(asked.remembered)}",
+            change,
+        )
 
     def _sizes(self) -> Iterator[Finding]:
         largest = [size for _, size in self._of(self._home, Trait.MAX_BYTES)]

@@ -18,6 +18,8 @@ Session: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncCon
 
 # A lease below this is over before its renewal, at a third of it, has had its round trip on a busy machine.
 _SHORTEST_LEASE = 1.0
+# How late dead letters are redriven where nobody says: a weekend. Longer: the default `ttl` would not cover it with a chain.
+_REDRIVE = "3d"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Idempotency:
         ttl: how long it is remembered. Too short: a late duplicate runs again; refused at the start if a legal redelivery
             could be later. Too long: the table grows.
         redrive_within: how long after it was first handled a copy of a message may still come from the dead letters; part of
-            what ``ttl`` must cover. 0 for handlers whose dead letters are never redriven.
+            what ``ttl`` must cover. 0 for handlers whose dead letters are never redriven. None: three days, and a warning at the
+            start where the broker says that it keeps dead letters for longer than ``ttl`` covers.
         compare: whether a message of a known key must have the same body, and is otherwise parked and never run. Off: for
             natural keys whose duplicates differ (a time of sending).
         scope: the handler's name in its claims; default its ``__qualname__``. Give the old name before you rename a
@@ -43,7 +46,7 @@ class Idempotency:
     _: KW_ONLY
     key: Key = None
     ttl: Duration = "7d"
-    redrive_within: Duration = "3d"
+    redrive_within: Duration | None = None
     compare: bool = True
     scope: str | None = None
 
@@ -54,12 +57,18 @@ class Idempotency:
         check_key(self.key, name)
         if seconds(self.ttl, name=f"{name} ttl", minimum=1.0) > LONGEST:
             raise ConfigurationError(f"{name} ttl={self.ttl!r} is out of range; give one second to ten years")
-        seconds(self.redrive_within, name=f"{name} redrive_within")
+        if self.redrive_within is not None:
+            seconds(self.redrive_within, name=f"{name} redrive_within")
 
     @property
     def remembered(self) -> float:
         """``ttl`` in seconds."""
         return seconds(self.ttl)
+
+    @property
+    def redrive_horizon(self) -> float:
+        """``redrive_within`` in seconds, said or not."""
+        return seconds(_REDRIVE if self.redrive_within is None else self.redrive_within)
 
 
 @dataclass(frozen=True)
