@@ -1,4 +1,4 @@
-"""A file system of 32 MiB that can be filled, and databases on it. Needs root, to mount it."""
+"""A file system of 32 MiB that can be filled, and databases on it. Needs root, to mount it. And a Redis without memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Any
 
 import psycopg
 import pymysql
+from redis import Redis
 
+from atleastonce.brokers import Running
 from atleastonce.stores import open_store
 from atleastonce.urls import BrokerUrl
 
@@ -102,3 +104,53 @@ def mysql_on(disk: Disk, url: str, prefix: str) -> Iterator[None]:
         finally:
             for table in ("inbox", "lease", "outbox", "outbox_slot", "outbox_relay", "store"):
                 cursor.execute(f"DROP TABLE IF EXISTS {prefix}_{table}")
+
+
+@contextlib.contextmanager
+def redis_on(place: Path, server: Running, *, sync: str) -> Iterator[Disk]:
+    """``server``, which must be nobody else's, with its append-only file on a disk of its own at ``place``, empty. Raises `NoDisk`.
+
+    Args:
+        place: where it is mounted.
+        server: is restarted, and again at the end.
+        sync: ``appendfsync``. With ``everysec`` a server that cannot write refuses writes; with ``always`` it ends itself.
+    """
+    if server.origin != "native":
+        raise NoDisk(f"its server is from the {server.origin}")
+    with Redis.from_url(server.url) as admin:
+        data = Path(admin.config_get("dir")["dir"])
+        server.stop()
+        kept = data.with_name(f"{data.name}.kept")
+        data.rename(kept)
+        try:
+            with mounted(place) as disk:
+                data.symlink_to(disk.place, target_is_directory=True)
+                server.start()
+                admin.config_set("appendfsync", sync)
+                try:
+                    yield disk
+                finally:
+                    server.stop()
+                    data.unlink()
+        finally:
+            kept.rename(data)
+            server.start()
+
+
+class Memory:
+    """Of a Redis that must be nobody else's: all of it is taken, or none."""
+
+    def __init__(self, server: Running) -> None:
+        self._url = server.url
+
+    def _limit(self, most: int) -> None:
+        with Redis.from_url(self._url) as admin:
+            admin.config_set("maxmemory", most)
+
+    def fill(self) -> None:
+        """It has more than it may."""
+        self._limit(1)
+
+    def free(self) -> None:
+        """It may have what it likes."""
+        self._limit(0)

@@ -1,4 +1,4 @@
-"""Networks between a consumer and its store: silent, slow, cut, and such that only the replies are lost; and disks that are full.
+"""Networks between a consumer and its store: silent, slow, cut, and such that only the replies are lost; and stores that are full.
 
 Whatever it is: the source pauses, no attempt is burnt, and each message has its effect once.
 """
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from once_kit import Database, Order, counts, settled, until
-from small_disk import Disk, NoDisk, mounted, mysql_on, postgres_on
+from small_disk import Disk, Memory, NoDisk, mounted, mysql_on, postgres_on, redis_on
+from throttle import throttled
 
 from atleastonce import Context, FailurePolicy, Inbox, Lease, Queue, Service
 from atleastonce.brokers import Running
 from atleastonce.stores import open_store
+from atleastonce.testing.brokers import PrivateBroker
 from atleastonce.testing.proxy import FaultProxy
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]
@@ -208,19 +210,28 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         pytest.skip(str(why))
 
 
-async def until_full(shop: Shop, disk: Disk) -> None:
-    """A consumer runs into the full disk, waits, and goes on when there is room."""
+class Room(Protocol):
+    """What a store needs to write, and what can be taken from it."""
+
+    def fill(self) -> None: ...
+
+    def free(self) -> None: ...
+
+
+async def until_full(shop: Shop, room: Room, *words: str) -> None:
+    """A consumer runs into the end of its store's room, waits, says why with one of ``words``, and goes on when there is room."""
     async with shop.service:
         await shop.publish(20)
         await shop.accounted()
-        disk.fill()
-        while not shop.paused:
+        await asyncio.to_thread(room.fill)
+        details: list[str] = []
+        while not details:
             await shop.publish(50)
             await asyncio.sleep(0.1)
-            assert shop.published < 5000, "it never ran into the end of the disk"
-        detail = next(each.detail for each in shop.service.status() if each.state == "paused")
-        assert "space" in detail or "full" in detail, detail
-        disk.free()
+            assert shop.published < 5000, "it never ran into the end"
+            details = [each.detail for each in shop.service.status() if each.state == "paused" and each.detail]
+        assert any(word in details[0] for word in words or ("space", "full")), details
+        await asyncio.to_thread(room.free)
         await shop.accounted()
 
 
@@ -250,3 +261,71 @@ async def test_a_full_disk_of_mysql(mysql_url: str, disk: Disk, mode: str) -> No
 async def test_a_full_disk_of_sqlite(disk: Disk, mode: str) -> None:
     url = f"sqlite:///{disk.place}/shop.db"
     await until_full(Shop(url, url, mode), disk)
+
+
+async def test_a_full_disk_of_redis(private_broker: PrivateBroker, tmp_path: Path) -> None:
+    """A Redis that cannot write its append-only file refuses all writes (MISCONF)."""
+    with private_broker("redis") as server:
+        try:
+            with redis_on(tmp_path / "small", server, sync="everysec") as disk:
+                await until_full(Shop(server.url, server.url, "lease"), disk, "MISCONF")
+        except NoDisk as why:
+            pytest.skip(str(why))
+
+
+class _Ends:
+    """A disk whose end is that of the server on it, which is started again when there is room."""
+
+    def __init__(self, disk: Disk, server: Running) -> None:
+        self.fill = disk.fill
+        self._disk, self._server = disk, server
+
+    def free(self) -> None:
+        assert not self._server.is_alive(), "it has not ended itself"
+        self._disk.free()
+        self._server.start()
+
+
+async def test_a_full_disk_of_a_redis_that_syncs_always(private_broker: PrivateBroker, tmp_path: Path) -> None:
+    """It ends itself, rather than confirm what it could not write. What it had confirmed is there when it starts again."""
+    with private_broker("redis") as server:
+        try:
+            with redis_on(tmp_path / "small", server, sync="always") as disk:
+                await until_full(Shop(server.url, server.url, "lease"), _Ends(disk, server), "onnect", "closed")
+        except NoDisk as why:
+            pytest.skip(str(why))
+
+
+async def test_a_redis_whose_memory_is_full(private_broker: PrivateBroker) -> None:
+    """With ``maxmemory-policy noeviction`` it refuses writes (OOM); with any other it would forget claims, and is refused."""
+    with private_broker("redis") as server:
+        await until_full(Shop(server.url, server.url, "lease"), Memory(server), "maxmemory")
+
+
+async def test_a_dynamodb_whose_capacity_is_used_up(sqs_url: str) -> None:
+    """Writes are refused (``ProvisionedThroughputExceededException``), beyond what boto3 itself tries again."""
+    parts = urlsplit(sqs_url)
+    with throttled(f"{parts.hostname}:{parts.port}") as proxy:
+        url = f"dynamodb://test:test@{proxy.address}/f{uuid.uuid4().hex[:8]}"
+        await until_full(Shop(url, url, "lease"), proxy, "throughput")
+        assert proxy.refused
+
+
+class _Table:
+    """One that somebody drops, and makes again."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._store: Any = shop.store
+
+    def fill(self) -> None:
+        self._store._client.delete_table(TableName=self._store._table)
+
+    def free(self) -> None:
+        asyncio.run(self._store.init())
+
+
+async def test_a_dynamodb_table_that_is_gone(sqs_url: str) -> None:
+    """Nobody's attempt: its messages wait until people have made it again. (What was remembered in it is gone.)"""
+    url = sqs_url.replace("sqs://", "dynamodb://test:test@") + f"/f{uuid.uuid4().hex[:8]}"
+    shop = Shop(url, url, "lease")
+    await until_full(shop, _Table(shop), "ResourceNotFound", "not found")
