@@ -77,13 +77,15 @@ class OutboxSuite(Base):
         wanted = [
             Outgoing(Topic("t"), Message("1", b"\x00\xff" * 9, b"k\x00\xff", headers)),
             Outgoing(Queue("q", partitions=3, fifo=True, single_active=True), Message("2", b"", b"", headers)),
+            Outgoing(Topic("t", partitions=8, single_active=True), Message("5", b"", b"k")),
             Outgoing(Topic("t", options={"kafka": {"retention.ms": "1"}}), Message("3", "漢".encode(), None)),
             Outgoing(Queue("t"), Message("4", b"large" * 50_000, None)),
         ]
         await append(held, *wanted)
         found = [row.outgoing for row in await fetch(held)]
         assert found == wanted
-        assert [each.destination.options for each in found if each] == [{}, {}, {"kafka": {"retention.ms": "1"}}, {}]  # type: ignore[union-attr]
+        options = [each.destination.options for each in found if each]  # type: ignore[union-attr]
+        assert options == [{}, {}, {}, {"kafka": {"retention.ms": "1"}}, {}]
 
     async def test_what_is_rolled_back_never_leaves(self, held: OutboxStore) -> None:
         async def fail() -> None:
