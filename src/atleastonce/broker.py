@@ -20,6 +20,7 @@ from atleastonce.engine.rate import TokenBucket
 from atleastonce.errors import BrokerUnavailable, ConfigurationError
 from atleastonce.lag import backlog
 from atleastonce.message import HeaderValue
+from atleastonce.parts import may_have_parts
 from atleastonce.patterns.redrive import DeadLetters
 from atleastonce.patterns.shedding import DepthLimit
 from atleastonce.unpublished import publish_error
@@ -306,8 +307,20 @@ class Broker(Asks):
             missing = tuple(channel for channel in channels if _declared_as(channel) not in self._declared)
             if missing:
                 topology = Topology(channels=missing, sources=tuple(_own_sources(missing)))
-                _ensure_same_parts(await self.adapter.declare(topology))
+                await self._ensure_same_parts(topology)
+                await self.adapter.declare(topology)
                 self._declared.update(map(_declared_as, missing))
+
+    async def _ensure_same_parts(self, topology: Topology) -> None:
+        """Who publishes to other parts than are read publishes to nobody, or past what waits of a key. Looked at before any are
+        made."""
+        if not self.adapter.capabilities.parts or not any(map(may_have_parts, topology.channels)):
+            return
+        for drift in await self.adapter.declare(topology, create=False):
+            if drift.setting == "partitions":
+                raise ConfigurationError(
+                    f"{drift.name}: partitions is {drift.found}, wanted {drift.wanted}; declare it as those do who read it"
+                )
 
     def __repr__(self) -> str:
         return f"<Broker {self.url}>"
@@ -324,15 +337,6 @@ def connect(url: str, options: Mapping[str, Any] | None = None, **settings: Any)
 
 def _declared_as(channel: Channel[Any] | Source) -> tuple[type, str]:
     return type(channel), channel.name
-
-
-def _ensure_same_parts(drifts: Iterable[Drift]) -> None:
-    """Who publishes to other parts than are read publishes to nobody."""
-    for drift in drifts:
-        if drift.breaks and drift.setting == "partitions":
-            raise ConfigurationError(
-                f"{drift.name}: partitions is {drift.found}, wanted {drift.wanted}; declare it as those do who read it"
-            )
 
 
 def _own_sources(channels: Iterable[Channel[Any]]) -> list[Source]:

@@ -201,12 +201,11 @@ async def test_another_number_of_parts_is_refused_or_told(url: str, broker: Brok
     with pytest.raises(ConfigurationError, match=rf"partitions is {PARTS}, wanted {PARTS - 1}"):
         async with reading(url, fewer, handle):
             pass
-    alone = resized(home, 1)
-    for other in (fewer, alone):
+    alone, more = resized(home, 1), resized(home, PARTS + 2)
+    for other in (fewer, alone, more):
         async with connect(url) as stranger:
             with pytest.raises(ConfigurationError, match="declare it as those do who read it"):
                 await stranger.publish(other.channel, Job("k", 0), key="k")
-    more = resized(home, PARTS + 2)
     try:
         found = await reading(url, more, handle).check()
         told = [finding for finding in found if finding.setting == "partitions"]

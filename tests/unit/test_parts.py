@@ -14,7 +14,18 @@ from atleastonce import Queue, Source, Topic
 from atleastonce.adapters import open_adapter
 from atleastonce.contract import Backlog, Describes, Drift, Outgoing, Topology
 from atleastonce.message import Message
-from atleastonce.parts import backlog, declare, in_parts, is_parted, part_at, part_number, parts_of, pieces, routed
+from atleastonce.parts import (
+    backlog,
+    declare,
+    in_parts,
+    is_parted,
+    part_at,
+    part_number,
+    parts_of,
+    pieces,
+    routed,
+    topology,
+)
 from atleastonce.parts.sharing import excess
 
 PARTED = Queue[Any]("orders", partitions=4, single_active=True)
@@ -146,12 +157,13 @@ ALONE = Queue[Any]("orders", single_active=True)
 )
 @pytest.mark.parametrize("create", [True, False])
 async def test_another_number_of_parts_is_told(
-    channel: Queue[Any], there: list[str], wanted: Drift | None, create: bool
+    channel: Queue[Any], there: list[str], wanted: Drift | None, create: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(topology, "PATIENCE", 0.0)
     made = set(there)
 
-    async def one(topology: Topology, /, *, create: bool) -> list[Drift]:
-        names = [each.name for each in topology.channels]
+    async def one(wanted: Topology, /, *, create: bool) -> list[Drift]:
+        names = [each.name for each in wanted.channels]
         missing = [] if create else [Drift(name, "missing", "queue", "nothing") for name in names if name not in made]
         made.update(names if create else ())
         return missing
@@ -162,6 +174,23 @@ async def test_another_number_of_parts_is_told(
         assert made == set(there)
     elif create:
         assert {part.name for part in pieces(channel)} <= made
+
+
+async def test_parts_that_somebody_is_just_making_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "PATIENCE", 0.01)
+    made = {"orders.p0", "orders.p1"}
+    looks = 0
+
+    async def one(wanted: Topology, /, *, create: bool) -> list[Drift]:
+        nonlocal looks
+        looks += 1
+        missing = [Drift(each.name, "missing", "queue", "nothing") for each in wanted.channels if each.name not in made]
+        if wanted.channels[0].name == "orders.p3":  # looked at, and made right after
+            made.update(part.name for part in parts_of(PARTED))
+        return [] if create else missing
+
+    assert await declare(Topology((PARTED,), (Source(PARTED),)), one, create=True) == []
+    assert looks == 6
 
 
 def test_what_has_no_parts_is_declared_as_it_is() -> None:

@@ -196,7 +196,7 @@ async def test_busy_parts_beyond_its_share_are_drained_let_go_and_stood_by_for_a
     first = dict(broker.parts)
     for name in PARTS:
         broker.parts[name].bring(f"run-{name}", *(f"wait-{name}-{n}" for n in range(3)))
-    found = await take(subscription, 4, most=4)
+    found = await take(subscription, 16, most=4)
     assert not broker.drained, "one reader has all"
     broker.runs.clear()
     broker.readers = 2
@@ -204,13 +204,11 @@ async def test_busy_parts_beyond_its_share_are_drained_let_go_and_stood_by_for_a
     gone = set(broker.drained)
     assert not any(stub.closed for stub in first.values()), "something of it runs"
     outcomes = await subscription.settle([(delivery, ACK) for delivery in found])
-    assert outcomes == [OK] * 4
+    assert outcomes == [OK] * 16
     broker.runs.set()
     await until(lambda: len(broker.opened) == 6)
     assert set(broker.opened[4:]) == gone
     assert {name for name, stub in first.items() if stub.closed} == gone
-    for name in gone:
-        assert {verdict for id, verdict in first[name].settled if id.startswith("wait")} <= {RELEASE}
     await subscription.close()
 
 

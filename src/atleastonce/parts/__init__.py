@@ -12,7 +12,7 @@ from atleastonce.parts.readers import Readers
 from atleastonce.parts.routing import routed
 from atleastonce.parts.sharing import EVERY
 from atleastonce.parts.subscription import PartedSubscription, subscribe
-from atleastonce.parts.topology import declare, in_parts
+from atleastonce.parts.topology import declare, in_parts, may_have_parts
 
 __all__ = [
     "EVERY",
@@ -22,6 +22,7 @@ __all__ = [
     "declare",
     "in_parts",
     "is_parted",
+    "may_have_parts",
     "part_at",
     "part_number",
     "parts_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -16,6 +17,8 @@ from atleastonce.parts.names import is_parted, part_at, pieces
 
 T = TypeVar("T", bound="Channel[Any] | Source")
 
+PATIENCE = 1.0
+"""Seconds after which somebody who is just making the parts has made them all. Too short: who comes meanwhile finds too few."""
 _MOST = 10_000
 
 
@@ -40,13 +43,14 @@ async def declare(topology: Topology, one: Declare, *, create: bool) -> Sequence
     """`Adapter.declare`, with channels in parts. Another number of parts than the broker has is a `Drift`: looked at first, for
     once all are made nobody can tell. Nothing is made where it breaks: it would be found by those who are right."""
     channels = dict.fromkeys((*topology.channels, *(source.channel for source in topology.sources)))
-    looks = [await _resized(channel, one) for channel in channels if _may_have(channel)]
+    looks = [await _resized(channel, one) for channel in channels if may_have_parts(channel)]
     resized = [drift for drift in looks if drift is not None]
     create = create and not any(drift.breaks for drift in resized)
     return [*resized, *await one(in_parts(topology), create=create)]
 
 
-def _may_have(channel: Channel[Any]) -> bool:
+def may_have_parts(channel: Channel[Any]) -> bool:
+    """Whether it has some, or may have had, or may be thought by somebody to have."""
     return isinstance(channel, Queue | Topic) and channel.single_active and not channel.requests
 
 
@@ -77,5 +81,7 @@ async def _resized(channel: Channel[Any], one: Declare) -> Drift | None:
     if await there(replace(channel, partitions=None)):
         return differs(1, breaks=True)
     if await there(part_at(channel, 0)) and not await there(part_at(channel, wanted - 1)):
-        return differs(await count(1), breaks=False)
+        await asyncio.sleep(PATIENCE)
+        if not await there(part_at(channel, wanted - 1)):
+            return differs(await count(1), breaks=False)
     return None
