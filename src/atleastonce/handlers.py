@@ -128,8 +128,12 @@ class Handlers:
             raise ConfigurationError(f"service {self.name} is running; register handlers before it starts")
         for other in self.consumers:
             if other.home.name == consumer.home.name:
-                raise ConfigurationError(
-                    f"{consumer.binding.name} and {other.binding.name} both handle {consumer.home}; "
+                instead = (
                     "give one of them a group of its own with group="
+                    if isinstance(consumer.home.channel, Topic)
+                    else "of a queue each message goes to one handler: give one of them another queue, or make it a Topic"
+                )
+                raise ConfigurationError(
+                    f"{consumer.binding.name} and {other.binding.name} both handle {consumer.home}; {instead}"
                 )
         self.consumers.append(consumer)

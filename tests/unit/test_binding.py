@@ -294,6 +294,7 @@ UNLIKE: list[tuple[Any, Any, str, str]] = [
     (Pair, Order, "array", "object"),
     (bool, int, "true or false", "number"),
     (Literal["a", 1], dict[str, int], "number or text", "object"),
+    (dict, int, "object", "number"),
 ]
 
 

@@ -41,5 +41,11 @@ def test_it_fails_where_the_broker_is_required(pytester: pytest.Pytester, monkey
     outcome.stdout.no_fnmatch_line("*secret*")
 
 
+def test_a_misspelt_required_broker_ends_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(pytester, monkeypatch, "kafak")
+    assert outcome.ret == pytest.ExitCode.USAGE_ERROR
+    outcome.stderr.fnmatch_lines(["ERROR: ALO_REQUIRE names 'kafak': there are kafka, *"])
+
+
 def test_it_carries_the_mark(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     run(pytester, monkeypatch, "", "-m", "broker").assert_outcomes(skipped=1, deselected=1)

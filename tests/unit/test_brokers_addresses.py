@@ -34,6 +34,16 @@ def test_required(value: str, expected: set[str]) -> None:
     assert required(["kafka", "rabbitmq", "nats"], {"ALO_REQUIRE": value}) == expected
 
 
+@pytest.mark.parametrize("value", ["kafak", "kafka,kafak", "all,kafak"])
+def test_a_misspelt_name_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = f"ALO_REQUIRE names 'kafak': there are {', '.join(NAMES)} and all"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        required(["kafka"], {"ALO_REQUIRE": value})
+    monkeypatch.setenv("ALO_REQUIRE", value)
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        up([])  # before anything is started
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -65,6 +65,14 @@ def test_compose_has_the_same_broker(name: str) -> None:
         assert f'"127.0.0.1:{recipe.ports[purpose]}:{inside or recipe.ports[purpose]}"' in text
 
 
+def test_every_image_is_named_by_a_whole_version() -> None:
+    images = re.findall(r"image: \$\{ALO_IMAGE_\w+:-([\w./\-]+):([\w.\-]+)\}", COMPOSE)
+    assert len(images) == COMPOSE.count("image:")
+    for name, tag in images:
+        # PostgreSQL's releases have two numbers.
+        assert re.match(r"\d+\.\d+(?![.\w])" if name == "postgres" else r"\d+\.\d+\.\d+(?![.\w])", tag), (name, tag)
+
+
 def test_compose_publishes_on_loopback_only() -> None:
     published = re.findall(r'- "([^"]*:\d+)"', COMPOSE)
     assert published

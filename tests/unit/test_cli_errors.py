@@ -107,6 +107,14 @@ def test_bad_input_gets_one_line_and_its_exit_code(
     assert words[0] not in ("tail", "dlq", "lag") or not (place / "q.db").exists(), "who looks makes nothing"
 
 
+def test_a_misspelt_required_broker_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALO_REQUIRE", "kafak")
+    assert run(["brokers", "up", "redis"]) == 2
+    assert capfd.readouterr().err.startswith("atleastonce: ALO_REQUIRE names 'kafak': there are kafka, ")
+
+
 def test_a_traceback_is_shown_on_request_only(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (place / "crash.py").write_text("1 / 0\n")
     assert run(["run", "crash:service", "--traceback"]) == 2

@@ -63,6 +63,14 @@ def test_bad_lines_are_named_and_their_neighbours_kept() -> None:
     assert "order_id 1 is on line 1 already" in orders.problems[2]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_order(tmp_path: Path) -> None:
+    file = tmp_path / "editor.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + good(1) + b"\r\n" + b"\xef\xbb\xbf" + good(2) + b"\n" + good(3))
+    orders = read_orders(file)
+    assert [line.body for line in orders.lines] == [good(1), good(3)]
+    assert [problem.split(" ")[0] for problem in orders.problems] == ["editor.jsonl:2:"]
+
+
 def test_a_file_without_orders_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")

@@ -34,8 +34,14 @@ def from_environment(name: str, environ: Mapping[str, str] | None = None) -> str
 
 
 def required(names: Iterable[str], environ: Mapping[str, str] | None = None) -> set[str]:
-    """Which of `names` the variable `ALO_REQUIRE` (a comma list, or `all`) makes mandatory."""
-    words = {word.strip() for word in (os.environ if environ is None else environ).get("ALO_REQUIRE", "").split(",")}
+    """Which of `names` the variable `ALO_REQUIRE` (a comma list, or `all`) makes mandatory.
+
+    Raises `ValueError` for a name that is no broker's: with a misspelt one everything would be skipped in silence.
+    """
+    given = (os.environ if environ is None else environ).get("ALO_REQUIRE", "").split(",")
+    words = {word.strip() for word in given} - {""}
+    if unknown := sorted(words - DEFAULT_PORTS.keys() - {"all"}):
+        raise ValueError(f"ALO_REQUIRE names {unknown[0]!r}: there are {', '.join(DEFAULT_PORTS)} and all")
     return set(names) if "all" in words else words & set(names)
 
 

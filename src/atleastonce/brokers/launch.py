@@ -53,10 +53,12 @@ def up(
     of `compose.yaml` instead of free ones. `origin` restricts to `"native"` or `"container"` (also through
     `ALO_BROKERS_FROM`); addresses in the environment always win. `progress` is `False` for silence.
 
-    Brokers that cannot be had are in `.unavailable` with the reason. Raises `ValueError` for an unknown name and
-    `RequiredBrokersMissing` when one that `ALO_REQUIRE` names is missing. On Ctrl-C what this call started is ended.
+    Brokers that cannot be had are in `.unavailable` with the reason. Raises `ValueError` for an unknown name, also in
+    `ALO_REQUIRE`, and `RequiredBrokersMissing` when one that this names is missing. On Ctrl-C what this call started is
+    ended.
     """
     chosen = _known(names)
+    needed = required(chosen)
     home = _home(state_dir)
     sweep_sessions()
     found = Provisioned()
@@ -92,7 +94,7 @@ def up(
             found[name] = result
         else:
             found.unavailable[name] = result
-    if missing := [found.unavailable[name] for name in sorted(required(chosen)) if name in found.unavailable]:
+    if missing := [found.unavailable[name] for name in sorted(needed) if name in found.unavailable]:
         raise RequiredBrokersMissing(missing)
     return found
 

@@ -63,7 +63,7 @@ def prepare(install: Path, place: Place) -> Command:
 RECIPE = Recipe(
     name="mysql",
     ports=PORTS,
-    image=Image("mariadb:11.8", PORTS, env=lambda _place: _IMAGE),
+    image=Image("mariadb:10.11.18", PORTS, env=lambda _place: _IMAGE),
     url=lambda port: f"mysql://root@{HOST}:{port}/{DATABASE}",
     install=install,
     prepare=prepare,

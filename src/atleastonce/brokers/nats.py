@@ -50,7 +50,7 @@ def prepare(install: Path, place: Place) -> Command:
 RECIPE = Recipe(
     name="nats",
     ports=PORTS,
-    image=Image("nats:2.12-alpine", PORTS, command=lambda _place: ["-js", "-m", "8222"]),
+    image=Image("nats:2.12.8-alpine", PORTS, command=lambda _place: ["-js", "-m", "8222"]),
     url=lambda port: f"nats://{HOST}:{port}",
     install=install,
     prepare=prepare,

@@ -79,7 +79,7 @@ def _package(folder: Path) -> Path:
 RECIPE = Recipe(
     name="postgres",
     ports=PORTS,
-    image=Image("postgres:18", PORTS, env=lambda _place: {"POSTGRES_HOST_AUTH_METHOD": "trust"}),
+    image=Image("postgres:18.4", PORTS, env=lambda _place: {"POSTGRES_HOST_AUTH_METHOD": "trust"}),
     url=lambda port: f"postgresql://postgres@{HOST}:{port}/postgres",
     install=install,
     prepare=prepare,

@@ -126,7 +126,7 @@ def _management(place: Place) -> str:
 RECIPE = Recipe(
     name="rabbitmq",
     ports=PORTS,
-    image=Image("rabbitmq:4.2-management", {"main": 5672, "management": 15672}),
+    image=Image("rabbitmq:4.3.5-management", {"main": 5672, "management": 15672}),
     url=lambda port: f"rabbitmq://guest:guest@{HOST}:{port}/",
     install=install,
     prepare=prepare,

@@ -124,7 +124,7 @@ def prepare(install: Path, place: Place) -> Command:
 RECIPE = Recipe(
     name="redis",
     ports=PORTS,
-    image=Image("redis:8.2", PORTS, command=lambda _place: ["redis-server", *DURABLE]),
+    image=Image("redis:8.2.3", PORTS, command=lambda _place: ["redis-server", *DURABLE]),
     url=lambda port: f"redis://{HOST}:{port}",
     install=install,
     prepare=prepare,

@@ -40,7 +40,11 @@ def bring_up(
 
     An address in the environment (ALO_KAFKA_URL, ...) comes first, then a container, then a native process.
     """
-    found = up(_known(names), fixed_ports=fixed_ports)
+    chosen = _known(names)
+    try:
+        found = up(chosen, fixed_ports=fixed_ports)
+    except ValueError as error:  # what ALO_REQUIRE names
+        raise ConfigurationError(str(error)) from None
     _report(found, as_json=as_json)
     for missing in found.unavailable.values():
         note(one_line(missing))

@@ -2,7 +2,8 @@
 
 Load it with ``pytest_plugins = ["atleastonce.testing.brokers"]`` in the top ``conftest.py``. A broker comes from the
 environment (``ALO_KAFKA_URL``, ...), else from `atleastonce.brokers`. Where it cannot be had, the tests that ask for it are
-skipped with the reason, or fail if ``ALO_REQUIRE`` names it. Tests that use one carry the mark ``broker``.
+skipped with the reason, or fail if ``ALO_REQUIRE`` names it; a name in that which is no broker's ends the run. Tests that use
+one carry the mark ``broker``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _BROKER_OF: dict[str, str] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broker(name): needs the named real broker")
+    try:
+        required([])
+    except ValueError as error:  # else all that it means would be skipped
+        raise pytest.UsageError(str(error)) from None
     given = getattr(config, "workerinput", {}).get(_INPUT)
     if given is not None:
         config.stash[_HOME] = Path(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,13 +77,13 @@ def read_orders(path: Path) -> Orders:
 
 
 def check_orders(lines: Iterable[bytes], name: str) -> Orders:
-    """Check lines; ``name`` stands before the line number in each problem."""
+    """Check lines; ``name`` stands before the line number in each problem. A byte order mark, as editors write, is no order."""
     decode = msgspec.json.Decoder(Order).decode
     good: list[Line] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        body = line.strip()
+        body = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
         if not body:
             continue
         try:
