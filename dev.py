@@ -40,6 +40,7 @@ MATRIX = {
     "rabbitmq-4.0": ("rabbitmq", {"ALO_RABBITMQ_FLAVOUR": "4.0"}),
     "rabbitmq-4.3": ("rabbitmq", {"ALO_RABBITMQ_FLAVOUR": "4.3"}),
     "kafka-kip848": ("kafka", {"ALO_KAFKA_PROTOCOL": "consumer"}),
+    "kafka-share": ("kafka", {"ALO_KAFKA_PROTOCOL": "share"}),
     "redis-7": ("redis", {"ALO_REDIS_FLAVOUR": "7"}),
     "redis-8.10": ("redis", {"ALO_REDIS_FLAVOUR": "8.10"}),
     "valkey": ("redis", {"ALO_REDIS_FLAVOUR": "valkey"}),

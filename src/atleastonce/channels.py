@@ -17,6 +17,9 @@ from atleastonce.errors import ConfigurationError
 
 T = TypeVar("T")
 
+# Of channels that a `Source` derives.
+_DERIVED = re.compile(r".+\.(retry\.[^.]+|redrive|suspects|dlq)")
+
 # What all six brokers take: Kafka allows letters, digits, '.', '_', '-' and 249 characters; ours leaves room for
 # suffixes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -139,3 +142,8 @@ class Source:
 
     def __str__(self) -> str:
         return self.name
+
+
+def is_derived(channel: Channel[Any]) -> bool:
+    """Whether ``channel`` has a name as `Source` derives them: what waits in it is held, run alone or kept, and not worked off."""
+    return _DERIVED.fullmatch(channel.name) is not None

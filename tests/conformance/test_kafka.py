@@ -3,7 +3,7 @@
 import asyncio
 import os
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from atleastonce.contract import Adapter
 from atleastonce.testing.brokers import can_kill, killable
 from atleastonce.testing.conformance import ConformanceSuite, Harness, KillableBroker, RawMessage
 
-# The other kind of consumer group; `python3 dev.py matrix` runs it.
+# The other kinds of groups: "consumer" and "share"; `python3 dev.py matrix` runs them.
 PROTOCOL = os.environ.get("ALO_KAFKA_PROTOCOL", "classic")
 
 NOBODY = "kafka://127.0.0.1:1"
@@ -81,7 +81,25 @@ class KafkaHarness(Harness):
         return killable("kafka")
 
 
+class SharingHarness(KafkaHarness):
+    """Queues and groups read by share groups."""
+
+    name = "kafka (share groups)"
+    settle_lag = 0.0
+    lease = 15.0  # the least that brokers allow by default
+    known_gaps: ClassVar = {
+        "53": "a member is handed nothing more until all that it was handed is settled, and these 40 messages come one by one",
+        "71": "Kafka's client for Python cannot ask what a share group has done: only dead letters can be looked at",
+    }
+
+    def __init__(self, broker: Running) -> None:
+        super().__init__(broker)
+        del self.options["group.protocol"]  # of the rooms of retries and dead letters, which consumer groups read
+        self.options |= {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
+        self.options |= {"share.groups": "true", "share.lock": self.lease}
+
+
 class TestKafka(ConformanceSuite):
     @pytest.fixture
     def harness(self, kafka_broker: Running) -> Harness:
-        return KafkaHarness(kafka_broker)
+        return SharingHarness(kafka_broker) if PROTOCOL == "share" else KafkaHarness(kafka_broker)

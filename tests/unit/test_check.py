@@ -61,6 +61,11 @@ POLICIES = [
         [("refuse", "q: a handler may run for 1h, and this broker leaves a message with its worker for 30m at most")],
     ),
     (
+        {"failure": FailurePolicy(timeout="1m")},
+        can(lease=Leasing.FIXED, lease_seconds=30.0, lease_limit=30.0),
+        [("refuse", "q: a handler may run for 1m, and this broker leaves a message with its worker for 30s at most")],
+    ),
+    (
         {"failure": FailurePolicy(timeout="1h")},
         can(lease=Leasing.SESSION, lease_limit=1800.0),
         [("warn", "for 30m at most; shorten timeout=, or raise the broker's limit")],

@@ -359,6 +359,13 @@ def test_releases_cost_attempts_only_where_they_are_counted() -> None:
     assert "costs no attempt" in text(explained(NATIVE, retry=["5s"]))
 
 
+def test_a_lease_that_nothing_prolongs_is_told() -> None:
+    shared = open_adapter("kafka://localhost?share.groups=true&share.lock=20s").capabilities
+    told = text(explained(shared, retry=["5s"]))
+    assert "stays with its worker for 20s, which nothing prolongs" in told
+    assert "It comes again when its connection is closed or its lease is over, within 20s" in told
+
+
 URLS = {
     "kafka": "kafka://localhost",
     "rabbitmq": "rabbitmq://localhost",

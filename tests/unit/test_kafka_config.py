@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed")
 
 from confluent_kafka import KafkaError, KafkaException
 
+from atleastonce import FailurePolicy, Queue, Service, Source, check
 from atleastonce.adapters import open_adapter
 from atleastonce.adapters.kafka import KafkaAdapter
 from atleastonce.adapters.kafka.config import Settings, settings
 from atleastonce.adapters.kafka.faults import as_exception, classify, publish_outcome
+from atleastonce.adapters.kafka.share import groups
 from atleastonce.adapters.kafka.transactor import is_member
-from atleastonce.contract import Code, Scope, Status, Window
+from atleastonce.channels import is_derived
+from atleastonce.contract import Code, Leasing, Ordering, Scope, Status, Window
 from atleastonce.errors import BrokerUnavailable, ConfigurationError, NotFound, PermissionDenied
 from atleastonce.urls import BrokerUrl
 
@@ -38,6 +43,58 @@ def test_our_own_options_are_read_and_kept_from_the_client() -> None:
     assert config["group.protocol"] == "consumer"
     assert "partition.assignment.strategy" not in config  # an error with that protocol
     assert config["auto.offset.reset"] == "earliest"  # out of range must not skip
+
+
+def test_share_groups_are_asked_for_by_a_connection_and_members_get_what_members_may_have() -> None:
+    made = parsed(
+        "kafka://h?share.groups=true&share.lock=45s&share.members=2&isolation.level=read_uncommitted&session.timeout.ms=6000"
+        "&client.id=mine"
+    )
+    assert (made.share, made.share_lock, made.share_members, made.partitions) == (True, 45.0, 2, 1)
+    config = made.sharer("g", 50)
+    assert (config["group.id"], config["max.poll.records"], config["client.id"]) == ("g", 50, "mine")
+    assert config["share.acknowledgement.mode"] == "explicit"
+    assert "session.timeout.ms" not in config  # the client refuses it: the broker decides
+    assert groups.wanted(made) == {
+        "share.auto.offset.reset": "earliest",
+        "share.isolation.level": "read_uncommitted",
+        "share.record.lock.duration.ms": "45000",
+        "share.delivery.count.limit": "10",
+    }
+    assert not parsed("kafka://h").share
+    assert (
+        groups.wanted(parsed("kafka://h"))["share.isolation.level"] == "read_committed"
+    )  # the broker's default is not
+
+
+def test_what_share_groups_cannot_is_not_claimed() -> None:
+    can = open_adapter("kafka://h?share.groups=true").capabilities
+    assert (can.order, can.transactions, can.counts_releases) == (Ordering.NONE, False, True)
+    assert (can.lease, can.lease_seconds, can.lease_limit) == (Leasing.FIXED, 30.0, 30.0)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"ordered": True}, "order-not-across"),
+    ({"transactions": True}, "no-transactions"),
+    ({"failure": FailurePolicy(timeout="31s")}, "timeout-over-lease"),
+]
+
+
+@pytest.mark.parametrize(("asked", "code"), REFUSED)
+def test_what_share_groups_cannot_is_refused(asked: dict[str, Any], code: str) -> None:
+    async def handle(order: bytes) -> None: ...
+
+    service = Service("billing")
+    service.consumer(Queue[bytes]("q"), **asked)(handle)
+    found = check.policy(service.consumers[0], open_adapter("kafka://h?share.groups=true").capabilities)
+    assert (code, "refuse") in {(finding.code, finding.severity) for finding in found}
+
+
+def test_the_rooms_of_a_source_are_told_from_what_it_reads() -> None:
+    home = Source(Queue[bytes]("jobs"))
+    rooms = (home.retry_channel(5), home.suspects_channel, home.redrive_channel, home.dead_letter_channel)
+    assert all(map(is_derived, rooms))
+    assert not is_derived(home.channel)
 
 
 def test_the_clients_options_reach_it_and_code_wins_over_the_url() -> None:

@@ -44,7 +44,8 @@ log.dirs={data}
 
 # The same in a container. Without the zero, every join of a group waits three seconds for more members; with the
 # default session timeout a broker that was killed waits nine seconds for its own ghost before it serves again. KIP-848's
-# groups take their timeouts from the broker: 45 s until the partitions of a killed member go to others.
+# groups take their timeouts from the broker: 45 s until the partitions of a killed member go to others. Share groups, too: a
+# member joins with its second heartbeat, after 5 s.
 ONE_NODE = {
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
@@ -59,6 +60,10 @@ ONE_NODE = {
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "500",
     "group.consumer.heartbeat.interval.ms": "500",
+    "group.share.min.session.timeout.ms": "6000",
+    "group.share.session.timeout.ms": "6000",
+    "group.share.min.heartbeat.interval.ms": "500",
+    "group.share.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "400",
     "auto.create.topics.enable": "false",

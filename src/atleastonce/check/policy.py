@@ -159,7 +159,7 @@ def _leases(consumer: Consumer, capabilities: Capabilities) -> Iterator[Finding]
             f"a handler may run for {format_duration(timeout)}, and this broker leaves a message with its worker for "
             f"{format_duration(limit)} at most"
         )
-        if capabilities.lease is Leasing.EXTENDABLE:
+        if capabilities.lease in (Leasing.EXTENDABLE, Leasing.FIXED):
             yield rules.TIMEOUT_OVER_LEASE.found(str(consumer.home), what, "shorten timeout=")
         else:  # a server's setting, which may have been raised
             change = "shorten timeout=, or raise the broker's limit"

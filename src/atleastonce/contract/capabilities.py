@@ -48,6 +48,8 @@ class Leasing(enum.Enum):
 
     EXTENDABLE = "extendable"
     """A deadline per message; `Subscription.extend` moves it."""
+    FIXED = "fixed"
+    """A deadline per message that nobody moves: what takes longer is handed out again."""
     SESSION = "session"
     """The connection or group membership: kept by being alive, lost as a whole."""
     NONE = "none"
@@ -75,7 +77,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         counts_releases: whether a `Release` may raise that count.
         lease: what keeps a delivery.
         lease_seconds: the lease's first length; 0 for sessions.
-        lease_limit: the longest that one delivery can be kept by extending, in seconds; None for no limit.
+        lease_limit: the longest that one delivery can be kept, by extending where that is possible, in seconds; None for no limit.
         settled_within: seconds from a settlement's answer until a crash can no longer undo it; 0 where the answer says that.
         order: where order holds.
         single_active: whether a channel can be declared with ``single_active``: one instance at a time has anything of it, and

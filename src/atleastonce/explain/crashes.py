@@ -161,6 +161,8 @@ class _Points:
 
 
 def _again(capabilities: Capabilities) -> str:
+    if capabilities.lease is Leasing.FIXED:
+        return f"when its connection is closed or its lease is over, within {readable(capabilities.lease_seconds)}"
     if capabilities.lease is Leasing.EXTENDABLE:
         return f"when its lease is over, within {readable(capabilities.lease_seconds)}"
     return "when the broker has noticed that the process is gone"

@@ -32,6 +32,12 @@ def delivery(consumer: Consumer, capabilities: Capabilities) -> Iterator[str]:
             f"runs{most}. If the process stands still for longer than that, another worker gets the message while this one may "
             "go on: for a moment two handle it."
         )
+    elif capabilities.lease is Leasing.FIXED:
+        yield (
+            f"A message stays with its worker for {readable(capabilities.lease_seconds)}, which nothing prolongs. While its "
+            "handler runs for longer than that, another worker gets the message: two handle it, and how the first one's run ends "
+            "is not recorded."
+        )
     elif capabilities.lease is Leasing.SESSION:
         limit = capabilities.lease_limit
         most = f", and for {readable(limit)} at most unless the server allows more" if limit is not None else ""

@@ -43,6 +43,16 @@ ALONE = "".join(
         "transaction.state.log.min.isr",
     )
 )
+SHARING = """\
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+group.share.min.record.lock.duration.ms=1000
+group.share.min.session.timeout.ms=5000
+group.share.session.timeout.ms=6000
+group.share.min.heartbeat.interval.ms=500
+group.share.heartbeat.interval.ms=500
+"""
 REPLICATED = """\
 offsets.topic.replication.factor=3
 transaction.state.log.replication.factor=3
@@ -65,7 +75,16 @@ super.users=User:ANONYMOUS;User:alice
 class Server:
     """One node."""
 
-    def __init__(self, folder: Path, settings: str, port: int, plain: int, *, scram: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: str,
+        port: int,
+        plain: int,
+        *,
+        scram: bool = False,
+        features: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.address = f"{HOST}:{port}"
         self._plain = plain
@@ -76,6 +95,8 @@ class Server:
         self._settings = folder / "server.properties"
         self._settings.write_text(settings)
         words = ["format", "-t", CLUSTER_ID, "-c", str(self._settings)]
+        for feature in features:
+            words += ["--feature", feature]
         if scram:
             for user, password in USERS.items():
                 words += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]"]
@@ -145,6 +166,21 @@ def guarded(folder: Path) -> Iterator[Server]:
     settings = COMMON.format(voters=f"1@{HOST}:{control}", node=1, folder=folder) + ALONE
     settings += GUARDED.format(users=users, folder=folder) + f"listeners={listeners}\n"
     server = Server(folder, settings, port, plain, scram=True)
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.end()
+
+
+@contextlib.contextmanager
+def sharing(folder: Path, *, features: Sequence[str] = ()) -> Iterator[Server]:
+    """One that takes locks of share groups that are shorter than by default, for tests that wait for their end."""
+    port, control = free_port(), free_port()
+    settings = COMMON.format(voters=f"1@{HOST}:{control}", node=1, folder=folder) + ALONE + SHARING
+    settings += f"listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{control}\n"
+    server = Server(folder, settings, port, port, features=features)
     server.start()
     try:
         server.wait()

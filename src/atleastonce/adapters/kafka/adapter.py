@@ -8,6 +8,8 @@ import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from atleastonce.adapters.kafka import browse, inspecting, lag, topology
 from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.adapters.kafka.browse import Span
@@ -15,8 +17,9 @@ from atleastonce.adapters.kafka.config import Settings, settings
 from atleastonce.adapters.kafka.faults import classify
 from atleastonce.adapters.kafka.publisher import Publisher
 from atleastonce.adapters.kafka.replies import PartitionInbox, place_of
+from atleastonce.adapters.kafka.share import ShareSubscription, groups
 from atleastonce.adapters.kafka.subscription import KafkaSubscription
-from atleastonce.channels import Channel, Queue, Source, Topic
+from atleastonce.channels import Channel, Queue, Source, Topic, is_derived
 from atleastonce.contract import (
     NONE,
     Adapter,
@@ -42,6 +45,8 @@ from atleastonce.errors import BrokerUnavailable, Closed, ConfigurationError, No
 from atleastonce.offsets import decode
 from atleastonce.urls import BrokerUrl
 
+_UNCOUNTED = "Kafka's client for Python cannot ask what waits for a share group; kafka-share-groups.sh --describe can"
+
 
 class KafkaAdapter(Adapter):
     """Kafka. A queue is a topic read by the group of its own name; retries and delays are topics that the engine reads.
@@ -65,9 +70,21 @@ class KafkaAdapter(Adapter):
             null_body=True,
             transactions=True,
         )
+        if settings.share:
+            # Of what share groups read. Rooms of retries, suspects and dead letters are read by consumer groups, which keep more.
+            self.capabilities = msgspec.structs.replace(
+                self.capabilities,
+                delivery_count=Counting.EXACT,
+                counts_releases=True,
+                lease=Leasing.FIXED,
+                lease_seconds=settings.share_lock,
+                lease_limit=settings.share_lock,
+                order=Ordering.NONE,
+                transactions=False,
+            )
         self._admin: Admin | None = None
         self._publisher: Publisher | None = None
-        self._subscriptions: weakref.WeakSet[KafkaSubscription] = weakref.WeakSet()
+        self._subscriptions: weakref.WeakSet[KafkaSubscription | ShareSubscription] = weakref.WeakSet()
 
     @classmethod
     def from_url(cls, url: BrokerUrl, options: Mapping[str, Any] | None = None) -> KafkaAdapter:
@@ -106,7 +123,10 @@ class KafkaAdapter(Adapter):
 
     async def declare(self, topology_: Topology, *, create: bool = True) -> Sequence[Drift]:
         """See `Adapter.declare`."""
-        drifts = await topology.declare(self._open_admin(), self.settings, topology_, create=create)
+        admin = self._open_admin()
+        drifts = await topology.declare(admin, self.settings, topology_, create=create)
+        shared = {source.group_name: source.name for source in topology_.sources if self._shares(source)}
+        drifts += await groups.declare(admin, self.settings, shared, create=create)
         if self._publisher is not None:
             self._publisher.roomy.update(delay.channel.name for delay in topology_.delays)
             self._publisher.roomy.update(queue.name for queue in topology_.dead_letters)
@@ -116,8 +136,10 @@ class KafkaAdapter(Adapter):
         """See `Describes`."""
         return topology.describe(self.settings, topology_)
 
-    def waiting_in(self, source: Source) -> Mapping[str, str]:
-        """See `Describes`."""
+    def waiting_in(self, source: Source) -> Mapping[str, str] | None:
+        """See `Describes`. What waits for a share group, nobody counts for other programs."""
+        if self._shares(source):
+            return None
         return {"topic": source.channel.name, "group": source.group_name}
 
     def server(self) -> Mapping[str, Any]:
@@ -160,9 +182,16 @@ class KafkaAdapter(Adapter):
             raise ConfigurationError(
                 f"{source}: transactions begin with what is committed; leave isolation.level=read_uncommitted away"
             )
+        if window.transactional and self._shares(source):
+            raise ConfigurationError(f"{source}: share groups have no transactions; leave share.groups away")
         if not await self._exists(source.channel.name):
             raise NotFound(f"Kafka: topic {source.channel.name} does not exist; declare it first")
-        subscription = KafkaSubscription(source, window, listener, self.settings, self._exists, self._publisher)
+        subscription: KafkaSubscription | ShareSubscription
+        if self._shares(source):
+            terms = await groups.terms(self._open_admin(), self.settings, source.group_name)
+            subscription = ShareSubscription(source, window, listener, self.settings, terms, self._exists)
+        else:
+            subscription = KafkaSubscription(source, window, listener, self.settings, self._exists, self._publisher)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -170,12 +199,16 @@ class KafkaAdapter(Adapter):
         """See `Adapter.backlog`."""
         if self._admin is None:
             return Backlog(detail="the Kafka adapter is not open")
+        if self._shares(source):
+            return Backlog(detail=_UNCOUNTED)
         return await lag.backlog(self._admin, self.settings, source)
 
     async def dated_backlog(self, source: Source) -> Backlog:
         """See `Dates.dated_backlog`."""
         if self._admin is None:
             return Backlog(detail="the Kafka adapter is not open")
+        if self._shares(source):
+            return Backlog(detail=_UNCOUNTED)
         return await lag.dated_backlog(self._admin, self.settings, source)
 
     def classify(self, error: BaseException) -> Fault:
@@ -197,11 +230,12 @@ class KafkaAdapter(Adapter):
         channels += [delay.channel for delay in topology.delays]
         # A topic is not its group's to delete: others read it too.
         channels += [source.channel for source in topology.sources if isinstance(source.channel, Queue)]
-        groups = {source.group_name for source in topology.sources}
-        groups |= {channel.name for channel in channels if isinstance(channel, Queue)}
+        sources = [*topology.sources, *(Source(channel) for channel in channels if isinstance(channel, Queue))]
         admin, topics = self._open_admin(), {channel.name for channel in channels}
         await admin.delete_topics(list(topics))
-        for group in groups:
+        for group in {source.group_name for source in sources if self._shares(source) and source.group is None}:
+            await admin.delete_group(group)  # of a topic's group nobody can tell what else it reads: it stays
+        for group in {source.group_name for source in sources if not self._shares(source)}:
             # A group is one for all topics that it reads: to delete it here would send it back to the start of the others.
             if await admin.topics_of(group) <= topics | {each.channel.name for each in topology.sources}:
                 await admin.delete_group(group)
@@ -219,12 +253,21 @@ class KafkaAdapter(Adapter):
 
     # ------------------------------------------------------------------------------------- inside
 
+    def _shares(self, source: Source) -> bool:
+        """Whether a share group reads ``source``."""
+        return self.settings.share and not is_derived(source.channel)
+
     async def _spans(self, channel: Channel[Any]) -> dict[int, Span]:
         """What there is to look at: of a queue, what its group has not completed; of a topic, all that it keeps."""
         admin = self._open_admin()
         partitions = await self._partitions(channel)
         bounds = await admin.bounds(channel.name, partitions)
         spans: dict[int, Span] = {number: (start, end, ()) for number, (start, end) in bounds.items()}
+        if isinstance(channel, Queue) and self._shares(Source(channel)):
+            raise ConfigurationError(
+                f"{channel.name} is read by share groups, and Kafka's client for Python cannot ask what they have done: dead "
+                "letters can be looked at, this cannot"
+            )
         if isinstance(channel, Queue):
             for number, stored in (await admin.committed(channel.name, channel.name, partitions)).items():
                 start, end = bounds[number]

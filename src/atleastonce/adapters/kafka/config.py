@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from atleastonce.contract import Window
@@ -34,6 +35,9 @@ COPY_ROOM = 65_536
 _SHARED_FETCH_BYTES = 128 * 1024
 _SHARED_FETCH_WAIT_MS = 20
 
+# 10 000 by default. Fewer: more work for each record, for clients and brokers. More: one reader of a share group gets more at once.
+_SHARED_BATCH = 100
+
 # 60 s by default. Longer: after a crash in the middle of one, readers of its topics and the next owner of its partitions wait as
 # long. Shorter: a broker that restarts takes longer than that, and what was handled runs again.
 _TRANSACTION_MS = 10_000
@@ -41,6 +45,23 @@ _TRANSACTION_MS = 10_000
 # They run programs, load code or send secrets to an address: never taken from a URL, which may come from anywhere.
 _DANGEROUS = frozenset(
     {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "sasl.oauthbearer.token.endpoint.url"}
+)
+
+# What the members of a share group do not have, and refuse: the broker decides these things for their group.
+_NOT_SHARED = frozenset(
+    {
+        "auto.offset.reset",
+        "fetch.error.backoff.ms",
+        "fetch.queue.backoff.ms",
+        "group.instance.id",
+        "group.remote.assignor",
+        "heartbeat.interval.ms",
+        "isolation.level",
+        "queued.max.messages.kbytes",
+        "queued.min.messages",
+        "session.timeout.ms",
+        "topic.blacklist",
+    }
 )
 
 # What the delivery guarantee rests on, or what the adapter listens to.
@@ -58,6 +79,8 @@ _OURS: Mapping[str, str] = {
     "bootstrap.servers": "the URL's hosts",
     "metadata.broker.list": "the URL's hosts",
     "partition.assignment.strategy": "",
+    "share.acknowledgement.mode": "what is done is acknowledged record by record",
+    "max.poll.records": "it follows from max_in_flight",
 }
 _CALLBACKS = frozenset({"error_cb", "on_commit", "on_delivery", "dr_cb", "throttle_cb", "stats_cb", "logger"})
 _STRATEGIES = ("cooperative-sticky", "range", "roundrobin")
@@ -96,6 +119,12 @@ class Settings:
         protocol: ``"consumer"`` (KIP-848, brokers from 4.0) or ``"classic"``.
         strategy: assignment strategy of classic groups.
         reset: where a group without a commit starts: ``"earliest"`` or ``"latest"``.
+        share: whether queues and groups are read by share groups (KIP-932, brokers from 4.2), and not by consumer groups.
+        share_lock: seconds for which a share group leaves a record with who got it, where nobody has set that for the group.
+            Too short: what a slow handler still works on is handed out again. Too long: what a process that hangs held comes
+            later.
+        share_members: with how many members a subscription joins a share group. Each works off what it got before it gets more:
+            too few, and a few slow messages hold up all others; too many cost threads and connections.
     """
 
     servers: str
@@ -109,6 +138,9 @@ class Settings:
     protocol: str = "classic"
     strategy: str = "cooperative-sticky"
     reset: str = "earliest"
+    share: bool = False
+    share_lock: float = 30.0
+    share_members: int = 4
 
     @property
     def incremental(self) -> bool:
@@ -157,7 +189,10 @@ class Settings:
     def producer(self) -> dict[str, Any]:
         """For the publishing handle."""
         timeout = self.client.get("message.timeout.ms", 30_000)
+        # A share group hands out whole record batches: what one reader gets of a larger one, it may not manage in time.
+        small = {"batch.num.messages": _SHARED_BATCH} if self.share else {}
         return {
+            **small,
             "linger.ms": 1,
             "partitioner": "murmur2_random",  # as the Java client: one key, one partition, whoever publishes
             "delivery.timeout.ms": timeout,
@@ -228,6 +263,20 @@ class Settings:
             config["partition.assignment.strategy"] = self.strategy
         return config
 
+    def sharer(self, group: str, most: int) -> dict[str, Any]:
+        """For one member of a share group, which takes about ``most`` records at a time: as many as the record batches hold that
+        it takes them from."""
+        common = {name: value for name, value in self.common().items() if name not in _NOT_SHARED}
+        return {
+            # A member asks again when its question was answered, with or without records.
+            "fetch.wait.max.ms": 100,
+            "topic.metadata.propagation.max.ms": 3000,
+            **common,
+            "group.id": group,
+            "max.poll.records": most,
+            "share.acknowledgement.mode": "explicit",
+        }
+
 
 def settings(url: BrokerUrl, options: Mapping[str, Any]) -> Settings:
     """Settings of ``url``'s query with ``options`` over it.
@@ -259,9 +308,11 @@ def settings(url: BrokerUrl, options: Mapping[str, Any]) -> Settings:
         }
         if "sasl.mechanisms" in given:  # librdkafka's other spelling
             del given["sasl.mechanism"]
+    share = _choice(given, "share.groups", "false", ("true", "false")) == "true"
     result = Settings(
         servers=",".join(url.host_ports(DEFAULT_PORT)),
-        partitions=_integer(given, "partitions", 6, 1, 10_000),
+        # A share group hands a partition's records to any number of members, as long as it has more of them than partitions.
+        partitions=_integer(given, "partitions", 1 if share else 6, 1, 10_000),
         replication=_integer(given, "replication.factor", -1, -1, 100),
         commit_interval=seconds(given.pop("commit.interval", 1.0), name="commit.interval", minimum=0.01),
         commit_every=_integer(given, "commit.every", 10_000, 1, 10**9),
@@ -270,6 +321,9 @@ def settings(url: BrokerUrl, options: Mapping[str, Any]) -> Settings:
         protocol=_choice(given, "group.protocol", "classic", ("classic", "consumer")),
         strategy=_choice(given, "partition.assignment.strategy", "cooperative-sticky", _STRATEGIES),
         reset=_choice(given, "auto.offset.reset", "earliest", ("earliest", "latest")),
+        share=share,
+        share_lock=seconds(given.pop("share.lock", 30.0), name="share.lock", minimum=1.0),
+        share_members=_integer(given, "share.members", 4, 1, 100),
         client=given,
     )
     _check(result)
@@ -294,13 +348,31 @@ def _choice(given: dict[str, Any], name: str, default: str, known: tuple[str, ..
     return value
 
 
+def share_consumer() -> Any:
+    """The client's class for members of share groups.
+
+    Raises:
+        ConfigurationError: this version of the client has none.
+    """
+    try:
+        from confluent_kafka import ShareConsumer
+    except ImportError:
+        raise ConfigurationError(
+            f"share.groups=true needs confluent-kafka 2.16 or newer; this is {confluent_kafka.__version__}"
+        ) from None
+    return ShareConsumer
+
+
 def _check(made: Settings) -> None:
     """Let librdkafka read every setting, on handles that know no server and therefore connect to none."""
-    for kind, config in (
+    handles: list[tuple[Any, dict[str, Any]]] = [
         (Producer, made.producer()),
         (Producer, made.transactional("check")),
         (Consumer, made.consumer("check", Window(100, 1 << 20))),
-    ):
+    ]
+    if made.share:
+        handles.append((share_consumer(), made.sharer("check", 100)))
+    for kind, config in handles:
         del config["bootstrap.servers"]
         try:
             kind(config, logger=CLIENT_LOG).close()

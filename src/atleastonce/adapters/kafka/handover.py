@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from atleastonce.contract import Delivery
 from atleastonce.errors import AtLeastOnceError
@@ -89,6 +90,13 @@ class Handover:
         taken = [ready.popleft() for _ in range(len(ready))]
         kept = [[each for each in some if each.token.live and not each.token.draining] for some in taken]
         ready.extendleft(filter(None, reversed(kept)))
+
+    def withdraw(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Take out what is ``unwanted``, to be given back."""
+        taken = [self._ready.popleft() for _ in range(len(self._ready))]
+        kept = [[each for each in some if not unwanted(each)] for some in taken]
+        self._ready.extendleft(filter(None, reversed(kept)))
+        return [each for some in taken for each in some if unwanted(each)]
 
     def clear(self) -> None:
         """Throw everything away."""

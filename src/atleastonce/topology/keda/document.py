@@ -99,7 +99,12 @@ def _most(declared: Declared) -> int:
 def _notes(declared: Declared, scaling: Scaling, auth: dict[str, Any] | None, most: int) -> Iterator[str]:
     for reading in declared.readings:
         if reading.place is None:
-            yield f"{reading.source}: nothing is kept for it, so nothing can be counted; keep at least one replica"
+            why = (
+                "a share group reads it, which KEDA has no scaler for"
+                if declared.broker == "kafka"
+                else "nothing is kept for it"
+            )
+            yield f"{reading.source}: {why}, so nothing can be counted; keep at least one replica"
     if auth is not None and "secretTargetRef" in auth["spec"]:
         wanted = auth["spec"]["secretTargetRef"]
         yield f"make secret {wanted[0]['name']} with {' and '.join(each['key'] for each in wanted)}; it is not exported"
