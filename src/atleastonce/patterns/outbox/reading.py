@@ -12,6 +12,11 @@ from atleastonce.stores.outbox import OutboxRow
 _FIRST_WAIT = 0.01
 # Read at once, beyond which less is asked for: large bodies must not fill the memory.
 _FETCH_BYTES = 8 << 20
+# Batches that wait in the line when nothing more is read. Fewer: a slow look leaves the broker idle. More: memory, and rows that
+# another relay would have to read anew if this one's slots end.
+READ_AHEAD = 4
+# How fast the first looks grow. They begin small, for nobody knows yet how large the bodies are.
+_GROWTH = 4
 
 
 class Reader:
@@ -32,7 +37,7 @@ class Reader:
         """Read, until cancelled."""
         work, idle = self._work, 0
         while True:
-            if work.stopping or not work.slots or len(work.line) > 2 * work.batch:
+            if work.stopping or not work.slots or len(work.line) > READ_AHEAD * work.batch:
                 await work.reading.heard(1.0)
                 continue
             found = 0
@@ -74,5 +79,5 @@ class Reader:
             self._limit = max(1, self._limit * _FETCH_BYTES // size)
         elif len(rows) > 4 * batch:
             self._limit = max(1, self._limit // 2)
-        elif fullest >= self._limit and len(rows) < 2 * batch and 2 * size < _FETCH_BYTES:
-            self._limit = min(2 * batch, self._limit * 2)
+        elif fullest >= self._limit and len(rows) < 2 * batch and _GROWTH * size < _FETCH_BYTES:
+            self._limit = min(2 * batch, self._limit * _GROWTH)

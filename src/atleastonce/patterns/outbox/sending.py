@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import Code, Outcome, Outgoing, Status, unknown
 from atleastonce.patterns.hops import one_line
+from atleastonce.patterns.outbox.reading import READ_AHEAD
 from atleastonce.patterns.outbox.work import Work
 from atleastonce.stores.outbox import OutboxRow, Parking
 from atleastonce.urls import mask
@@ -21,7 +22,7 @@ Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 _POISON = frozenset({Code.INVALID, Code.TOO_LARGE, Code.INTERNAL})
 # How many batches are with the broker at a time. One alone leaves the broker idle from its confirmations to the next batch. No
 # order rests on it: `Line` hands out nothing that may not be overtaken.
-_UNDER_WAY = 2
+_UNDER_WAY = 3
 # How many batches are out or not removed yet when another one leaves: with it, what a crash repeats at most is three.
 _AHEAD = 2
 
@@ -83,7 +84,7 @@ class Sender:
         del self._under_way[task]
         work.quiet.ring()
         work.sending.ring()
-        if len(work.line) <= 2 * work.batch:
+        if len(work.line) <= READ_AHEAD * work.batch:
             work.reading.ring()
 
     async def _publish(self, rows: list[OutboxRow]) -> None:

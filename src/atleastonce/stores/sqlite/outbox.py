@@ -1,4 +1,5 @@
-"""The outbox of the SQLite store. Its relay has a connection of its own, whose commits need not survive a power cut."""
+"""The outbox of the SQLite store. Its relay has two connections of its own: to look, and to write, whose commits need not survive a
+power cut. With one, each removal would wait for the look before it; in WAL mode they are in nobody's way."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from atleastonce.contract.moves import Outgoing
 from atleastonce.contract.outcomes import Code
@@ -40,20 +43,21 @@ class SQLiteOutbox(OutboxStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._outbox_desk: Desk | None = None
+        self._outbox_desks: dict[str, Desk] = {}
         self._outbox_opening = asyncio.Lock()
 
     async def _outbox_close(self) -> None:
-        desk, self._outbox_desk = self._outbox_desk, None
-        if desk is not None:
+        desks, self._outbox_desks = self._outbox_desks, {}
+        for desk in desks.values():
             await desk.close()
 
-    async def _at_outbox(self) -> Desk:
+    async def _at_outbox(self, use: str) -> Desk:
         self._check_open()
         async with self._outbox_opening:
-            if self._outbox_desk is None:
-                self._outbox_desk = await Desk.open(self._outbox_connect, "sqlite outbox")
-            return self._outbox_desk
+            desk = self._outbox_desks.get(use)
+            if desk is None:
+                desk = self._outbox_desks[use] = await Desk.open(self._outbox_connect, f"sqlite outbox {use}")
+            return desk
 
     def _outbox_connect(self) -> sqlite3.Connection:
         connection = schema.connect(self.path, self._patience)
@@ -62,14 +66,14 @@ class SQLiteOutbox(OutboxStore):
         return connection
 
     async def _outbox_write(self, work: Callable[[sqlite3.Connection, int], _T]) -> _T:
-        desk = await self._at_outbox()
+        desk = await self._at_outbox("writes")
         try:
             return await self._persist(lambda: desk.write(work))
         except sqlite3.Error as error:
             raise self._outbox_error(error) from None
 
     async def _outbox_read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        desk = await self._at_outbox()
+        desk = await self._at_outbox("looks")
         try:
             return await self._persist(lambda: desk.read(work))
         except sqlite3.Error as error:
@@ -139,7 +143,9 @@ class SQLiteOutbox(OutboxStore):
         some = [
             f"SELECT * FROM (SELECT {', '.join(FETCHED)} FROM {outbox} o WHERE slot = {slot:d} AND state = 0 "
             "AND seq NOT IN (SELECT value FROM json_each(:held)) AND destination NOT IN (SELECT value FROM json_each(:paused)) "
-            f"AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key) "
+            # Whether anything blocks at all is asked once, and not for each row.
+            f"AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS "
+            f"(SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)) "
             f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = {slot:d} AND s.relay = :relay AND s.until > {NOW}) "
             "ORDER BY seq LIMIT :limit)"
             for slot in sorted(slots)
@@ -152,7 +158,9 @@ class SQLiteOutbox(OutboxStore):
         )
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
-            found: list[list[Any]] = json.loads(connection.execute(look, given).fetchone()[0]) if some else []
+            found = (
+                msgspec.json.decode(connection.execute(look, given).fetchone()[0], type=list[list[Any]]) if some else []
+            )
             found.sort(key=lambda row: row[0])
             return [
                 OutboxRow.of(
