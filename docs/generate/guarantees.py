@@ -25,13 +25,19 @@ sys.path.insert(0, str(ROOT / "tests" / "chaos"))
 
 import once_faults as faults  # noqa: E402
 import small_disk  # noqa: E402
+import throttle  # noqa: E402
 from once_faults import DIED, SERVERS, STORES, Row, Run  # noqa: E402
+from once_worker import TIMEOUT  # noqa: E402
 
 from atleastonce.brokers import Running, session  # noqa: E402
 from atleastonce.testing.proxy import FaultProxy  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "guarantees.md", ROOT / "docs" / "guarantees.json"
 COPIES = 10_000
+SLOW, TOO_SLOW = 0.04, 2.0
+"""Seconds each way: with the first a call of the store, of several round trips, ends in time; with the second none does."""
+PATIENT = "30s"
+"""The broker's lease in runs whose processes live: that a busy machine stops them for a second is no fault of their store's."""
 
 TEXT = """\
 # Guarantees, counted
@@ -43,20 +49,29 @@ times under one id.
 - **attempted**, **confirmed**: publishes, of which several carry one id. **effects**: different ones that were had.
 - **duplicate deliveries**: beyond the first of each id, from the publisher and from the crash.
 - **duplicate effects**: beyond the first. With an inbox there are none, whatever happens. With a lease the effect is outside the
-  database, so a process that dies between effect and completion makes a second one possible: that run is told (`ctx.in_doubt`),
-  and **unexplained** counts the second effects of runs that were not told.
+  database, so a process that dies between effect and completion makes a second one possible: the next run is told (`ctx.in_doubt`),
+  and it is logged. **in doubt** counts what was logged, **unexplained** the second effects of messages of which nothing was.
 
 {tables}
-**kill -9** happens at the seventh of twenty messages, four of which run at a time: with a lease, the neighbours that had
-their effect and were not completed yet are in doubt as well. **frozen** is SIGSTOP in the handler, after the effect; another
-process takes over; then SIGCONT. (An SQLite file with a frozen transaction lets nobody else write: there the others wait.)
-**relay** is the outbox's: two hundred rows, one relay killed between the broker's confirmation and the removal, a second one
-that goes on. **network slow** adds 150 ms each way for five seconds, **network silent** swallows everything for five. **disk
-full** is a file system of 32 MiB that holds the store's tables (of a server: not its log), filled while messages come, until the
-consumer says that it waits.
-**server killed** and **server paused** hit the store's own server in the middle of two hundred deliveries. **writes lost**
-is a Redis that forgets everything, as a failover to a replica that was behind forgets the last claims: what it forgot may
-run a second time, and nobody can be told.
+**kill -9** happens at the seventh of twenty messages, four of which run at a time, or when the first settlement is about to be
+sent: with a lease, all that had their effect and whose completion was still under way are in doubt (a store that is slow to commit
+has many such: all twenty handlers may be through before it has answered once). What was completed runs no second time: that is
+looked at one by one. **frozen** is SIGSTOP in the handler, after the effect; another process takes over; then SIGCONT. (An SQLite
+file with a frozen transaction lets nobody else write: there the others wait.) **relay** is the outbox's: two hundred rows, one
+relay killed between the broker's confirmation and the removal, a second one that goes on.
+
+**network slow** adds {slow} ms each way for five seconds, which a call of the store, of several round trips, bears within its limit
+of {limit} s; **store slower than its limit** adds {too_slow} s each way, and **network silent** swallows everything, both until the
+consumer says that it waits for its store. **disk full** is a file system of 32 MiB that holds the store's tables (of a server: not
+its log; of Redis: its append-only file, with `appendfsync everysec`), **memory full** a `maxmemory` below what a Redis uses, and
+**writes throttled** a proxy that answers each write as DynamoDB does where the capacity is used up, for no emulator has a capacity;
+all while messages come, until the consumer says that it waits. **server killed** and **server paused** hit the store's own server
+in the middle of four hundred deliveries, half of which come while it is away. In all of these no attempt of any message is burnt: a
+run in which one was is no row.
+
+**writes lost** is a Redis that forgets everything, as a failover to a replica that was behind forgets the last claims: what it
+forgot may run a second time, and nobody can be told. Of DynamoDB's other refusals, `ItemCollectionSizeLimitExceeded` needs a local
+secondary index, which the table has not; a table that is gone is in `tests/chaos/test_store_faults.py`.
 {notes}"""
 
 HEAD = (
@@ -85,7 +100,8 @@ def render(rows: list[Row], missing: dict[str, str]) -> str:
             named = NAMES[store]
             tables.append(f"## {mode.capitalize()}, {named}\n\n{HEAD}{body}")
     notes = "".join(f"\nNot run: {name}, {reason}.\n" for name, reason in missing.items())
-    return TEXT.format(tables="\n".join(tables), notes=notes)
+    words = {"slow": f"{1000 * SLOW:g}", "too_slow": f"{TOO_SLOW:g}", "limit": f"{TIMEOUT:g}"}
+    return TEXT.format(tables="\n".join(tables), notes=notes, **words)
 
 
 def _cells(row: Row) -> list[str]:
@@ -120,8 +136,8 @@ async def everything(
             if store not in only or (store in (*SERVERS, "dynamodb") and _server(store) in running.unavailable):
                 continue
 
-            def make(mode: str = mode, store: str = store) -> Run:
-                return Run(mode, store, _url(running, store, folder), folder)
+            def make(mode: str = mode, store: str = store, **more: str) -> Run:
+                return Run(mode, store, _url(running, store, folder), folder, **more)
 
             for _ in range(runs):
                 for fault in DIED:
@@ -131,12 +147,12 @@ async def everything(
                 await add(faults.two_at_once(make()))
                 if mode == "inbox":
                     await add(faults.relay_died(make()))
-                await disk_full(mode, store, running, folder, add)
+                await room(mode, store, running, folder, add)
                 if store != "sqlite":
                     await network(mode, store, running, folder, add)
                 if store in SERVERS:
                     for fault, strike in _strikes(running[store], store):
-                        await add(faults.server_fault(make(), fault, strike))
+                        await add(faults.server_fault(make(lease=PATIENT), fault, strike))
             await add(faults.duplicates(make(), COPIES))
             keep(rows)
     if failures:
@@ -147,21 +163,35 @@ async def everything(
 Add = Callable[[Awaitable[Row]], Awaitable[None]]
 
 
-async def disk_full(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
-    """Where the store's tables can be put on a disk of one's own."""
+async def room(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
+    """No disk any more, no memory, no capacity."""
+
+    async def full(url: str, at: faults.Room, fault: str = "disk full", name: str = "") -> None:
+        await add(faults.full(Run(mode, store, url, folder, name, lease=PATIENT), at, fault))
+
+    place = folder / uuid.uuid4().hex
     try:
-        with small_disk.mounted(folder / uuid.uuid4().hex) as disk:
-            if store == "sqlite":
-                await add(faults.full(Run(mode, store, f"sqlite:///{disk.place}/shop.db", folder), disk))
-            elif store == "postgres":
-                with small_disk.postgres_on(disk, running[store].url) as url:
-                    await add(faults.full(Run(mode, store, url, folder), disk))
-            elif store == "mysql":
-                name = f"g{uuid.uuid4().hex[:10]}"
-                with small_disk.mysql_on(disk, running[store].url, name):
-                    await add(faults.full(Run(mode, store, running[store].url, folder, name), disk))
+        if store == "sqlite":
+            with small_disk.mounted(place) as disk:
+                await full(f"sqlite:///{disk.place}/shop.db", disk)
+        elif store == "postgres":
+            with small_disk.mounted(place) as disk, small_disk.postgres_on(disk, running[store].url) as url:
+                await full(url, disk)
+        elif store == "mysql":
+            name = f"g{uuid.uuid4().hex[:10]}"
+            with small_disk.mounted(place) as disk, small_disk.mysql_on(disk, running[store].url, name):
+                await full(running[store].url, disk, name=name)
+        elif store == "redis":
+            with small_disk.redis_on(place, running[store], sync="everysec") as disk:
+                await full(running[store].url, disk)
     except small_disk.NoDisk as why:
         sys.stderr.write(f"no full disk: {why}\n")
+    if store == "redis":
+        await full(running[store].url, small_disk.Memory(running[store]), "memory full")
+    elif store == "dynamodb":
+        parts = urlsplit(_url(running, store, folder))
+        with throttle.throttled(f"{parts.hostname}:{parts.port}") as proxy:
+            await full(parts._replace(netloc=f"test:test@{proxy.address}").geturl(), proxy, "writes throttled")
 
 
 async def network(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
@@ -172,8 +202,13 @@ async def network(mode: str, store: str, running: Any, folder: Path, add: Add) -
     user, at, _ = parts.netloc.rpartition("@")
     async with FaultProxy(running["toxiproxy"].url, f"{parts.hostname}:{parts.port}") as proxy:
         url = parts._replace(netloc=f"{user}{at}{proxy.address}").geturl()
-        await add(faults.network(Run(mode, store, url, folder), "network slow", lambda: proxy.slow(0.15)))
-        await add(faults.network(Run(mode, store, url, folder), "network silent", proxy.black_hole))
+        troubles = (
+            ("network slow", lambda: proxy.slow(SLOW), False),
+            ("store slower than its limit", lambda: proxy.slow(TOO_SLOW), True),
+            ("network silent", proxy.black_hole, True),
+        )
+        for fault, trouble, pauses in troubles:
+            await add(faults.network(Run(mode, store, url, folder, lease=PATIENT), fault, trouble, pauses=pauses))
 
 
 def _server(store: str) -> str:

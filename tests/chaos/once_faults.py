@@ -15,13 +15,12 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from once_worker import CRASHED, Order, Scene, make
-from small_disk import Disk
 
-from atleastonce import Outbox, StoreUnavailable, connect
+from atleastonce import Outbox, Service, StoreUnavailable, connect
 from atleastonce.stores import OutboxStore
 from atleastonce.urls import BrokerUrl
 
@@ -47,8 +46,8 @@ class Row(msgspec.Struct, frozen=True):
         effects: different ones.
         duplicate_deliveries: beyond the first of each id.
         duplicate_effects: beyond the first of each order.
-        in_doubt: runs that were told that an earlier one may have had the effect (leases).
-        unexplained: second effects of runs that were not told.
+        in_doubt: how often it was logged that an effect may have happened twice (leases).
+        unexplained: second effects of which nothing was logged.
     """
 
     store: str
@@ -64,17 +63,19 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether it is as promised: no second effect with an inbox; with a lease only of runs that knew of their doubt."""
+        """Whether it is as promised: no second effect with an inbox; with a lease only those of which it was logged."""
         return self.duplicate_effects == 0 if self.mode == "inbox" else self.unexplained == 0
 
 
 class Run:
     """One scene, its fault, and its end."""
 
-    def __init__(self, mode: str, store: str, url: str, directory: Path, name: str = "") -> None:
+    def __init__(self, mode: str, store: str, url: str, directory: Path, name: str = "", *, lease: str = "1s") -> None:
         name = name or f"g{uuid.uuid4().hex[:10]}"
         self.store = store
-        self.scene = Scene(f"sqlite:///{directory}/{name}.broker?lease=1s", url, mode, name, str(directory / name))
+        self.scene = Scene(f"sqlite:///{directory}/{name}.broker?lease={lease}", url, mode, name, str(directory / name))
+        if lease != "1s":
+            self.scene.lease = "10s"  # the process lives: what it holds need not end soon
         Path(self.scene.directory).mkdir()
         self._broker = directory / f"{name}.broker"
         if mode == "inbox":
@@ -159,20 +160,23 @@ class Run:
     def row(self, fault: str, attempted: int, confirmed: int) -> Row:
         if self.scene.mode == "inbox":
             effects = Counter(n for (n,) in self._query(f"SELECT n FROM {self.scene.name}_effect"))
-            doubts, sure = 0, Counter(effects)
         else:
-            lines = [line.split() for line in self.scene.read("effects")]
-            effects = Counter(int(n) for n, _ in lines)
-            doubts = sum(int(doubt) for _, doubt in lines)
-            sure = Counter(int(n) for n, doubt in lines if doubt == "0")
+            effects = Counter(int(line) for line in self.scene.read("effects"))
+        logged = Counter(line.partition(" ")[0] for line in self.scene.read("doubts"))
         delivered = Counter(self.scene.read("deliveries"))
         if len(effects) != len(delivered):  # all that was delivered is settled by now
             raise AssertionError(f"{fault}: {len(delivered)} messages, of which {len(effects)} had their effect")
         return Row(
             self.store, self.scene.mode, fault, attempted, confirmed, len(effects),
-            delivered.total() - len(delivered), effects.total() - len(effects), doubts,
-            sure.total() - len(sure),
+            delivered.total() - len(delivered), effects.total() - len(effects), logged.total(),
+            sum(max(0, times - 1 - logged[f"o{n}"]) for n, times in effects.items()),
         )  # fmt: skip
+
+    def unburnt(self, fault: str, attempted: int, confirmed: int) -> Row:
+        """`row` of a fault of the store's, which is no attempt of any message's."""
+        if burnt := self.scene.read("attempts"):
+            raise AssertionError(f"{fault}: attempts were burnt: {', '.join(burnt)}")
+        return self.row(fault, attempted, confirmed)
 
 
 async def until(condition: Callable[[], Any], within: float = DEADLINE) -> None:
@@ -187,13 +191,17 @@ async def until(condition: Callable[[], Any], within: float = DEADLINE) -> None:
 
 
 async def died(run: Run, fault: str) -> Row:
-    """``kill -9`` at a step: the process ends itself there, without a word to anybody."""
+    """``kill -9`` at a step: the process ends itself there, without a word to anybody. What was being settled, and was therefore
+    completed, has no second effect with a lease either."""
     counted = await run.publish(ORDERS, 2)
     async with run.process(fault) as child:
         code = await asyncio.wait_for(child.wait(), DEADLINE)
         if code != CRASHED:
             raise AssertionError(f"the process ended with {code} and not at its step")
     await run.until_settled()
+    effects = Counter(run.scene.read("effects"))
+    if again := [id for id in run.scene.read("settling") if effects[id.removeprefix("o")] > 1]:
+        raise AssertionError(f"these were completed and ran again: {again}")
     return run.row(f"kill -9 {fault}", *counted)
 
 
@@ -239,42 +247,70 @@ async def duplicates(run: Run, copies: int) -> Row:
 
 
 async def server_fault(run: Run, fault: str, strike: Callable[[], Awaitable[None]]) -> Row:
-    """Something happens to the store's server in the middle."""
-    counted = await run.publish(ORDERS * 5, 2)
+    """Something happens to the store's server in the middle, and more comes meanwhile."""
+    counted = [await run.publish(ORDERS * 5, 2)]
     async with make(run.scene):
         await until(lambda: run.left() < ORDERS * 8)
-        await strike()
+        more = asyncio.create_task(strike())
+        counted.append(await run.publish(ORDERS * 5, 2, ORDERS * 5))
+        await more
         await until(lambda: run.left() == 0)
-    return run.row(fault, *counted)
+    return run.unburnt(fault, *total(counted))
 
 
-async def full(run: Run, disk: Disk) -> Row:
-    """The disk of the store's tables has no room left, until it has."""
+class Room(Protocol):
+    """What a store needs to write, and what can be taken from it."""
+
+    def fill(self) -> None: ...
+
+    def free(self) -> None: ...
+
+
+async def full(run: Run, room: Room, fault: str = "disk full") -> Row:
+    """The store has no room left, until it has: its source pauses, and goes on by itself."""
     counted = [await run.publish(ORDERS, 1)]
     async with make(run.scene) as service:
         await until(lambda: run.left() == 0)
-        disk.fill()
+        await asyncio.to_thread(room.fill)
         first = ORDERS
-        while not any("store unavailable" in each.detail for each in service.status()):
+        while not paused(service):
             counted.append(await run.publish(50, 2, first))
             first += 50
             if first > 5000:
-                raise AssertionError("it never ran into the end of the disk")
+                raise AssertionError(f"{fault}: it never ran into the end")
             await asyncio.sleep(0.1)
-        disk.free()
+        await asyncio.to_thread(room.free)
         await until(lambda: run.left() == 0)
-    return run.row("disk full", *(sum(each) for each in zip(*counted, strict=True)))
+    return run.unburnt(fault, *total(counted))
 
 
-async def network(run: Run, fault: str, trouble: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> Row:
-    """Something happens to the network between the consumer and its store."""
-    counted = await run.publish(ORDERS * 5, 2)
-    async with make(run.scene):
+async def network(
+    run: Run, fault: str, trouble: Callable[[], contextlib.AbstractAsyncContextManager[None]], *, pauses: bool = True
+) -> Row:
+    """Something happens to the network between the consumer and its store, and more comes meanwhile; with ``pauses``, more than the
+    store's limit bears."""
+    counted = [await run.publish(ORDERS * 5, 2)]
+    async with make(run.scene) as service:
         await until(lambda: run.left() < ORDERS * 9)
         async with trouble():
-            await asyncio.sleep(5)
+            counted.append(await run.publish(ORDERS * 5, 2, ORDERS * 5))
+            if pauses:
+                await until(lambda: paused(service))
+            else:
+                await asyncio.sleep(5)
         await until(lambda: run.left() == 0, 3 * DEADLINE)
-    return run.row(fault, *counted)
+    return run.unburnt(fault, *total(counted))
+
+
+def total(counted: list[tuple[int, int]]) -> tuple[int, int]:
+    """Attempted and confirmed, all together."""
+    attempted, confirmed = (sum(each) for each in zip(*counted, strict=True))
+    return attempted, confirmed
+
+
+def paused(service: Service) -> bool:
+    """Whether it reads nothing, for want of its store."""
+    return any(each.state == "paused" and "store unavailable" in each.detail for each in service.status())
 
 
 async def relay_died(run: Run) -> Row:

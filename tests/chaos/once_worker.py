@@ -3,13 +3,16 @@
 Usage: python once_worker.py SCENE FAULT
 
 ``SCENE`` is a JSON object, see `Scene`; ``FAULT`` one of `FAULTS`. What was received is a line of the file ``deliveries``. An
-effect is a row of the store's own database (inbox), or a line of the file ``effects`` (lease), with whether the run was in doubt.
+effect is a row of the store's own database (inbox), or a line of the file ``effects`` (lease). What the library logs of an effect
+that may have happened twice is a line of ``doubts``; what was about to be settled by a process that ended itself then, of
+``settling``; a run that was not a message's first attempt, of ``attempts``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sqlite3
@@ -29,6 +32,8 @@ FAULTS = ("none", "before the effect", "after the effect", "before the settlemen
 VICTIM = 7
 """The order at which a fault strikes."""
 CONCURRENCY = 4
+TIMEOUT = 3
+"""Seconds that a call of the store may take."""
 
 
 class Order(msgspec.Struct):
@@ -44,6 +49,7 @@ class Scene(msgspec.Struct):
         name: of the queue, and what the names of the tables begin with.
         directory: for the files.
         idle: seconds after which a server ends a transaction that says nothing, where it can.
+        lease: of the store's claims.
     """
 
     broker: str
@@ -52,6 +58,7 @@ class Scene(msgspec.Struct):
     name: str
     directory: str
     idle: float = 2.0
+    lease: str = "1s"
 
     @property
     def kind(self) -> str:
@@ -80,7 +87,11 @@ class Scene(msgspec.Struct):
     def open_store(self) -> Any:
         options: dict[str, Any] = {} if self.kind == "redis" else {"create": True}
         if self.kind in ("postgresql", "mysql"):
-            options |= {"idle_in_transaction": self.idle, "timeout": 3, "connect_timeout": 3}
+            options |= {"idle_in_transaction": self.idle}
+        if self.kind != "sqlite":
+            options |= {"timeout": TIMEOUT}
+        if self.kind not in ("sqlite", "dynamodb"):
+            options |= {"connect_timeout": TIMEOUT}
         if self.kind == "dynamodb":
             options |= {"margin": 1.5}
         else:
@@ -88,8 +99,24 @@ class Scene(msgspec.Struct):
         return open_store(self.store, options)
 
 
+class _Doubts(logging.Handler):
+    """Writes down of which messages the library says that their effect may have happened twice."""
+
+    scene: Scene | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        id, _, text = record.getMessage().partition(": ")
+        if self.scene is not None and any(words in text for words in ("in doubt", "took over", "taken over")):
+            self.scene.write("doubts", f"{id} {text}")
+
+
+_doubts = _Doubts()
+
+
 def make(scene: Scene, fault: str = "none") -> Service:
     """The service, with its fault."""
+    _doubts.scene = scene
+    logging.getLogger("atleastonce").addHandler(_doubts)
     service, store = Service("worker", broker=scene.broker), scene.open_store()
     struck = False
 
@@ -104,9 +131,11 @@ def make(scene: Scene, fault: str = "none") -> Service:
                 os._exit(CRASHED)
 
     async def handle(order: Order, ctx: Context) -> None:
+        if ctx.attempt > 1:
+            scene.write("attempts", f"{order.n} {ctx.attempt}")
         strike("before the effect", order)
         if scene.mode == "lease":
-            scene.write("effects", f"{order.n} {int(ctx.in_doubt)}")
+            scene.write("effects", f"{order.n}")
         elif scene.kind == "mysql":
             async with ctx.tx.cursor() as cursor:
                 await cursor.execute(scene.insert, (order.n,))
@@ -117,7 +146,7 @@ def make(scene: Scene, fault: str = "none") -> Service:
         strike("after the effect", order)
         strike("frozen", order)
 
-    idempotency: Any = Inbox(store) if scene.mode == "inbox" else Lease(store, lease="1s")
+    idempotency: Any = Inbox(store) if scene.mode == "inbox" else Lease(store, lease=scene.lease)
     service.consumer(
         scene.queue, idempotency=idempotency, concurrency=CONCURRENCY, failure=FailurePolicy(in_place=None, chain=None)
     )(handle)
@@ -186,6 +215,8 @@ class _Watched:
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
         if self._fault == "before the settlement" and batch:
+            for delivery, _ in batch:
+                self._scene.write("settling", delivery.message.id)
             os._exit(CRASHED)
         outcomes: Sequence[Outcome] = await self._subscription.settle(batch)
         return outcomes
