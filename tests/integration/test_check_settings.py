@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from atleastonce import ConfigurationError, FailurePolicy, Queue, RetryChain, Service, connect
+from atleastonce import ConfigurationError, FailurePolicy, Lease, MemoryStore, Queue, RetryChain, Service, connect
 from atleastonce.adapters.pubsub.channel import DeleteSubscriptionRequest, Link, Subscription
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.brokers.running import Running
@@ -427,3 +427,37 @@ async def test_memory_ends_with_its_process() -> None:
 async def test_missing_channels_have_no_settings(kafka_url: str, queue: Callable[[str], Queue[Any]]) -> None:
     found = await service_on(kafka_url, queue("never"), "1m").check()
     assert {finding.code for finding in found} <= {"channel-to-be-made", "auto-create"}
+
+
+# ---------------------------------------------------------------------------------------------------- what is remembered
+
+KEPT = [
+    ("kafka", "retention.ms=1209600000", "14d"),
+    ("sqs", "MessageRetentionPeriod=1209600", "14d"),
+    ("pubsub", "message_retention_duration=2678400s", "31d"),
+]
+
+
+@pytest.mark.parametrize(("broker", "shown", "needed"), KEPT, ids=[each[0] for each in KEPT])
+async def test_what_a_broker_keeps_for_longer_than_is_remembered(
+    request: pytest.FixtureRequest, queue: Callable[[str], Queue[Any]], broker: str, shown: str, needed: str
+) -> None:
+    """With the channels as they are made here. A start warns of it, and no more."""
+    url, orders = request.getfixturevalue(f"{broker}_url"), queue("orders")
+
+    def remembering(**lease: str) -> Service:
+        service = Service("billing", broker=url, wait=0)
+
+        @service.consumer(orders, idempotency=Lease(MemoryStore(), **lease))
+        async def handle(order: dict[str, Any]) -> None: ...
+
+        return service
+
+    async def found(service: Service) -> list[Finding]:
+        return [each for each in await service.check() if each.code == "forgotten-before-deleted"]
+
+    await declared(remembering())
+    (finding,) = await found(remembering())
+    assert shown in finding.what
+    assert f"raise Lease's ttl to {needed} or more" in finding.change
+    assert not await found(remembering(ttl=needed))
