@@ -15,7 +15,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed"
 from kafka_kit import eventually
 from kafka_proxy import METADATA, OFFSET_COMMIT, KafkaProxy, proxied
 
-from atleastonce import BrokerUnavailable, Queue, Service, connect
+from atleastonce import AtLeastOnceError, BrokerUnavailable, Queue, Service, connect
 from atleastonce.broker import Broker
 from atleastonce.brokers import Running
 from atleastonce.testing.brokers import own_broker
@@ -85,6 +85,34 @@ async def test_clients_that_have_lost_every_broker_are_replaced(kafka: Running) 
             await eventually(lambda: work.states[-1][0] == "disconnected", "the status says so")
         await work.publish(broker, 60)
         assert work.states[-1][0] == "running", work.states
+
+
+async def test_who_waits_for_answers_gets_a_new_client_too(kafka: Running) -> None:
+    options = f"{QUICK}&metadata.recovery.strategy=none&topic.metadata.refresh.interval.ms=200"
+    async with proxied(kafka.addresses["proxied"], kafka.addresses["proxy"]) as proxy:
+        url, asked = (
+            f"kafka://{kafka.addresses['proxy']}?{options}",
+            Queue[str](f"t.{uuid.uuid4().hex[:12]}", partitions=1),
+        )
+        answering = Service("answers", broker=kafka.url)
+
+        @answering.responder(asked)
+        async def echo(text: str) -> str:
+            return text
+
+        async with answering, connect(url) as broker:
+            assert await broker.request(asked, "before", timeout="30s") == "before"
+            with proxy.brokerless():
+                await eventually(lambda: proxy.changed[METADATA] >= 2, "both clients are told of no broker")
+                await asyncio.sleep(1.0)
+            end = time.monotonic() + 90
+            while True:
+                try:
+                    assert await broker.request(asked, "after", timeout="5s") == "after"
+                    break
+                except AtLeastOnceError:  # not yet
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.1)
 
 
 async def test_a_commit_that_is_not_answered_is_told_and_got_over(kafka: Running) -> None:

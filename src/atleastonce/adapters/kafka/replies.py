@@ -13,13 +13,15 @@ import random
 import re
 import secrets
 import threading
+import time
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
+from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.records import read_message
 from atleastonce.contract import Arrived, Reply, Window
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable
@@ -54,6 +56,7 @@ class PartitionInbox:
         self._loop = asyncio.get_running_loop()
         self._name = secrets.token_hex(16)
         self._key = self._name.encode()
+        self._reach: Reach | None = None  # of the reader, on its thread
         self._partition = 0
         self._next = 0
         self._stop = threading.Event()
@@ -118,9 +121,15 @@ class PartitionInbox:
     # ------------------------------------------------------------------------------------------------- the other thread
 
     def _reader(self) -> Consumer:
-        consumer = Consumer(self._settings.consumer("atleastonce-replies", _WINDOW), logger=CLIENT_LOG)
+        config = {**self._settings.consumer("atleastonce-replies", _WINDOW), "error_cb": self._failed}
+        consumer = Consumer(config, logger=CLIENT_LOG)
+        self._reach = Reach(consumer, self._settings)
         consumer.assign([TopicPartition(TOPIC, self._partition, self._next)])
         return consumer
+
+    def _failed(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._reach is not None:
+            self._reach.down()
 
     def _run(self, consumer: Consumer) -> None:
         try:
@@ -130,6 +139,7 @@ class PartitionInbox:
                     consumer.close()
                     consumer = self._reader()  # the old one knows another topic of that name
                 try:
+                    self._look()
                     self._read(consumer)
                 except KafkaException as error:
                     log.info("replies cannot be read (%s); trying again", error)
@@ -140,6 +150,14 @@ class PartitionInbox:
             consumer.close()
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _look(self) -> None:
+        if self._reach is None or self._reach.connected:
+            return
+        self._reach.look(time.monotonic(), TOPIC)
+        if self._reach.lost:
+            log.warning("replies: brokers answer, and this client does not find them any more; another one is made")
+            self._again.set()
 
     def _read(self, consumer: Consumer) -> None:
         first = consumer.poll(_POLL_SECONDS)
