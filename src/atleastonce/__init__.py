@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         DecodeError,
         Discard,
         EncodeError,
+        HandlerCancelled,
         HandlerTimeout,
         IdempotencyMismatch,
         InvalidIdempotencyKey,
@@ -79,7 +80,7 @@ _NAMES = {
     "engine.limit": "AdaptiveConcurrency",
     "errors": (
         "AtLeastOnceError BrokerUnavailable Closed ConfigurationError ConnectionLost DeadLetter DecodeError "
-        "Discard EncodeError HandlerTimeout IdempotencyMismatch InvalidIdempotencyKey InvalidMessage "
+        "Discard EncodeError HandlerCancelled HandlerTimeout IdempotencyMismatch InvalidIdempotencyKey InvalidMessage "
         "InvalidOrderKey MessageTooLarge MissingExtra NoResponder NotFound Overloaded PermissionDenied PublishError "
         "QuorumMissed Rejected RemoteError RequestError RequestTimeout RetryLater StoreUnavailable TransactionEnded "
         "Unconfirmed"
@@ -128,6 +129,7 @@ __all__ = [
     "Discard",
     "EncodeError",
     "FailurePolicy",
+    "HandlerCancelled",
     "HandlerTimeout",
     "Headers",
     "IdempotencyMismatch",

@@ -161,6 +161,10 @@ class HandlerTimeout(AtLeastOnceError):
     """A handler ran longer than its ``timeout``; its message is treated as failed."""
 
 
+class HandlerCancelled(AtLeastOnceError):
+    """A handler ended in ``CancelledError`` again and again, although nobody cancelled it; its message is treated as failed."""
+
+
 class DrainTimeout(AtLeastOnceError):
     """Handlers were still running when the time for draining was over; their messages will be delivered again."""
 

@@ -52,6 +52,7 @@ def make_pool(
             max_messages=min(consumer.batching.max_messages, worker.window.messages),
             max_wait=consumer.batching.max_wait,
             ended=worker.all_ended,
+            failed=bound.failed,
             fatal=fatal,
         )
     if consumer.binding.is_async:
@@ -68,4 +69,6 @@ def make_pool(
         run_sync = each.around_sync(run_sync)
     if isinstance(lanes, LimitedLanes):
         run_sync = lanes.around_sync(run_sync)
-    return ThreadPool(run_sync, lanes, places, ended=worker.ended, fatal=fatal, timeout=bound.timeout)
+    return ThreadPool(
+        run_sync, lanes, places, ended=worker.ended, failed=bound.failed, fatal=fatal, timeout=bound.timeout
+    )

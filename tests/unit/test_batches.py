@@ -150,12 +150,15 @@ async def test_a_batch_on_a_thread_does_not_block_and_may_raise_anything() -> No
         threads.append(threading.current_thread())
         if 2 in numbers:
             raise StopIteration
+        if 4 in numbers:
+            raise GeneratorExit
         if 3 in numbers:
             raise SystemExit(3)
 
     ready = bound(handle)
     assert names(await ready.process_batch([delivery(b"1")])) == ["done"]
     assert names(await ready.process_batch([delivery(b"2")])) == ["retried"]
+    assert names(await ready.process_batch([delivery(b"1"), delivery(b"4")])) == ["done", "retried"]
     with pytest.raises(SystemExit):
         await ready.process_batch([delivery(b"3")])
     assert threading.main_thread() not in threads
@@ -277,6 +280,7 @@ class Pooled:
             max_messages=max_messages,
             max_wait=max_wait,
             ended=self.all_ended,
+            failed=lambda *_: GIVE_BACK,
             fatal=self.fatal.append,
         )
 

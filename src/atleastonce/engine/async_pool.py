@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable
 
 from atleastonce.contract import Delivery
-from atleastonce.engine.cancel import forgive, loop_ends
+from atleastonce.engine.cancel import forgive, loop_ends, shed
 from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Ended, Failed, Fatal
+from atleastonce.engine.pools import CANCEL_SECONDS, Ended, Failed, Fatal, judged, self_cancelled
 from atleastonce.errors import HandlerTimeout
 
 log = logging.getLogger("atleastonce.engine")
@@ -114,11 +114,14 @@ class AsyncPool:
                 self._started[slot] = time.monotonic()
             try:
                 decision = await process(delivery)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as cancelled:
                 if self._stopping or loop_ends(task):
                     ended(delivery, GIVE_BACK)
                     raise
-                decision = self._too_late(delivery) if self._late[slot] else SELF_CANCELLED
+                if self._late[slot]:
+                    decision = self._too_late(delivery)
+                else:
+                    decision = self_cancelled(delivery, cancelled, self._failed, self._fatal)
             except (SystemExit, KeyboardInterrupt) as stop:
                 decision = GIVE_BACK
                 self._fatal(stop)
@@ -137,9 +140,9 @@ class AsyncPool:
             if task.cancelling():
                 if self._stopping:
                     return
-                await self._shed(task)
+                await shed(task, self._is_stopping)
             if time.monotonic() - turn > _TURN_SECONDS:
-                await self._shed(task)
+                await shed(task, self._is_stopping)
                 turn = time.monotonic()
 
     async def _work(self, task: asyncio.Task[None]) -> None:
@@ -156,22 +159,9 @@ class AsyncPool:
             if self._woken is waiter:
                 self._woken = None
 
-    async def _shed(self, task: asyncio.Task[None]) -> None:
-        """Give the loop back once. A handler that was cancelled (by its timeout, or by itself) and did not let the
-        cancellation out leaves it hanging in the air; here it ends, instead of in the next message's handler."""
-        forgive(task)
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            if self._stopping or loop_ends(task):
-                raise
-            forgive(task)
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
     def _too_late(self, delivery: Delivery) -> Decision:
         error = HandlerTimeout(f"the handler ran longer than its timeout of {self._timeout:g} s")
-        try:
-            return self._failed(delivery, error)
-        except Exception as bug:  # as with any error of the policy: given back, and the service is told
-            log.exception("the handler or policy of %s ended the service; the message is given back", delivery.source)
-            self._fatal(bug)
-            return GIVE_BACK
+        return judged(delivery, error, self._failed, self._fatal)

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import Delivery
-from atleastonce.engine.cancel import forgive, loop_ends
+from atleastonce.engine.cancel import forgive, loop_ends, shed
 from atleastonce.engine.decision import GIVE_BACK, Decision
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.pools import CANCEL_SECONDS, SELF_CANCELLED, Fatal
+from atleastonce.engine.pools import CANCEL_SECONDS, Failed, Fatal, self_cancelled
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -41,6 +41,7 @@ class BatchPool:
         max_messages: int,
         max_wait: float,
         ended: EndedAll,
+        failed: Failed,
         fatal: Fatal,
     ) -> None:
         self._process = process
@@ -49,6 +50,7 @@ class BatchPool:
         self._max_messages = max_messages
         self._max_wait = max_wait
         self._ended = ended
+        self._failed = failed
         self._fatal = fatal
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -161,11 +163,14 @@ class BatchPool:
             if len(answered) != len(batch):
                 raise ValueError(f"{len(answered)} decisions for a batch of {len(batch)}")
             decisions = answered
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if self._stopping or loop_ends(task):
                 self._ended(batch, decisions)
                 raise
-            decisions = [SELF_CANCELLED] * len(batch)
+            if len(batch) > 1:
+                await self._run_singly(batch, task)
+                return
+            decisions = [self_cancelled(batch[0], cancelled, self._failed, self._fatal)]
         except (SystemExit, KeyboardInterrupt) as stop:
             self._fatal(stop)
         except GeneratorExit:  # nobody will ever resume this task: the loop is gone
@@ -174,3 +179,16 @@ class BatchPool:
             log.exception("the policy of %s raised; its batch is given back", batch[0].source)
             self._fatal(error)
         self._ended(batch, decisions)
+
+    async def _run_singly(self, batch: list[Delivery], task: asyncio.Task[None]) -> None:
+        """Each member alone after a run of ``batch`` has cancelled itself, so that only the one that does it is held."""
+        log.warning("a batch of %d of %s cancelled itself; running them one by one", len(batch), batch[0].source)
+        left = deque(batch)
+        try:
+            while left and not self._stopping:
+                await shed(task, lambda: self._stopping)
+                await self._run([left.popleft()], task)
+        except asyncio.CancelledError:
+            self._ended(list(left), [GIVE_BACK] * len(left))
+            raise
+        self._ended(list(left), [GIVE_BACK] * len(left))

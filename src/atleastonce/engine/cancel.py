@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 
@@ -26,3 +27,15 @@ def forgive(task: asyncio.Task[Any]) -> None:
     """Forget that ``task`` was cancelled: else task groups and timeouts of later handlers would think they were."""
     while task.cancelling():
         task.uncancel()
+
+
+async def shed(task: asyncio.Task[Any], stopping: Callable[[], bool]) -> None:
+    """Give the loop back once. A handler that was cancelled (by its timeout, or by itself) and did not let the cancellation out
+    leaves it hanging in the air; here it ends, instead of in the next message's handler."""
+    forgive(task)
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if stopping() or loop_ends(task):
+            raise
+        forgive(task)

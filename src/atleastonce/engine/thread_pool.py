@@ -9,11 +9,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.decision import GIVE_BACK, Decision, SyncProcess
 from atleastonce.engine.lanes import Lanes
-from atleastonce.engine.pools import SELF_CANCELLED, Ended, Fatal
+from atleastonce.engine.pools import Ended, Failed, Fatal, self_cancelled
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -43,12 +44,14 @@ class ThreadPool:
         concurrency: int,
         *,
         ended: Ended,
+        failed: Failed,
         fatal: Fatal,
         timeout: float | None = None,
     ) -> None:
         self._process = process
         self._lanes = lanes
         self._ended = ended
+        self._failed = failed
         self._fatal = fatal
         self._timeout = timeout
         self.ticks = True  # also to spread what a slow run holds up
@@ -156,8 +159,8 @@ class ThreadPool:
                 self._runs[slot] = (begin, delivery, chunk)
                 try:
                     decision = self._process(delivery)
-                except asyncio.CancelledError:  # from an event loop of the handler's own
-                    decision = SELF_CANCELLED
+                except asyncio.CancelledError as cancelled:  # from an event loop of the handler's own
+                    decision = self_cancelled(delivery, cancelled, self._failed, partial(self._call, self._fatal))
                 except BaseException as stop:  # noqa: BLE001 - also SystemExit: given back, the service ends
                     decision = GIVE_BACK
                     self._call(self._fatal, stop)

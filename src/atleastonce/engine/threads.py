@@ -21,8 +21,12 @@ async def on_a_thread(function: Callable[[], Any]) -> Any:
             return
         if error is None:
             future.set_result(result)
-        else:  # a future cannot hold a StopIteration
-            future.set_exception(RuntimeError(f"raised {error!r}") if isinstance(error, StopIteration) else error)
+            return
+        # No future holds the one, and the other would close who awaits it.
+        if isinstance(error, StopIteration | GeneratorExit):
+            cause, error = error, RuntimeError(f"raised {error!r}")
+            error.__cause__ = cause
+        future.set_exception(error)
 
     def work() -> None:
         try:

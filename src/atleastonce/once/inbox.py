@@ -160,7 +160,10 @@ class InboxBound(Bound):
         extra: dict[str, Any] = {}
         if binding.context is not None:
             extra[binding.context] = contexts if batching else contexts[0]
-        result = binding.call([item.payload for item in items] if batching else items[0].payload, **extra)
+        try:
+            result = binding.call([item.payload for item in items] if batching else items[0].payload, **extra)
+        except GeneratorExit as raised:  # by a def handler: a failure, and no loop that ends
+            raise RuntimeError(f"raised {raised!r}") from raised
         if binding.is_async:
             result = await result
         elif result is not None:

@@ -8,7 +8,8 @@ The library fixes the order in which the parts act; there is no stack of middlew
     -> the chain (long waits, in the broker)
     -> dead letters
 
-``CancelledError``, ``KeyboardInterrupt`` and ``SystemExit`` are never failures: the engine gives such a message back.
+``KeyboardInterrupt`` and ``SystemExit`` are never failures: the engine gives such a message back. Nor is a ``CancelledError``,
+until a handler has ended in one by itself too often (`HandlerCancelled`).
 """
 
 from __future__ import annotations

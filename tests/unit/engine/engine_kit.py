@@ -281,6 +281,7 @@ class Rig:
                     worker.lanes,
                     concurrency,
                     ended=worker.ended,
+                    failed=on_failed,
                     fatal=self.fatal.append,
                     timeout=timeout,
                 )

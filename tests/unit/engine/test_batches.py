@@ -15,7 +15,10 @@ from atleastonce.contract import Delivery
 from atleastonce.engine.batches import BatchPool
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
+from atleastonce.engine.pools import SELF_CANCELLED_RUNS
+from atleastonce.errors import HandlerCancelled
 
+FAILED = Decision(name="dead")
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Decision]]]
 
 
@@ -26,6 +29,7 @@ class Bench:
         self.lanes = FreeLanes() if lanes is None else lanes
         self.results: list[tuple[str, Decision]] = []
         self.fatal: list[BaseException] = []
+        self.failures: list[tuple[str, BaseException]] = []
         self.batches: list[list[str]] = []
 
         async def recorded(batch: Sequence[Delivery]) -> Sequence[Decision]:
@@ -39,8 +43,13 @@ class Bench:
             max_messages=max_messages,
             max_wait=max_wait,
             ended=self.all_ended,
+            failed=self.failed,
             fatal=self.fatal.append,
         )
+
+    def failed(self, item: Delivery, error: BaseException) -> Decision:
+        self.failures.append((item.message.id, error))
+        return FAILED
 
     def all_ended(self, items: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
         for item, decision in zip(items, decisions, strict=True):
@@ -137,7 +146,7 @@ async def leaves(batch: Sequence[Delivery]) -> Sequence[Decision]:
 @pytest.mark.parametrize(("misdeed", "fatal"), [(bug, 1), (short, 1), (leaves, 1), (cancelled, 0), (cancels_itself, 0)])
 async def test_whatever_a_batch_does_its_members_end_once_and_the_next_runs(misdeed: BatchHandler, fatal: int) -> None:
     async def process(batch: Sequence[Delivery]) -> Sequence[Decision]:
-        return await (misdeed if batch[0].message.id == "bad0" else done)(batch)
+        return await (misdeed if batch[0].message.id.startswith("bad") else done)(batch)
 
     async with batching(process) as bench:
         bench.feed(deliveries(10, prefix="bad"))
@@ -149,6 +158,61 @@ async def test_whatever_a_batch_does_its_members_end_once_and_the_next_runs(misd
         bench.feed(deliveries(10))
         await bench.all(20)
         assert [decision for _, decision in bench.results[10:]] == [DONE] * 10
+
+
+async def cancels_itself_and_returns(batch: Sequence[Delivery]) -> Sequence[Decision]:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    return await asyncio.shield(done(batch)) if len(batch) > 1 else [DONE]
+
+
+@pytest.mark.parametrize("misdeed", [cancelled, cancels_itself, cancels_itself_and_returns])
+async def test_a_batch_that_cancels_itself_runs_one_by_one_so_that_only_the_guilty_is_held(
+    misdeed: BatchHandler,
+) -> None:
+    async def process(batch: Sequence[Delivery]) -> Sequence[Decision]:
+        if any(item.message.id == "m1" for item in batch):
+            return await misdeed(batch)
+        await asyncio.sleep(0)
+        return await done(batch)
+
+    async with batching(process, max_messages=3) as bench:
+        bench.feed(deliveries(3))
+        await bench.all(3)
+        assert bench.batches == [["m0", "m1", "m2"], ["m0"], ["m1"], ["m2"]]
+        decisions = dict(bench.results)
+        assert decisions["m0"] is decisions["m2"] is DONE
+        assert decisions["m1"].again == (None if misdeed is cancels_itself_and_returns else 1.0)
+        assert not bench.fatal
+
+
+async def test_a_batch_handler_that_always_cancels_itself_has_failed_in_the_end() -> None:
+    async with batching(cancelled) as bench:
+        items = deliveries(2)
+        for run in range(1, SELF_CANCELLED_RUNS + 2):
+            assert not bench.failures
+            bench.feed(items)
+            await bench.all(2 * run)
+        assert [name for name, _ in bench.failures] == ["m0", "m1"]
+        assert all(isinstance(error, HandlerCancelled) for _, error in bench.failures)
+        assert bench.results[-2:] == [("m0", FAILED), ("m1", FAILED)]
+        assert not bench.fatal
+
+
+async def test_stop_gives_back_what_runs_one_by_one_and_what_has_not_run() -> None:
+    async def process(batch: Sequence[Delivery]) -> Sequence[Decision]:
+        if len(batch) > 1:
+            raise asyncio.CancelledError
+        if batch[0].message.id == "m1":
+            await asyncio.sleep(60)
+        return await done(batch)
+
+    async with batching(process, max_messages=4) as bench:
+        bench.feed(deliveries(4))
+        await until(lambda: bench.batches[-1:] == [["m1"]])
+        await bench.pool.stop()
+        assert bench.results == [("m0", DONE), ("m1", GIVE_BACK), ("m2", GIVE_BACK), ("m3", GIVE_BACK)]
 
 
 async def test_reclaim_takes_members_of_what_is_still_collected() -> None:

@@ -21,8 +21,9 @@ from atleastonce.engine import async_pool, thread_pool
 from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
+from atleastonce.engine.pools import SELF_CANCELLED_RUNS
 from atleastonce.engine.thread_pool import ThreadPool
-from atleastonce.errors import HandlerTimeout
+from atleastonce.errors import HandlerCancelled, HandlerTimeout
 
 FAILED = Decision(Retry(1), name="retried")
 
@@ -511,11 +512,18 @@ async def threads_of(
     lanes: Lanes | None = None,
     longest: float | None = None,
     left: int = 0,
+    failed: Callable[[Delivery, BaseException], Decision] | None = None,
 ) -> AsyncIterator[Bench]:
     bench = Bench(lanes)
     before = set(threading.enumerate())
     pool = bench.pool = ThreadPool(
-        process, bench.lanes, concurrency, ended=bench.ended, fatal=bench.fatal.append, timeout=longest
+        process,
+        bench.lanes,
+        concurrency,
+        ended=bench.ended,
+        failed=failed or bench.failed,
+        fatal=bench.fatal.append,
+        timeout=longest,
     )
     pool.start()
     try:
@@ -722,6 +730,55 @@ async def test_a_def_handler_that_was_cancelled_inside_runs_again_as_an_async_on
         await bench.all(2)
         assert bench.result("bad").again is not None
         assert not bench.fatal
+
+
+@pytest.mark.parametrize("pool", ["lanes", "threads"])
+async def test_a_handler_that_always_cancels_itself_has_failed_in_the_end(pool: str) -> None:
+    def process(item: Delivery) -> Decision:
+        raise asyncio.CancelledError
+
+    async def process_async(item: Delivery) -> Decision:
+        process(item)
+        return DONE
+
+    item = delivery("bad")
+    async with lanes_of(process_async, 1) if pool == "lanes" else threads_of(process, 1) as bench:
+        for run in range(1, SELF_CANCELLED_RUNS + 2):
+            assert not bench.failures
+            bench.feed(item)
+            await bench.all(run)
+        assert [decision.again for _, decision in bench.results] == [1.0] * SELF_CANCELLED_RUNS + [None]
+        assert bench.results[-1] == ("bad", FAILED)
+        ((name, error),) = bench.failures
+        assert name == "bad"
+        assert isinstance(error, HandlerCancelled)
+        assert "run 6 of this delivery ended in CancelledError" in str(error)
+        assert isinstance(error.__cause__, asyncio.CancelledError), "it says where it came from"
+        assert not bench.fatal
+
+
+@pytest.mark.parametrize("pool", ["lanes", "threads"])
+async def test_a_policy_that_fails_about_a_cancelled_run_gives_back_and_tells_the_service(pool: str) -> None:
+    bug = RuntimeError("bug")
+
+    def process(item: Delivery) -> Decision:
+        raise asyncio.CancelledError
+
+    async def process_async(item: Delivery) -> Decision:
+        process(item)
+        return DONE
+
+    def failed(item: Delivery, error: BaseException) -> Decision:
+        raise bug
+
+    item = delivery("bad")
+    item.tries = SELF_CANCELLED_RUNS
+    make: Any = lanes_of(process_async, 1, failed=failed) if pool == "lanes" else threads_of(process, 1, failed=failed)
+    async with make as bench:
+        bench.feed(item)
+        await bench.all(1)
+        assert bench.results == [("bad", GIVE_BACK)]
+        await until(lambda: bench.fatal == [bug])
 
 
 async def test_a_run_past_its_timeout_is_reported_once_and_its_result_counts(

@@ -34,8 +34,8 @@ from atleastonce.contract import (
     rejected,
     unknown,
 )
-from atleastonce.engine import async_pool, thread_pool
 from atleastonce.engine import copies as copies_module
+from atleastonce.engine import pools as pools_module
 from atleastonce.engine import settler as settler_module
 from atleastonce.engine import worker as worker_module
 from atleastonce.engine.backoff import Backoff
@@ -53,8 +53,7 @@ DEAD = Decision(copies=(copy("dead"),), name="dead")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settler_module, "_REPEATS", (0.002, 0.004, 0.006))
     monkeypatch.setattr(copies_module, "_BACKOFF", Backoff("1ms", maximum="5ms"))
-    for module in (async_pool, thread_pool):
-        monkeypatch.setattr(module, "SELF_CANCELLED", Decision(again=0.002, name="released"))
+    monkeypatch.setattr(pools_module, "SELF_CANCELLED", Decision(again=0.002, name="released"))
 
 
 async def done(item: Delivery) -> Decision:
