@@ -4,9 +4,8 @@ Everything a normal consumer or producer needs::
 
     from atleastonce import Service, Topic
 
-The broker does not solve distributed-systems problems, it relocates them: design for at-least-once, make every
-consumer idempotent,
-bound what is in flight, give every queue a dead-letter queue, and test the unhappy path.
+The broker does not solve distributed-systems problems, it relocates them: design for at-least-once, make every consumer
+idempotent, bound what is in flight, give every queue a dead-letter queue, and test the unhappy path.
 """
 
 from typing import TYPE_CHECKING, Any

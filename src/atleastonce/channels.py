@@ -1,8 +1,7 @@
 """Channels: a `Queue` hands each message to one worker, a `Topic` hands each message to every group.
 
-A `Source` is a channel as read by one group. The names of its retry and dead-letter channels are derived from it,
-with the
-group in the name: one group's failures are no other group's business.
+A `Source` is a channel as read by one group. The names of its retry and dead-letter channels are derived from it, with the group in
+the name: one group's failures are no other group's business.
 """
 
 from __future__ import annotations

@@ -124,9 +124,8 @@ class Context:
     ) -> Awaitable[None]:
         """Publish when, and only when, this handler has succeeded: sent and confirmed before its message is settled.
 
-        If the process dies in between, the message is handled again and these are published again, under the same ids
-        when ``id`` is
-        derived from the input. With an `Inbox` they are rows of the outbox in the handler's transaction, and a relay publishes
+        If the process dies in between, the message is handled again and these are published again, under the same ids when ``id``
+        is derived from the input. With an `Inbox` they are rows of the outbox in the handler's transaction, and a relay publishes
         them. Works with and without ``await``: it only takes the message down.
 
         Raises:

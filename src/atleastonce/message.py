@@ -128,9 +128,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """One message.
 
     Attributes:
-        id: who this message *is*, kept across every hop. The ``alo-id`` header where there is one; else the native
-            message
-            id where the producer chose it; else what the adapter derives (Kafka: topic, partition and offset).
+        id: who this message *is*, kept across every hop. The ``alo-id`` header where there is one; else the native message id
+            where the producer chose it; else what the adapter derives (Kafka: topic, partition and offset).
         body: the payload's bytes, untouched.
         key: what orders and partitions it, as bytes; None for no key.
         headers: the user's fields and ours, in order.

@@ -71,8 +71,7 @@ class OffsetTracker(Generic[T]):
 
     Costs one dict entry for each record that is received and not done: memory follows the window, not how far the work
     ran ahead of its oldest record. Offsets must arrive ascending; gaps (compaction, transaction markers, skipped
-    records)
-    count as done.
+    records) count as done.
 
     Args:
         start: the committed offset, where reading begins; None where nothing was committed: the first record decides.

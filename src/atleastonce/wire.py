@@ -1,7 +1,6 @@
 """The headers that we add, and how they are read back: ASCII, lower case, replaced and never appended.
 
-Everything that arrives is untrusted: values are parsed defensively and clamped, never raised about. On a main channel
-they are
+Everything that arrives is untrusted: values are parsed defensively and clamped, never raised about. On a main channel they are
 ignored altogether unless a redrive put them there, since any producer could have written them.
 """
 

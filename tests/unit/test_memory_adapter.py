@@ -142,8 +142,10 @@ async def test_before_open_and_after_close_it_says_so() -> None:
     await subscription.close()
     with pytest.raises(Closed):
         await subscription.receive(1, 0)
-    with pytest.raises(Closed):
-        await subscription.settle([])
+    assert (await adapter.backlog(Q)).waiting == 0
+    await adapter.close()
+    backlog = await adapter.backlog(Q)
+    assert (backlog.waiting, backlog.detail) == (None, "this memory adapter is not open")
 
 
 # ------------------------------------------------------------------------------------------------------------ topology

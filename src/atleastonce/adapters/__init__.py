@@ -1,8 +1,7 @@
 """Adapters, one per broker, found by URL scheme. Importing this imports no client library.
 
-Third parties register theirs through the entry-point group ``atleastonce.adapters``: the name is the scheme, the
-value a class
-with a ``from_url(BrokerUrl, options)`` class method.
+Third parties register theirs through the entry-point group ``atleastonce.adapters``: the name is the scheme, the value a class with
+a ``from_url(BrokerUrl, options)`` class method, as `Adapter` says.
 """
 
 from __future__ import annotations

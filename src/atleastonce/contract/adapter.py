@@ -17,13 +17,19 @@ class Listener(Protocol):
     """What a subscription tells its reader. Every method is called on the event loop."""
 
     async def drain(self, streams: Collection[str], grace: float) -> None:
-        """``streams`` are about to be taken away: start nothing more of them, release what has not started, wait at
-        most ``grace`` seconds for what runs and see it settled. Settlements still work until this returns. Never
-        raises.
+        """``streams`` are about to be taken away: start nothing more of them, release what has not started, wait at most ``grace``
+        seconds for what runs and see it settled. Settlements must still work until this returns. Never raises.
+
+        Called where the broker asks before it takes something away; `lost` follows for what did not end in time. What is taken
+        without being asked for is told to `lost` alone.
         """
 
     def lost(self, streams: Collection[str] | None) -> None:
-        """``streams`` (None: all) are gone: nothing delivered from them can be settled any more."""
+        """``streams`` (None: all) are gone: nothing delivered from them can be settled any more. Sets their `Delivery.lost`.
+
+        Worth telling as soon as it is known: what has not started is then not run in vain, and the reader need not be in
+        `receive`. Before `ConnectionLost` it may be left out, since any exception of `receive` means the same of all streams.
+        """
 
     def condition(self, state: str, detail: str) -> None:
         """For status and logs: ``state`` is ``"connected"``, ``"disconnected"``, ``"blocked"``, ``"unblocked"`` or
@@ -31,41 +37,46 @@ class Listener(Protocol):
 
 
 class Subscription(ABC):
-    """A source being read. From `Adapter.subscribe`; dead once `receive` has raised or `close` was called."""
+    """A source being read. From `Adapter.subscribe`; dead once `receive` has raised or `close` was called. Dead or not, it is
+    closed by who subscribed."""
 
     @abstractmethod
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
-        """Return what is there, 1 to ``max_messages``, as soon as anything is; wait at most ``max_wait`` seconds for
-        the first.
+        """Return what is there, 1 to ``max_messages``, as soon as anything is; wait at most ``max_wait`` seconds for the first.
 
-        Empty after ``max_wait`` without messages; ``max_wait=0`` does not wait. Never called twice at a time. Not
-        calling it is backpressure:
-        the adapter then buffers at most its window. Never waits to fill a batch.
+        Empty after ``max_wait`` without messages; ``max_wait=0`` does not wait. Never called twice at a time. Not calling it is
+        backpressure: the adapter then buffers at most its window. Never waits to fill a batch.
 
         Raises:
-            ConnectionLost: the subscription is dead; what was unsettled will come again. The engine subscribes anew,
-            with back-off.
-            NotFound: what is read does not exist (any more).
-            PermissionDenied: and will stay denied.
+            ConnectionLost: the subscription is dead; what was unsettled will come again. The engine closes it and subscribes
+                anew, with back-off; so it does after any error that is not named here.
+            NotFound: what is read does not exist (any more). The engine has it made again, where it may, and subscribes anew.
+            PermissionDenied: and will stay denied: the engine stops reading.
+            ConfigurationError: what the window or the options ask for is not to be had here. Likewise.
+            Closed: `close` was called, maybe while this waited.
         """
 
     @abstractmethod
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        """Settle each delivery, in any order; returns when the broker was told as durably as it can be told.
+        """Settle each delivery, in any order; returns when the broker was told as durably as it can be told: how long a crash may
+        undo it after that is `Capabilities.settled_within`.
 
-        Idempotent: the first verdict of a delivery wins, a repeated one answers ``ok`` and is not sent. One failing
-        item affects no other and
-        does not end the subscription. A lease that is over answers ``rejected`` with `Code.STALE`.
+        Idempotent: the first verdict of a delivery wins, a repeated one answers ``ok`` and is not sent. One failing item affects
+        no other and does not end the subscription. A lease that is over answers ``rejected`` with `Code.STALE`.
         """
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        """Keep these for ``seconds`` from now and set their ``lease_until``. Called only where leases are
-        ``EXTENDABLE``."""
+        """Keep these for ``seconds`` from now and set their ``lease_until``. Called only where leases are ``EXTENDABLE``; a lease
+        that is over answers ``rejected`` with `Code.STALE`."""
         return [rejected(Code.INVALID, "this broker's leases cannot be extended")] * len(deliveries)
 
     @abstractmethod
     async def pause(self) -> None:
-        """Stop fetching while keeping the session, its assignment and the leases of what is out. Idempotent."""
+        """Stop fetching while keeping the session, its assignment and the leases of what is out. Idempotent.
+
+        Once this has returned nothing more is asked for. What was asked for before, a window's worth at most, may be handed out
+        by the next `receive`, be kept until `resume`, or be given back; the engine does not receive from what it has paused.
+        """
 
     @abstractmethod
     async def resume(self) -> None:
@@ -73,15 +84,21 @@ class Subscription(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Release what was fetched and never handed out, flush settlements, leave. Idempotent; never raises for a
-        broker that is gone.
+        """Release what was fetched and never handed out, flush settlements, leave. Idempotent; never raises for a broker that is
+        gone. A `receive` that waits raises `Closed`.
 
         What was handed out and is unsettled is left to its lease, or to the broker's notice of our leaving.
         """
 
 
 class Adapter(ABC):
-    """One broker connection (or a pool of them) as the engine sees it."""
+    """One broker connection (or a pool of them) as the engine sees it.
+
+    Made, not connected, by its class method ``from_url(url: BrokerUrl, options: Mapping[str, Any])``, which every adapter has:
+    ``options`` are those that `connect` was given, for its client, and it raises `ConfigurationError` for a parameter of the URL
+    or an option that it cannot use. It is found by its URL's scheme; the class of another distribution
+    through the entry-point group ``atleastonce.adapters``, whose names are schemes. Other arguments are its own affair.
+    """
 
     scheme: str
     """The URL scheme, which is also the broker's name in options and reports."""
@@ -102,14 +119,13 @@ class Adapter(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Flush what was sent, then disconnect. Idempotent. Subscriptions are closed before it."""
+        """Flush what was sent, then disconnect. Idempotent. Subscriptions are closed before it. It is not opened again."""
 
     @abstractmethod
     async def declare(self, topology: Topology, *, create: bool = True) -> Sequence[Drift]:
         """Make ``topology`` exist (``create``), or only look. Idempotent and safe when many do it at once.
 
-        Returns what differs. Never deletes, never changes what exists; an existing channel with other settings is a
-        `Drift`.
+        Returns what differs. Never deletes, never changes what exists; an existing channel with other settings is a `Drift`.
 
         Raises:
             ConfigurationError: a name or option that this broker cannot have.
@@ -118,15 +134,15 @@ class Adapter(ABC):
 
     @abstractmethod
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
-        """Publish; return when the broker has *durably* confirmed or refused each one, or its time was over
-        (``unknown``).
+        """Publish; return when the broker has *durably* confirmed or refused each one, or its time was over (``unknown``).
 
-        Order within one destination and key is the list's order, as far as the items succeed. Items over a known
-        limit are ``rejected`` before
-        any IO, the others go. Reconnects by itself; while the broker is away, items end ``unknown`` within the
-        adapter's send timeout.
-        A missing destination is ``rejected`` with `Code.NOT_FOUND` or `Code.UNROUTABLE`, never a silent loss. May be
-        called concurrently.
+        Order within one destination and key is the list's order, as far as the items succeed. Items over a known limit are
+        ``rejected`` before any IO, the others go. Reconnects by itself; while the broker is away, items end ``unknown`` within the
+        adapter's send timeout. A missing destination is ``rejected`` with `Code.NOT_FOUND` or `Code.UNROUTABLE`, never a silent
+        loss. May be called concurrently.
+
+        Raises:
+            Closed: `close` was called; nothing was sent.
         """
 
     @abstractmethod
@@ -136,12 +152,13 @@ class Adapter(ABC):
         Raises:
             NotFound: it does not exist; told within seconds, never by hanging.
             BrokerUnavailable, PermissionDenied: as named.
+            ConfigurationError: ``window`` asks for what this broker does not have.
         """
 
     @abstractmethod
     async def backlog(self, source: Source) -> Backlog:
-        """What waits. What cannot be found out is None, with the reason in ``detail``; a failed query is never 0.
-        Never raises for that."""
+        """What waits. What cannot be found out is None, with the reason in ``detail``; a failed query is never 0. Raises for no
+        reason that lies with the broker, the connection or a closed adapter."""
 
     @abstractmethod
     def classify(self, error: BaseException) -> Fault:

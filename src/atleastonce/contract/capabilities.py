@@ -96,7 +96,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         header_charset: ``"utf-8"``, or ``"ascii"`` where others are refused.
         binary_headers: whether ``bytes`` values survive.
         null_body: whether an absent body (a tombstone) is told from an empty one.
-        max_batch: the most items that one call to the broker takes; longer lists are split by the adapter.
+        max_batch: the most items that one call to the broker takes. Longer lists are split by the adapter; and the engine asks
+            `Subscription.receive` for no more at once, and its publisher gives `Adapter.send` no longer list. Too small: both
+            pay a round trip for so few.
     """
 
     delay: Ability

@@ -22,17 +22,18 @@ class Delivery:
     Attributes:
         message: the message.
         source: whose delivery this is.
-        stream: what orders it: a partition (``"orders.created/3"``), a queue, a message group. Streams are what a
-            listener
-            is asked to drain.
+        stream: what orders it: a partition (``"orders.created/3"``), a queue, a message group. Streams are what a listener is
+            asked to drain.
         position: where it lies in the stream, for people and for ``alo-origin``: an offset, a sequence; "" if the
             broker has none.
         epoch: the stream's epoch at delivery.
         token: the adapter's own handle for settling; opaque to all others.
-        count: deliveries of this message to this source so far, this one included; 0 where the broker does not count.
-        lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the
-            session.
-        lost: set once the lease, session or assignment is known to be gone: somebody else may be handling it.
+        count: deliveries of this message to this source so far, this one included; 0 where the broker does not count, unless
+            `Window.counted` asks for it.
+        lease_until: when the lease ends, by ``time.monotonic``; 0.0 where there is none, or it lives as long as the session.
+        lost: whether the lease, session or assignment is known to be gone: somebody else may be handling it. Set by the adapter
+            when a broker's answer or its own clock says so, and by the engine for what `Listener.lost` names and for a lease
+            that could not be extended. Never unset.
         size: the message's bytes, as the window counts them.
         tries, settled: kept by the engine (runs in place, verdict given); adapters leave them alone.
         past: what its reader has to remember of it between runs in place; not set until there is something.
@@ -129,8 +130,7 @@ HandOff: TypeAlias = tuple[Delivery, Sequence[Outgoing]]
 
 
 class Window(msgspec.Struct, frozen=True):
-    """How much may be unsettled at once in one subscription; adapters pass it to the broker (prefetch,
-    max-ack-pending).
+    """How much may be unsettled at once in one subscription; adapters pass it to the broker (prefetch, max-ack-pending).
 
     Attributes:
         messages: at least 1. Too small: the network's round trip shows between messages. Too large: unstarted messages

@@ -14,8 +14,7 @@ from atleastonce.channels import Channel, Queue, Source
 class DelayChannel(msgspec.Struct, frozen=True):
     """A channel in which messages wait ``delay`` seconds and then return to ``back_to``.
 
-    Where `Capabilities.delay` is ``EMULATED`` the broker returns them by itself (RabbitMQ: a queue with a TTL that
-    dead-letters
+    Where `Capabilities.delay` is ``EMULATED`` the broker returns them by itself (RabbitMQ: a queue with a TTL that dead-letters
     back); where it is ``NONE`` the engine reads the channel and holds each message until it is due.
     """
 

@@ -14,9 +14,8 @@ class Ack(msgspec.Struct, frozen=True, tag=True):
 class Retry(msgspec.Struct, frozen=True, tag=True):
     """Deliver it again to the same source, not before ``delay`` seconds, and count the delivery.
 
-    Only given where `Capabilities.delay` is ``NATIVE`` and its ``limit`` allows ``delay``. The wait holds up no other
-    message (except
-    those of its key on a FIFO channel) and survives a restart of consumer and broker.
+    Only given where `Capabilities.delay` is ``NATIVE`` and its ``limit`` allows ``delay``. The wait holds up no other message
+    (except those of its key on a FIFO channel) and survives a restart of consumer and broker.
     """
 
     delay: float = 0.0
@@ -25,8 +24,7 @@ class Retry(msgspec.Struct, frozen=True, tag=True):
 class Reject(msgspec.Struct, frozen=True, tag=True):
     """Never deliver it again; the broker's own dead-letter net takes it.
 
-    Only given where `Capabilities.dead_letter` is ``NATIVE``. The usual dead letter is a confirmed copy and then an
-    `Ack`.
+    Only given where `Capabilities.dead_letter` is ``NATIVE``. The usual dead letter is a confirmed copy and then an `Ack`.
     """
 
     reason: str = ""

@@ -1,9 +1,7 @@
 """The runtime, written once above every adapter.
 
-Pure parts hold the rules and know no IO, no clock and no thread: `window`, `lanes`, `leases`, `schedule`, `backoff`.
-The
-moving parts drive them: `pools` run handlers, `settler` and `mover` end deliveries in batches, `worker` reads one
-    source, and
+Pure parts hold the rules and know no IO, no clock and no thread: `window`, `lanes`, `leases`, `schedule`, `backoff`. The moving
+parts drive them: `pools` run handlers, `settler` and `mover` end deliveries in batches, `worker` reads one source, and
 `supervisor` keeps a worker alive through lost connections.
 
 The life of one delivery::

@@ -13,16 +13,14 @@ from atleastonce.errors import ConfigurationError
 
 @dataclass(frozen=True, init=False)
 class Backoff:
-    """Growing waits: ``initial``, then times ``factor`` each, up to ``maximum``; ``max_attempts`` tries in all, the
-    first included.
+    """Growing waits: ``initial``, then times ``factor`` each, up to ``maximum``; ``max_attempts`` tries in all, the first included.
 
     Args:
         initial: the first wait. Too small hammers what is already down; too large makes a hiccup visible.
         factor: at least 1.
         maximum: the longest wait.
         max_attempts: tries in all; None for no end.
-        jitter: each wait is lengthened by up to this share of itself, so that a fleet does not come back in step. It
-            never
+        jitter: each wait is lengthened by up to this share of itself, so that a fleet does not come back in step. It never
             shortens a wait.
     """
 

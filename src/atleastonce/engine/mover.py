@@ -1,9 +1,8 @@
 """Moves deliveries: every copy published and confirmed first, then the original settled. Never the other way round.
 
-A copy that is not confirmed leaves its original unsettled and is published again, with back-off, for as long as it
-takes; the handler is
-not run again for it. The delivery stays in the window meanwhile, so an unreachable destination becomes backpressure
-and not loss.
+A copy that is not confirmed leaves its original unsettled and is published again, with back-off, for as long as it takes; the
+handler is not run again for it. The delivery stays in the window meanwhile, so an unreachable destination becomes backpressure and
+not loss.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ class WindowMeter:
     """Counts what is unsettled, whatever state it is in: queued, held until due, running, or waiting for its copy's
     confirmation.
 
-    Bytes are known only after a receive, so they may be overshot by one batch. To keep that small, the batch asked
-    for shrinks with the
-    average size seen and the bytes left.
+    Bytes are known only after a receive, so they may be overshot by one batch. To keep that small, the batch asked for shrinks
+    with the average size seen and the bytes left.
 
     Attributes:
         share: of the limit that may be used now, above 0 and up to 1; at least one message always may.

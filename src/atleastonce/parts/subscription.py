@@ -143,7 +143,7 @@ class PartedSubscription(Subscription):
     ) -> list[Outcome]:
         """``items`` told to the parts that their ``deliveries`` are of, all at once; the outcomes in their order."""
         if self._closed:
-            raise Closed(f"{self._source.name}: the subscription is closed")
+            return [STALE] * len(items)
         places: dict[str, list[int]] = {}
         for index, delivery in enumerate(deliveries):
             places.setdefault(delivery.stream, []).append(index)

@@ -124,10 +124,10 @@ class MemoryAdapter(Adapter):
         return MemorySubscription(self.broker, source, window, self.lease)
 
     async def backlog(self, source: Source) -> Backlog:
-        self._check()
         try:
+            self._check()
             return self.broker.backlog(source)
-        except NotFound as error:
+        except (Closed, NotFound) as error:
             return Backlog(detail=str(error))
 
     def classify(self, error: BaseException) -> Fault:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from atleastonce.adapters.memory.broker import MemoryBroker
 from atleastonce.adapters.memory.source import Lease
 from atleastonce.channels import Source
-from atleastonce.contract import OK, Code, Delivery, Outcome, Settlement, Status, Subscription, Window
+from atleastonce.contract import OK, STALE, Code, Delivery, Outcome, Settlement, Status, Subscription, Window
 from atleastonce.errors import Closed, NotFound
 
 
@@ -99,7 +99,7 @@ class MemorySubscription(Subscription):
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
         if self._closed:
-            raise Closed(f"the subscription to {self._source.name} is closed")
+            return [STALE] * len(batch)
         outcomes = self._broker.settle(self._state, batch)
         for (delivery, _), outcome in zip(batch, outcomes, strict=True):
             if outcome.fault is None or outcome.fault.code is Code.STALE:
@@ -110,7 +110,7 @@ class MemorySubscription(Subscription):
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         if self._closed:
-            raise Closed(f"the subscription to {self._source.name} is closed")
+            return [STALE] * len(deliveries)
         outcomes = self._broker.extend(self._state, [delivery.token for delivery in deliveries], seconds)
         for delivery, outcome in zip(deliveries, outcomes, strict=True):
             if outcome.ok:

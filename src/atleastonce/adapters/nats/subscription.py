@@ -175,7 +175,7 @@ class NatsSubscription(Subscription):
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
         if self._closed:
-            raise Closed(f"{self._source.name}: the subscription is closed")
+            return [STALE] * len(batch)
         replies = await self._connection()
         outcomes: list[Outcome] = [OK] * len(batch)
         sent: list[tuple[int, NatsDelivery, bytes]] = []
@@ -239,7 +239,7 @@ class NatsSubscription(Subscription):
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         """As `Subscription.extend`; the length is the consumer's own ``ack_wait``, which ``seconds`` cannot change."""
         if self._closed:
-            raise Closed(f"{self._source.name}: the subscription is closed")
+            return [STALE] * len(deliveries)
         replies = await self._connection()
         now = time.monotonic()
         good = [

@@ -252,7 +252,8 @@ class PubSubSubscription(Subscription):
     # ----------------------------------------------------------------------------------------------------------- settle
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        self._check()
+        if self._closed:
+            return [STALE] * len(batch)
         outcomes: list[Outcome] = [OK] * len(batch)
         now, epoch = time.monotonic(), self._epoch
         acks: list[int] = []
@@ -360,9 +361,10 @@ class PubSubSubscription(Subscription):
         await self._leases.move([delivery.token for delivery in deliveries], 0)
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        self._check()
-        now = time.monotonic()
         outcomes: list[Outcome] = [STALE] * len(deliveries)
+        if self._closed:
+            return outcomes
+        now = time.monotonic()
         places = [
             place
             for place, delivery in enumerate(deliveries)

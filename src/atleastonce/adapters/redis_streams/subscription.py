@@ -23,7 +23,7 @@ from atleastonce.adapters.redis_streams.scripts import ALONE, LEAVE, TURN
 from atleastonce.adapters.redis_streams.server import Server
 from atleastonce.adapters.redis_streams.settling import Settling
 from atleastonce.channels import Queue, Source, Topic
-from atleastonce.contract import RELEASE, Delivery, Listener, Outcome, Settlement, Subscription, Window
+from atleastonce.contract import RELEASE, STALE, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound, PermissionDenied
 
 _EPOCHS: Final = itertools.count(1)
@@ -368,6 +368,8 @@ class RedisSubscription(Subscription):
     # ----------------------------------------------------------------------------------------------------------- settle
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        if self._closed:
+            return [STALE] * len(batch)
         outcomes, soonest = await self._settling.settle(batch)
         if soonest < math.inf:
             self._come_back(soonest)
@@ -383,7 +385,7 @@ class RedisSubscription(Subscription):
         self._turn_due = min(self._turn_due, time.monotonic() + seconds + 0.001)
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        return await self._settling.extend(deliveries, seconds)
+        return [STALE] * len(deliveries) if self._closed else await self._settling.extend(deliveries, seconds)
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
 

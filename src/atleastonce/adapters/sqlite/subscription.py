@@ -16,6 +16,7 @@ from atleastonce.channels import Source
 from atleastonce.contract import (
     OK,
     RELEASE,
+    STALE,
     Code,
     Delivery,
     Listener,
@@ -166,8 +167,7 @@ class SQLiteSubscription(Subscription):
     # ----------------------------------------------------------------------------------------------------------- settle
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        self._check()
-        return await self._settle(batch)
+        return [STALE] * len(batch) if self._closed else await self._settle(batch)
 
     async def _settle(self, batch: Sequence[Settlement]) -> list[Outcome]:
         batch = list(batch)
@@ -187,7 +187,8 @@ class SQLiteSubscription(Subscription):
         return outcomes
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        self._check()
+        if self._closed:
+            return [STALE] * len(deliveries)
         tokens = [delivery.token for delivery in deliveries]
         until = time.monotonic() + seconds
         try:

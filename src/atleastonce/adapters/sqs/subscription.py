@@ -212,7 +212,8 @@ class SQSSubscription(Subscription):
     # ----------------------------------------------------------------------------------------------------------- settle
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        self._check()
+        if self._closed:
+            return [STALE] * len(batch)
         outcomes: list[Outcome] = [OK] * len(batch)
         now = time.monotonic()
         acks: list[tuple[int, Delivery]] = []
@@ -284,7 +285,8 @@ class SQSSubscription(Subscription):
         self._leave(delivery)
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        self._check()
+        if self._closed:
+            return [STALE] * len(deliveries)
         now = time.monotonic()
         outcomes: list[Outcome] = [OK] * len(deliveries)
         waits: list[tuple[int, Delivery, int]] = []

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from atleastonce.channels import Source
-from atleastonce.contract import ACK, DelayChannel, Delivery, Topology
-from atleastonce.errors import NotFound
+from atleastonce.contract import ACK, Code, DelayChannel, Delivery, Leasing, Topology
+from atleastonce.errors import Closed, NotFound
 from atleastonce.message import Message
 from atleastonce.testing.conformance.bench import Bench, log_of
 from atleastonce.testing.conformance.cases import Section, requires
@@ -121,10 +121,27 @@ class Isolation(Section):
         one, two = bench.queue("one"), bench.queue("two")
         await bench.declare(one, two)
         first, second = await bench.read(one), await bench.read(two)
+        await bench.send(one, [bench.message()])
+        held = await first.take(1)
         await bench.send(two, [before := bench.message()])
         await second.until([before.id])
+        waiting = asyncio.create_task(first.receive(1, 20.0))
+        await asyncio.sleep(0)  # it waits
         await first.close()
         await first.close()
+        with pytest.raises(Closed):
+            await bench.within(waiting)
+        (outcome,) = await first.outcomes([(held[0], ACK)])  # nothing can be settled through it any more
+        assert outcome.fault is not None
+        assert outcome.fault.code is Code.STALE
+        if bench.capabilities.lease is Leasing.EXTENDABLE:
+            (outcome,) = await bench.within(first.subscription.extend(held, bench.capabilities.lease_seconds))
+            assert outcome.fault is not None
+            assert outcome.fault.code is Code.STALE
+        await bench.within(first.subscription.pause())
+        await bench.within(first.subscription.resume())
+        with pytest.raises(Closed):
+            await first.receive(1, 0.0)
         await bench.send(two, [after := bench.message()])
         await second.until([after.id])
 

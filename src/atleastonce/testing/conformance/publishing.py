@@ -120,6 +120,13 @@ class Publishing(Section):
         await bench.within(client.close())
         with pytest.raises(Closed):
             await bench.outcomes(queue, [bench.message()], adapter=client)
+        with pytest.raises(Closed):
+            await bench.declare(queue, adapter=client)
+        with pytest.raises(Closed):
+            await bench.read(queue, adapter=client)
+        backlog = await bench.within(client.backlog(Source(queue)))
+        assert (backlog.waiting, backlog.in_flight, backlog.delayed) == (None, None, None)
+        assert backlog.detail
 
     async def test_14b_closing_flushes_what_is_being_sent(self, bench: Bench) -> None:
         queue = bench.queue()
