@@ -92,6 +92,11 @@ class SharingHarness(KafkaHarness):
         "71": "Kafka's client for Python cannot ask what a share group has done: only dead letters can be looked at",
     }
 
+    unsteady: ClassVar = {
+        "58": "the members of a killed process lose their connections one by one, and what one had may be handed to another that "
+        "is about to go: one kill counts twice, now and then",
+    }
+
     def __init__(self, broker: Running) -> None:
         super().__init__(broker)
         del self.options["group.protocol"]  # of the rooms of retries and dead letters, which consumer groups read

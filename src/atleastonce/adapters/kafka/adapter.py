@@ -74,7 +74,7 @@ class KafkaAdapter(Adapter):
             # Of what share groups read. Rooms of retries, suspects and dead letters are read by consumer groups, which keep more.
             self.capabilities = msgspec.structs.replace(
                 self.capabilities,
-                delivery_count=Counting.EXACT,
+                delivery_count=Counting.APPROXIMATE,  # the members of a dying process may be handed what another of them had
                 counts_releases=True,
                 lease=Leasing.FIXED,
                 lease_seconds=settings.share_lock,
