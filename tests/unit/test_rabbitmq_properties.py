@@ -158,6 +158,14 @@ def test_a_body_over_the_limit_is_refused_with_the_option_to_change() -> None:
         encode(Message("m", b"x" * 11), 10, user="guest", now=0.0)
 
 
+def test_a_copy_of_the_largest_message_has_room_for_our_headers() -> None:
+    came = read(encode(Message("m", b"x" * 10, None, Headers([("n", "v")])), 20, user="guest", now=0.0), b"x" * 10)
+    ours = Headers([("n", "v"), ("alo-attempt", "2")])
+    encode(Message(came.id, came.body, came.key, ours, None, came.native), 10, user="guest", now=0.0)
+    with pytest.raises(Refused, match="11 bytes; max_message_bytes is 10"):
+        encode(Message(came.id, b"x" * 11, came.key, ours, None, came.native), 10, user="guest", now=0.0)
+
+
 def test_an_id_longer_than_a_property_travels_in_its_header() -> None:
     id = "i" * 256
     encoded = written(Message(id, b"", None, Headers([("alo-id", id)])))

@@ -22,6 +22,7 @@ from rabbitmq_kit import (
     take,
 )
 
+from atleastonce import Context, FailurePolicy, RetryChain, Service, wire
 from atleastonce.adapters.rabbitmq import RabbitMQAdapter
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import Code, Outgoing, Status
@@ -309,3 +310,25 @@ async def test_a_name_longer_than_amqp_takes_is_refused(rabbitmq_url: str) -> No
         assert outcome.fault is not None
         assert outcome.fault.code is Code.INVALID
         assert (await adapter.send(outgoing(Queue("q" * 200))))[0].status is Status.REJECTED
+
+
+async def test_the_largest_message_that_is_taken_is_retried_and_buried(rabbitmq_url: str, source: Sources) -> None:
+    """The header fields of a retry made it too large: it went to the dead letters at its first failure."""
+    queue = source()
+    attempts: list[int] = []
+    size = 4000 - len("alo-id") - 32
+    service = Service("big", broker=f"{rabbitmq_url}?max_message_bytes=4000")
+
+    @service.consumer(queue.channel, failure=FailurePolicy(in_place=None, chain=RetryChain("100ms", "100ms")))
+    async def handle(body: bytes, context: Context) -> None:
+        attempts.append(context.attempt)
+        raise ValueError(f"attempt {context.attempt}")
+
+    async with service:
+        (outcome,) = await service.broker.adapter.send([Outgoing(queue.channel, message(b"x" * size, id="i" * 32))])
+        assert outcome.ok
+        home = service.consumers[0].home
+        dead = await take(await reading(service.broker.adapter, Source(home.dead_letter_channel)), 1, ack=True)
+    assert attempts == [1, 2, 3]
+    assert len(dead[0].body) == size
+    assert "attempt 3" in str(dead[0].message.headers.get(wire.ERROR_MESSAGE))

@@ -48,8 +48,9 @@ class Config:
         publish_window: publishes without a confirm at one time. Fewer show the network's round trip; more only queue up in the
             broker, and more are unknown after a lost connection.
         publish_window_bytes: the same in bytes of bodies; one message is always let through.
-        max_message_bytes: body, key and headers. RabbitMQ's ``max_message_size`` is 16 MiB since 4.0, and going over it
-            closes the channel under all other publishes: never set this above the broker's.
+        max_message_bytes: body, key and headers; of retries and dead letters the body alone. RabbitMQ's ``max_message_size``, of
+            bodies, is 16 MiB since 4.0, and going over it closes the channel under all other publishes: never set this above
+            the broker's.
         delivery_limit: hand-outs of one message after which the broker itself moves it to the dead-letter queue: the net
             beneath retries, for messages that kill their consumer. Too small: on brokers before 4.3 every give-back counts,
             restarts too; too large: as many crashes.

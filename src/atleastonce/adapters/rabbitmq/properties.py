@@ -98,16 +98,16 @@ def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes)
 
 def encode(message: Message, limit: int, *, user: str, now: float, asking: bool = False) -> bytes:
     """The properties of a publish by ``user``, for a message of at most ``limit`` bytes. ``asking``: it is a request or an answer,
-    and says so in AMQP's own fields as well, for clients of any kind.
+    and says so in AMQP's own fields as well, for clients of any kind. Of a copy of what came from the broker the body alone is
+    measured, as the broker does (its ``max_message_size``): the largest message that is taken can still be retried.
 
     Raises:
         Refused: too large, or a header that AMQP cannot carry or that belongs to the broker.
     """
-    if (size := message.size) > limit:
+    # It came from a broker with these headers: it must be possible to put it somewhere else.
+    hop = message.native is not None
+    if (size := len(message.body) if hop else message.size) > limit:
         raise Refused(Code.TOO_LARGE, f"{size} bytes; max_message_bytes is {limit}")
-    hop = (
-        message.native is not None
-    )  # it came from a broker with these headers: it must be possible to put it somewhere else
     if not hop and size > MAX_HEADER_BYTES and (size := message.headers.size) > MAX_HEADER_BYTES:
         raise Refused(Code.TOO_LARGE, f"{size} bytes of headers; the limit is {MAX_HEADER_BYTES}")
     encoded = _encode(message, user, now, asking)
