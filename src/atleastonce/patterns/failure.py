@@ -118,8 +118,7 @@ class FailurePolicy:
         give_up_on: exception classes that no repetition mends: straight to the dead letters. Undecodable payloads
             always are.
         timeout: the longest run of an ``async def`` handler, which is then cancelled and has failed. Too small kills
-            work that would
-            have ended and repeats it; None lets a stuck handler occupy its place for good.
+            work that would have ended and repeats it; None lets a stuck handler occupy its place for good.
         give_up_after: how long after its first failure a message may live; decided *before* a wait that could not end
             in time. Where the broker delays and counts by itself it keeps no time of the first failure: there the waits so
             far are reckoned, and the time that handlers took is not.
@@ -244,10 +243,8 @@ def _may_discard(chain: Sequence[BaseException]) -> bool:
 def ensure_failure(error: BaseException, *, awaited: bool) -> None:
     """Return if ``error`` is a failure, which the policy decides about; else raise what the engine acts on.
 
-    Only these are no failures: ``CancelledError`` (the run was cut off) and ``SystemExit`` and ``KeyboardInterrupt``
-    (the process is
-    to end), bare or in a group, and ``GeneratorExit`` where an ``awaited`` run is being thrown away with its loop.
-    Any other
+    Only these are no failures: ``CancelledError`` (the run was cut off) and ``SystemExit`` and ``KeyboardInterrupt`` (the process
+    is to end), bare or in a group, and ``GeneratorExit`` where an ``awaited`` run is being thrown away with its loop. Any other
     ``BaseException`` (of an extension module, of a greenlet) fails its message and nothing else.
     """
     if isinstance(error, GeneratorExit) and awaited and asyncio._get_running_loop() is None:

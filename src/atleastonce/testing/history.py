@@ -5,8 +5,7 @@ The two logs are written independently and only compared afterwards: nothing is 
 because a test made it fail, which is how losses hide. The checker's findings follow the invariants of any at-least-once
 system: a confirmed send arrives (`Findings.lost`), nothing arrives that was not sent (`Findings.ghosts`), repeats are
 counted (`Findings.duplicates`), one key's messages are first seen in the order of their sends (`Findings.reordered`)
-and
-never handled twice at a time (`Findings.overlaps`).
+and never handled twice at a time (`Findings.overlaps`).
 """
 
 from __future__ import annotations
