@@ -94,6 +94,8 @@ class Running:
                     for other in self.runtimes
                     if other.home is not None and other.consumer.priority > runtime.consumer.priority
                 ]
+                if self.fatal_error is not None:  # a suspect has ended the service before anything else was read
+                    break
                 self.runtimes.append(runtime)
                 await runtime.start(before)
             self._relays = Relays(self._relayed, broker, self._name)

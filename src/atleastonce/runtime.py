@@ -275,6 +275,7 @@ class Runtime:
             suspicion=self._suspects.suspicion,
             gate=self._claims(),
             judged=None if line is None else line.judged,
+            exited=self._suspects.exited if line is None else None,  # in order it comes again where it was
             send=self._send,
         )
         if line is not None:
@@ -287,13 +288,18 @@ class Runtime:
             Source(self.consumer.home.suspects_channel),
             window=msgspec.structs.replace(self.consumer.window, messages=1, counted=True),
             lanes=FreeLanes(),
-            make_pool=lambda worker: make_pool(self._bound, worker, 1, (), self._fatal),
+            make_pool=lambda worker: make_pool(self._bound, worker, 1, (), self._ended_by_suspect),
             rejection=self._bound.rejected,
             due=self._suspects.judge,
             give_back=self._suspects.give_back,
+            exited=self._suspects.exited,
             gate=self._claims(),
             send=self._send,
         )
+
+    def _ended_by_suspect(self, error: BaseException) -> None:
+        self._quarantine.halt()
+        self._fatal(error)
 
     def _due(self, delay: DelayChannel | None) -> Due | None:
         bound = self._bound

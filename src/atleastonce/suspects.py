@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from atleastonce import wire
 from atleastonce.bound import Bound
 from atleastonce.contract import Capabilities, Delivery, Outgoing
 from atleastonce.engine.admission import Suspicion
@@ -57,11 +59,10 @@ class Suspects:
             # It was handed to this very process before, and the process lives: a connection was lost, or a lease. What the
             # broker has counted so far proves nothing any more.
             return self._again(delivery, "suspected")
-        if is_guilty(self._policy, delivery.count):
-            runs = delivery.count - 1
-            error = CrashLoop(
-                f"ended its process {runs} times running alone; crash_limit is {self._policy.crash_limit}"
-            )
+        deaths = self._deaths(delivery)
+        if is_guilty(self._policy, delivery.count + deaths):
+            runs = delivery.count - 1 + deaths
+            error = CrashLoop(f"ended its process {runs} times; crash_limit is {self._policy.crash_limit}")
             log.error("%s: %s goes to the dead letters: %s", self._home, identity, error)
             return self._bound.condemned(delivery, error)
         self._outlived[identity] = None
@@ -75,8 +76,20 @@ class Suspects:
         brokers."""
         return self._again(delivery, "released")
 
-    def _again(self, delivery: Delivery, name: str) -> Decision:
+    def exited(self, delivery: Delivery) -> Decision:
+        """What becomes of a message whose handler raised ``SystemExit``: no suspicion is needed, it counts as a death."""
+        log.error("%s: %s has ended the service; it will run alone", self._home, delivery.message.id)
+        return self._again(delivery, "suspected", deaths=self._deaths(delivery) + 1)
+
+    def _deaths(self, delivery: Delivery) -> int:
+        if delivery.source.name != self._home.suspects_channel.name:  # anybody may have written it
+            return 0
+        return wire.read_int(delivery.message.headers, wire.DEATHS, default=0, low=0, high=wire.MAX_ATTEMPT)
+
+    def _again(self, delivery: Delivery, name: str, deaths: int | None = None) -> Decision:
         # Without the broker's count: what it says of retries cannot be told from accidents any more, and an accident burns no
         # attempt.
-        copy = suspect_copy(delivery, self._home, read_history(delivery, self._home, counted=False))
+        known = self._deaths(delivery) if deaths is None else deaths
+        history = read_history(delivery, self._home, counted=False)
+        copy = suspect_copy(delivery, self._home, history, now=time.time(), deaths=known)
         return Decision(copies=(Outgoing(self._home.suspects_channel, copy),), name=name)

@@ -18,7 +18,7 @@ from atleastonce.consumer import Consumer, define
 from atleastonce.contract import NONE, Ability, Capabilities, Counting, Delivery, Leasing, Level, Ordering
 from atleastonce.engine.decision import Decision
 from atleastonce.message import Headers, Message
-from atleastonce.patterns.crash_loops import ACCIDENTS, is_guilty, suspect_copy, suspected_from
+from atleastonce.patterns.crash_loops import ACCIDENTS, RELEASES, is_guilty, suspect_copy, suspected_from
 from atleastonce.patterns.history import read_history
 from atleastonce.suspects import Suspects
 
@@ -242,6 +242,7 @@ def test_two_accidents_make_a_suspect_and_retries_that_the_broker_counts_are_non
     policy = FailurePolicy(chain=RetryChain("1s", "2s"))
     assert suspected_from(policy, counted=False) == 3
     assert suspected_from(policy, counted=True) == 5
+    assert suspected_from(policy, counted=False, releases=True) == 3 + RELEASES
     assert suspects(policy, DELAYING).suspicion.hand_outs == 5
 
 
@@ -281,12 +282,32 @@ def test_a_process_that_lives_knows_that_its_suspect_did_not_kill_it() -> None:
     assert [copy.destination for copy in decision.copies] == [HOME.suspects_channel]
 
 
+def test_a_message_that_exits_its_process_is_judged_by_its_deaths() -> None:
+    gate = suspects(FailurePolicy(crash_limit=2))
+    home = Delivery(Message("m", b"", None, Headers({wire.DEATHS: "900"})), HOME, "jobs", 1, 0, None, 1)
+    (first,) = gate.exited(home).copies  # what anybody may have written counts for nothing
+    assert first.message.headers.get(wire.DEATHS) == "1"
+    alone = Delivery(first.message, Source(HOME.suspects_channel), "jobs.suspects", 1, 0, None, 1)
+    assert gate.judge(alone) == 0.0
+    (given_back,) = gate.give_back(alone).copies
+    assert given_back.message.headers.get(wire.DEATHS) == "1"
+    (second,) = gate.exited(alone).copies
+    decision = gate.judge(Delivery(second.message, Source(HOME.suspects_channel), "jobs.suspects", 2, 0, None, 1))
+    assert isinstance(decision, Decision)
+    dead = decision.copies[0].message.headers
+    assert (dead.get(wire.ERROR_STAGE), dead.get(wire.DEATHS), dead.get(wire.SUSPECTED_AT)) == (
+        "crash-loop",
+        None,
+        None,
+    )
+
+
 def test_what_others_wrote_of_our_fields_is_not_believed_in_the_channel_of_suspects() -> None:
     forged = Headers(
         {wire.ATTEMPT: "900", wire.FIRST_FAILED: "1", wire.DUE: "9999999999999", wire.REDRIVES: "7", "x": "y"}
     )
     delivery = Delivery(Message("m", b"", None, forged), HOME, "jobs", 1, 0, None, 3)
-    copy = suspect_copy(delivery, HOME, read_history(delivery, HOME, counted=False))
+    copy = suspect_copy(delivery, HOME, read_history(delivery, HOME, counted=False), now=1.0)
     assert copy.headers.get("x") == "y"
     assert copy.headers.get(wire.ATTEMPT) == "1"
     for name in (wire.FIRST_FAILED, wire.DUE, wire.REDRIVES):

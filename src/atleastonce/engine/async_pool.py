@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends, shed
-from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision
+from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision, cut_off
 from atleastonce.engine.lanes import Lanes
 from atleastonce.engine.pools import CANCEL_SECONDS, Ended, Failed, Fatal, judged, self_cancelled
 from atleastonce.errors import HandlerTimeout
@@ -123,7 +123,7 @@ class AsyncPool:
                 else:
                     decision = self_cancelled(delivery, cancelled, self._failed, self._fatal)
             except (SystemExit, KeyboardInterrupt) as stop:
-                decision = GIVE_BACK
+                decision = cut_off(stop)
                 self._fatal(stop)
             except GeneratorExit:  # nobody will ever resume this task: the loop is gone
                 raise

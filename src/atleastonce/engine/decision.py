@@ -32,6 +32,13 @@ class Decision(msgspec.Struct, frozen=True):
 
 DONE = Decision()
 GIVE_BACK = Decision(RELEASE, name="released")
+EXITED = Decision(RELEASE, name="exited")
+"""Its handler raised ``SystemExit``: it is known who ends the process."""
+
+
+def cut_off(stop: BaseException) -> Decision:
+    """What becomes of a delivery whose handler raised ``stop``, which is no failure and ends the service."""
+    return EXITED if isinstance(stop, SystemExit) else GIVE_BACK
 
 
 def again(delivery: Delivery, wait: float, name: str) -> Decision:

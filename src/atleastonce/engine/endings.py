@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Verdict
-from atleastonce.engine.decision import DONE, Decision, Rejection
+from atleastonce.engine.decision import DONE, EXITED, Decision, Rejection
 from atleastonce.engine.drains import Drains
 from atleastonce.engine.handoff import Handoff
 from atleastonce.engine.lanes import Lanes
@@ -28,6 +28,7 @@ class Endings:
         make_mover: makes what publishes copies, given whom to ask when one of them is refused.
         rejection: asked when a copy is refused for good.
         give_back: what becomes of a delivery that is given back; None for a `Release`.
+        exited: what becomes of a delivery whose handler raised ``SystemExit``; None for what becomes of one that is given back.
         judged: told how a run ended, by the name of its decision, while it still has its lane; None where nobody is.
 
     Attributes:
@@ -48,6 +49,7 @@ class Endings:
         rejection: Rejection,
         give_back: Callable[[Delivery], Decision] | None,
         judged: Callable[[Delivery, str], None] | None,
+        exited: Callable[[Delivery], Decision] | None,
     ) -> None:
         self.closed = False
         self.mover = make_mover(self._refused)
@@ -62,6 +64,7 @@ class Endings:
         self._rejection = rejection
         self._give_back = give_back
         self._judged = judged
+        self._exited = exited
 
     def ended(self, delivery: Delivery, decision: Decision) -> None:
         """A run is over (told by the pool, on the loop): settle, move, or run again."""
@@ -87,6 +90,8 @@ class Endings:
                 self._timers.again(delivery, decision.again)
         elif decision.copies:
             self.mover.add(delivery, decision)
+        elif decision is EXITED and self._exited is not None:
+            self.mover.add(delivery, self._exited(delivery))
         elif decision.verdict is RELEASE:
             self.release([delivery])
         else:

@@ -2,7 +2,8 @@
 
 A hand-out from the channel of suspects is a run alone, and nothing else: the channel is subscribed to within a turn of the
 `Turnstile`, with a window of one, and left before the turn ends. So the broker's count of hand-outs from it says how often a
-message ended its process, whatever else was in flight elsewhere.
+message ended its process, whatever else was in flight elsewhere. One that lasts longer than its turn may goes on beside the
+others, and no other suspect runs until it has ended.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import random
 
-from atleastonce.contract import Adapter, Backlog, Leasing
+from atleastonce.contract import Adapter, Backlog, Leasing, Subscription
 from atleastonce.engine.turnstile import Turnstile
 from atleastonce.engine.wake import Bell
 from atleastonce.engine.worker import Worker
@@ -38,6 +39,9 @@ _LOOKS = 5
 _FIRST_WAIT = 5.0
 _LEASED_WAIT = 1.0
 _NEXT_WAIT = 0.5
+# How long one has this process for itself. What lasts longer (a long job, a handler that hangs) goes on beside the others: it may
+# stop none of them. Shorter: more of what ends its process late takes neighbours with it, which then are suspects, too.
+_ALONE_SECONDS = 10.0
 
 
 class Quarantine:
@@ -59,6 +63,8 @@ class Quarantine:
         self._expected = 0  # so many looks soon, for what was moved and has not arrived
         self._looked = asyncio.Event()
         self._pause = _BUSY_SECONDS
+        self._shared = False  # the one that runs is no longer alone
+        self._halted = False
         self._leaving = False  # a subscription is being closed: not to be interrupted
         self._owed = False  # where the broker cannot say what waits: one look more, a lease later
         self._task: asyncio.Task[None] | None = None
@@ -79,6 +85,11 @@ class Quarantine:
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    def halt(self) -> None:
+        """One of them has ended the service: take no other."""
+        self._halted = True
+        self._looked.set()
+
     def call(self) -> None:
         """Something was moved into the channel."""
         self._called = True
@@ -97,7 +108,7 @@ class Quarantine:
 
     async def _watch(self) -> None:
         pause = 0.0
-        while not self.worker.stopping:
+        while not (self.worker.stopping or self._halted):
             await self._bell.heard(pause)
             called, self._called = self._called, False
             try:
@@ -144,8 +155,11 @@ class Quarantine:
         worker = self.worker
         subscription = await self._adapter.subscribe(worker.source, worker.window, worker)
         came = 0
+        self._shared = False
         try:
-            while not worker.stopping and await worker.read_one(subscription, _NEXT_WAIT if came else first_wait):
+            while not (worker.stopping or self._halted or self._shared):
+                if not await self._read_one(subscription, _NEXT_WAIT if came else first_wait):
+                    break
                 came += 1
         finally:
             self._leaving = True
@@ -153,6 +167,24 @@ class Quarantine:
             await subscription.close()
             self._leaving = False
         return came
+
+    async def _read_one(self, subscription: Subscription, max_wait: float) -> bool:
+        sharing = asyncio.get_running_loop().call_later(max_wait + _ALONE_SECONDS, self._share)
+        try:
+            return await self.worker.read_one(subscription, max_wait)
+        finally:
+            sharing.cancel()
+
+    def _share(self) -> None:
+        if not self.worker.in_flight:
+            return
+        self._shared = True
+        log.warning(
+            "%s: a suspect has run alone for %g s; the other messages go on beside it. A `timeout` would end it",
+            self.worker.source,
+            _ALONE_SECONDS,
+        )
+        self._turnstile.share()
 
 
 def _jittered(seconds: float) -> float:

@@ -19,6 +19,10 @@ log = logging.getLogger("atleastonce.engine")
 # long.
 RECONNECT = Backoff("200ms", factor=2, maximum="10s")
 
+# How long a stop waits for the broker to hear that nothing more is wanted. Shorter: what is given back may be counted twice;
+# longer: a silent broker holds up the end.
+_QUIET_SECONDS = 1.0
+
 
 class Supervisor:
     """Runs one worker from start to drain.
@@ -78,6 +82,7 @@ class Supervisor:
             await asyncio.wait([self._reading])
             if not self._reading.cancelled():
                 self._reading.exception()  # told by `wait` to who asks, and no surprise to the loop
+        await self._quiet()
         drained = await self.worker.drain_all(grace)
         await self.worker.stop()
         await self._close()
@@ -88,6 +93,15 @@ class Supervisor:
         subscription = await self._adapter.subscribe(self.worker.source, self.worker.window, self.worker)
         self.worker.state = ("running", "")
         return subscription
+
+    async def _quiet(self) -> None:
+        """Ask the broker for nothing more, before anything is given back: else it comes to us again, and is counted again."""
+        if self._subscription is None:
+            return
+        pausing = asyncio.create_task(self._subscription.pause())
+        _, late = await asyncio.wait([pausing], timeout=_QUIET_SECONDS)
+        if not late and not pausing.cancelled() and (error := pausing.exception()) is not None:
+            log.debug("%s: not paused for the end: %r", self.worker.source, error)
 
     async def _close(self) -> None:
         if self._subscription is None:

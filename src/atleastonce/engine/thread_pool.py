@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from atleastonce.contract import Delivery
-from atleastonce.engine.decision import GIVE_BACK, Decision, SyncProcess
+from atleastonce.engine.decision import GIVE_BACK, Decision, SyncProcess, cut_off
 from atleastonce.engine.lanes import Lanes
 from atleastonce.engine.pools import Ended, Failed, Fatal, self_cancelled
 
@@ -162,7 +162,7 @@ class ThreadPool:
                 except asyncio.CancelledError as cancelled:  # from an event loop of the handler's own
                     decision = self_cancelled(delivery, cancelled, self._failed, partial(self._call, self._fatal))
                 except BaseException as stop:  # noqa: BLE001 - also SystemExit: given back, the service ends
-                    decision = GIVE_BACK
+                    decision = cut_off(stop)
                     self._call(self._fatal, stop)
                 self._runs[slot] = None
                 # Capped, so that one long run does not make chunks tiny for a long while after it.

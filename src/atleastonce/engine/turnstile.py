@@ -55,9 +55,13 @@ class Turnstile:
             try:
                 yield await self._still(time.monotonic() + within)
             finally:
-                self._held = False
-                for worker in self._workers:
-                    worker.let_go()
+                self.share()
+
+    def share(self) -> None:
+        """Let the others start again before the turn ends: what runs is no longer alone. Nobody else has a turn until it ends."""
+        self._held = False
+        for worker in self._workers:
+            worker.let_go()
 
     async def _still(self, deadline: float) -> bool:
         while any(worker.pool.busy for worker in self._workers):

@@ -63,7 +63,7 @@ class Worker:
         make_pool: builds the pool that runs the handler, given the worker to report to.
         rejection: asked when a copy is refused for good.
         due, suspicion: see `Admission`.
-        give_back, judged: see `Endings`.
+        give_back, judged, exited: see `Endings`.
         gate: asked before a delivery may run, and told before it is settled; None where nobody is.
         rate: see `Intake`.
         send: publishes copies; None for the adapter's own.
@@ -87,6 +87,7 @@ class Worker:
         give_back: Callable[[Delivery], Decision] | None = None,
         gate: Gate | None = None,
         judged: Callable[[Delivery, str], None] | None = None,
+        exited: Callable[[Delivery], Decision] | None = None,
         rate: TokenBucket | None = None,
         send: Send | None = None,
     ) -> None:
@@ -120,6 +121,7 @@ class Worker:
             rejection=rejection,
             give_back=give_back,
             judged=judged,
+            exited=exited,
         )
         self.ended, self.all_ended = self._endings.ended, self._endings.all_ended
         self._release = self._endings.release

@@ -28,6 +28,11 @@ ACCIDENTS_IN_ORDER = 5
 """The same of an ordered consumer. More, because moving a suspect aside lets later messages of its key go by; with far more, as
 many processes die of one message before it is looked at."""
 
+RELEASES = 3
+"""On top of `ACCIDENTS`, where a broker also counts what was given back unstarted: what is far back in the window is given back by
+each process that stops, and a few deploys within a minute are no crash. With fewer, they send whole windows through the slow way;
+with more, as many processes more die of one message before it is looked at."""
+
 RELEASES_IN_ORDER = 10
 """On top of that, where a broker also counts what was given back unstarted: messages far back in a long line are given back by
 each process that stops."""
@@ -45,7 +50,7 @@ def suspected_from(policy: FailurePolicy, *, counted: bool, ordered: bool = Fals
     """
     if ordered:
         return 1 + ACCIDENTS_IN_ORDER + (RELEASES_IN_ORDER if releases else 0)
-    return 1 + ACCIDENTS + (len(policy.delays) if counted else 0)
+    return 1 + ACCIDENTS + (RELEASES if releases else 0) + (len(policy.delays) if counted else 0)
 
 
 def is_guilty(policy: FailurePolicy, count: int) -> bool:
@@ -53,14 +58,18 @@ def is_guilty(policy: FailurePolicy, count: int) -> bool:
     return count > policy.crash_limit
 
 
-def suspect_copy(delivery: Delivery, home: Source, history: History) -> Message:
-    """The copy that waits to be run alone: the message with its history so far, and a count that begins anew."""
+def suspect_copy(delivery: Delivery, home: Source, history: History, *, now: float, deaths: int = 0) -> Message:
+    """The copy that waits to be run alone: the message with its history so far, and a count that begins anew. ``deaths`` are those
+    that the count does not say: runs that ended in ``SystemExit``."""
     fields: dict[str, HeaderValue] = {
         wire.ID: delivery.message.id,
         wire.GROUP: home.group_name,
         wire.ATTEMPT: str(min(history.attempt, wire.MAX_ATTEMPT)),
+        wire.SUSPECTED_AT: wire.millis(now),
     }
-    gone = {wire.DUE, wire.WAIT, wire.FIRST_FAILED, *fields}
+    if deaths:
+        fields[wire.DEATHS] = str(min(deaths, wire.MAX_ATTEMPT))
+    gone = {wire.DUE, wire.WAIT, wire.FIRST_FAILED, wire.DEATHS, *fields}
     if history.first_failed is not None:
         fields[wire.FIRST_FAILED] = wire.millis(history.first_failed)
     if not history.ours:  # what others wrote of ours would be believed in a channel that only we write to

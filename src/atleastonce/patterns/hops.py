@@ -190,6 +190,8 @@ _FAILURE_FIELDS = frozenset(
         wire.TRACEBACK,
         wire.SERVICE,
         wire.HOST,
+        wire.DEATHS,
+        wire.SUSPECTED_AT,
     }
 )
 

@@ -19,7 +19,7 @@ from engine_kit import ByKey, deliveries, delivery, ids, until
 from atleastonce.contract import Delivery, Retry
 from atleastonce.engine import async_pool, thread_pool
 from atleastonce.engine.async_pool import AsyncPool
-from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
+from atleastonce.engine.decision import DONE, GIVE_BACK, Decision, cut_off
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
 from atleastonce.engine.pools import SELF_CANCELLED_RUNS
 from atleastonce.engine.thread_pool import ThreadPool
@@ -244,7 +244,7 @@ async def test_what_no_policy_caught_gives_back_tells_the_service_and_harms_no_o
     async with lanes_of(process, 1) as bench:
         bench.feed("a", "bad", "b")
         await bench.all(3)
-        assert bench.results == [("a", DONE), ("bad", GIVE_BACK), ("b", DONE)]
+        assert bench.results == [("a", DONE), ("bad", cut_off(error)), ("b", DONE)]
         assert bench.fatal == [error]
 
 
@@ -714,7 +714,7 @@ async def test_a_thread_outlives_whatever_a_handler_raises(error: BaseException)
     async with threads_of(process, 1) as bench:
         bench.feed("a", "bad", "b")
         await bench.all(3)
-        assert bench.results == [("a", DONE), ("bad", GIVE_BACK), ("b", DONE)]
+        assert bench.results == [("a", DONE), ("bad", cut_off(error)), ("b", DONE)]
         assert bench.fatal == [error]
         await warm(bench)  # its chunk came back, and with it the thread
 

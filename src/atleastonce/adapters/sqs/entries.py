@@ -124,10 +124,12 @@ def group_of(message: Message) -> str:
 
 
 def deduplication_of(message: Message) -> str:
-    """What SQS drops repetitions by, for five minutes, on a FIFO queue: the id; another one after a redrive, which
-    otherwise would be dropped as a repetition of the first publish."""
-    redrives = message.headers.get(wire.REDRIVES)
-    text = message.id if redrives is None else f"{message.id}:redrive:{redrives}"
+    """What SQS drops repetitions by, for five minutes, on a FIFO queue: the id; another one after a redrive, and for each copy of a
+    suspect, which otherwise would be dropped as a repetition of an earlier publish."""
+    text = message.id
+    for name, field in (("redrive", wire.REDRIVES), ("suspect", wire.SUSPECTED_AT)):
+        if (value := message.headers.get(field)) is not None:
+            text += f":{name}:{value}"
     return text if _TOKEN.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()
 
 

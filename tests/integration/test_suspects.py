@@ -1,0 +1,152 @@
+"""Suspects on every backend: none is lost, none stops the others for ever, and what ends the process by itself has an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from once_kit import until
+
+from atleastonce import FailurePolicy, Queue, RetryChain, Service, Source, connect, wire
+from atleastonce.contract import Window
+from atleastonce.engine import quarantine
+
+MakeQueue = Callable[[str], Queue[Any]]
+
+POLICY = FailurePolicy(in_place=None, chain=RetryChain("200ms"), crash_limit=2)
+
+
+class Quiet:
+    async def drain(self, streams: object, grace: float) -> None: ...
+
+    def lost(self, streams: object) -> None: ...
+
+    def condition(self, state: str, detail: str) -> None: ...
+
+
+def service_on(url: str, jobs: Queue[Any], handle: Callable[[int], Any], *, concurrency: int = 10) -> Service:
+    service = Service("s", broker=url, drain="1s")
+
+    @service.consumer(jobs, failure=POLICY, concurrency=concurrency)
+    async def run(job: dict[str, int]) -> None:
+        await handle(job["n"])
+
+    return service
+
+
+async def put_among_the_suspects(url: str, service: Service, jobs: Queue[Any], n: int) -> None:
+    """As if it had been suspected before."""
+    async with service:  # declares
+        pass
+    async with connect(url) as broker:
+        await broker.publish(Queue(Source(jobs).suspects_channel.name), {"n": n})
+
+
+async def test_a_suspect_that_is_given_back_again_and_again_is_still_there(backend_url: str, queue: MakeQueue) -> None:
+    """Its copies are the same message with the same history: no broker may take one for a repetition of another."""
+    jobs = queue("jobs")
+    begun: list[int] = []
+    done: list[int] = []
+
+    async def hangs(n: int) -> None:
+        begun.append(n)
+        await asyncio.sleep(3600)
+
+    async def works(n: int) -> None:
+        done.append(n)
+
+    keep = connect(backend_url)  # a broker in memory lives as long as somebody has it
+    async with keep:
+        await put_among_the_suspects(backend_url, service_on(backend_url, jobs, works), jobs, 7)
+        for round_ in range(3):
+            service = service_on(backend_url, jobs, hangs)
+            starting = asyncio.create_task(service.start())
+            await until(lambda enough=round_ + 1: len(begun) >= enough, service)  # type: ignore[misc]
+            await starting
+            await service.stop(0)
+        async with service_on(backend_url, jobs, works) as service:
+            await until(lambda: done == [7], service)
+
+
+async def test_a_suspect_that_hangs_stops_nobody_for_ever(
+    backend_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "_ALONE_SECONDS", 0.5)
+    jobs = queue("jobs")
+    done: Counter[int] = Counter()
+
+    async def hangs_on_seven(n: int) -> None:
+        if n == 7:
+            await asyncio.sleep(3600)
+        done[n] += 1
+
+    async with connect(backend_url) as broker:
+        service = service_on(backend_url, jobs, hangs_on_seven)
+        await put_among_the_suspects(backend_url, service, jobs, 7)
+        await broker.publish_many(jobs, [{"n": 100 + n} for n in range(20)])
+        async with service_on(backend_url, jobs, hangs_on_seven) as service:
+            await until(lambda: set(done) == set(range(100, 120)), service)
+            assert 7 not in done
+
+
+async def test_a_handler_that_always_exits_ends_in_the_dead_letters(backend_url: str, queue: MakeQueue) -> None:
+    """The message is known to have ended the service: it counts like a death, also where the broker counts nothing."""
+    jobs = queue("jobs")
+    runs: Counter[int] = Counter()
+
+    async def exits_on_seven(n: int) -> None:
+        runs[n] += 1
+        if n == 7:
+            raise SystemExit(3)
+
+    async with connect(backend_url) as broker:
+        async with service_on(backend_url, jobs, exits_on_seven):
+            pass
+        await broker.publish_many(jobs, [{"n": n} for n in range(10)])
+        for _ in range(POLICY.crash_limit):
+            with pytest.raises(SystemExit):
+                await service_on(
+                    backend_url, jobs, exits_on_seven
+                ).serve()  # not in a task: asyncio ends the loop for it
+        async with service_on(backend_url, jobs, exits_on_seven) as service:
+            dead = Source(jobs, None).dead_letter_channel
+            subscription = await broker.adapter.subscribe(Source(dead), Window(10, 1 << 20), Quiet())
+            found = await subscription.receive(1, 30.0)
+            await subscription.close()
+            await until(lambda: set(runs) == set(range(10)), service)
+        assert [each.message.headers.get(wire.ERROR_STAGE) for each in found] == ["crash-loop"]
+        assert runs[7] == POLICY.crash_limit
+
+
+# On SQS and Pub/Sub a poll that is under way takes what is given back, which is why `RELEASES` is more than one.
+@pytest.mark.parametrize("backend_url", ["rabbitmq", "redis", "nats"], indirect=True)
+async def test_a_stop_counts_what_it_gives_back_once_at_most(backend_url: str, queue: MakeQueue) -> None:
+    """What is given back while more is asked for comes to the same process again, and is counted again."""
+    jobs = queue("jobs")
+    begun: list[int] = []
+
+    async def hangs(n: int) -> None:
+        begun.append(n)
+        await asyncio.sleep(3600)
+
+    service = service_on(backend_url, jobs, hangs, concurrency=1)
+    await service.start()
+    async with connect(backend_url) as broker:
+        await broker.publish_many(jobs, [{"n": n} for n in range(50)])
+        await until(lambda: service.status()[0].in_flight == 50 and bool(begun), service)
+        await service.stop(0.5)
+        subscription = await broker.adapter.subscribe(Source(jobs), Window(1000, 1 << 24), Quiet())
+        counts: dict[str, int] = {}
+        try:
+            for _ in range(100):
+                for each in await subscription.receive(100, 1.0):
+                    counts[each.message.id] = each.count
+                if len(counts) == 50:
+                    break
+        finally:
+            await subscription.close()
+    assert len(counts) == 50
+    assert max(counts.values()) <= 2, Counter(counts.values())
