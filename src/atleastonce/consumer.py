@@ -10,7 +10,7 @@ import msgspec
 
 from atleastonce.binding import Binding, bind
 from atleastonce.channels import Channel, Queue, Source, Topic
-from atleastonce.contract import Capabilities, DelayChannel, Level, Topology, Window
+from atleastonce.contract import Capabilities, DelayChannel, Leasing, Level, Topology, Window
 from atleastonce.durations import format_duration, per_second, size_in_bytes, whole
 from atleastonce.engine.limit import AdaptiveConcurrency
 from atleastonce.errors import ConfigurationError
@@ -132,7 +132,8 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
             self.failure,
             counted=capabilities.delay.level is Level.NATIVE,
             ordered=self.order is not None,
-            releases=capabilities.counts_releases,
+            # Whose lease is fixed (a share group) throws away what was handed out too often: nothing to spare there.
+            releases=capabilities.counts_releases and capabilities.lease is not Leasing.FIXED,
         )
 
     def _needs_way_back(self, capabilities: Capabilities) -> bool:
