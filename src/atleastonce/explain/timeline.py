@@ -53,8 +53,13 @@ def ends(consumer: Consumer, capabilities: Capabilities) -> Iterator[str]:
     dead = f"is kept in {home.dead_letter_channel.name}" if consumer.dead_letter else "is lost"
     last = len(attempts(consumer, capabilities))
     accidents = consumer.suspected_from(capabilities) - 1
-    # A broker that counts hand-outs counts retries as well: so many more must be no accidents.
-    retried = ", its retries counted in," if accidents > ACCIDENTS and consumer.order is None else ""
+    # A broker that counts hand-outs counts others as well: so many more must be no accidents.
+    others = {
+        "its retries": capabilities.delay.level is Level.NATIVE and bool(failure.delays),
+        "what was given back": capabilities.counts_releases,
+    }
+    more = " and ".join(name for name, counts in others.items() if counts)
+    retried = f", {more} counted in," if accidents > ACCIDENTS and consumer.order is None else ""
     if consumer.answering is not None:
         dead = f"is answered with an error and {dead}" if consumer.dead_letter else "is answered with an error"
         yield "Its asker has stopped waiting before it is its turn: it is settled without a run, and counted as late."
