@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -78,8 +79,9 @@ class Isolation(Section):
         assert all(reader.log for reader in readers), "one consumer got nothing"
 
     @staticmethod
-    async def all_are_reading(bench: Bench, readers: list[Reader]) -> None:
-        """Publish until every reader has got something: then assignments have settled. Leaves the source empty."""
+    async def all_are_reading(bench: Bench, readers: list[Reader], beside: Sequence[Reader] = ()) -> None:
+        """Publish until every reader has got something: then assignments have settled. Leaves the source empty, of which also those
+        ``beside`` them may have a part."""
         channel = readers[0].source.channel
         probes: list[Message] = []
         reached: dict[int, list[Delivery]] = {number: [] for number in range(len(readers))}
@@ -96,9 +98,11 @@ class Isolation(Section):
             return False
 
         async def rest() -> bool:
-            for reader, got in zip(readers, await asyncio.gather(*(r.receive(100, 0.1) for r in readers)), strict=True):
+            everybody = [*readers, *beside]
+            found = await asyncio.gather(*(reader.receive(100, 0.1) for reader in everybody))
+            for reader, got in zip(everybody, found, strict=True):
                 await reader.outcomes([(delivery, ACK) for delivery in got])
-            seen = {id for reader in readers for id in ids(reader.log)}
+            seen = {id for reader in everybody for id in ids(reader.log)}
             return seen.issuperset(message.id for message in probes)
 
         await bench.eventually(sweep, "every consumer of the group gets messages")

@@ -46,7 +46,7 @@ class OrderOfMessages(Section):
         source = Source(topic, "g")
         await bench.declare(source)
         readers = [await bench.read(source, adapter=await bench.client(), window=10) for _ in range(3)]
-        await Isolation.all_are_reading(bench, readers[:1])
+        await Isolation.all_are_reading(bench, readers[:1], beside=readers[1:])
         sent = bench.messages(320, keys=[f"k{n}" for n in range(16)])
         await bench.send(topic, sent)
         wanted = {message.id for message in sent}
