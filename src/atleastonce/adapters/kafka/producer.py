@@ -157,7 +157,7 @@ class Pump:
                         self._loop.call_soon_threadsafe(self._open_room)
                 if not self._reach.connected:
                     self._look()
-            if self.broken or producer.flush(CLOSE_SECONDS):
+            if self.broken or not self._flushed():
                 producer.purge()  # each that is left is reported, and so ends as unknown
             while not self._stopping or len(producer):
                 self._poll()
@@ -165,6 +165,12 @@ class Pump:
         finally:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _flushed(self) -> bool:
+        try:
+            return not self._producer.flush(CLOSE_SECONDS)
+        except KafkaException:  # it is broken for good, which whoever published was told
+            return False
 
     def _look(self) -> None:
         self._reach.look(time.monotonic(), self._topic)
