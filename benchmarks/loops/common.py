@@ -94,8 +94,8 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 _consume = deque[None](maxlen=0).extend
-"""Runs through an iterator in C, holding the interpreter: so many steps take the same time in any process. A loop in Python does
-not: where its frame and its objects happen to lie in memory makes a third of it."""
+"""Runs through an iterator in C, holding the interpreter: so many steps take about the same time in any process. A loop in Python
+took a third more in one than in another, in the same run."""
 
 
 class Meter:
