@@ -79,17 +79,16 @@ class Suspects:
     def exited(self, delivery: Delivery) -> Decision:
         """What becomes of a message whose handler raised ``SystemExit``: no suspicion is needed, it counts as a death."""
         log.error("%s: %s has ended the service; it will run alone", self._home, delivery.message.id)
-        return self._again(delivery, "suspected", deaths=self._deaths(delivery) + 1)
+        return self._again(delivery, "suspected", died=1)
 
     def _deaths(self, delivery: Delivery) -> int:
         if delivery.source.name != self._home.suspects_channel.name:  # anybody may have written it
             return 0
         return wire.read_int(delivery.message.headers, wire.DEATHS, default=0, low=0, high=wire.MAX_ATTEMPT)
 
-    def _again(self, delivery: Delivery, name: str, deaths: int | None = None) -> Decision:
+    def _again(self, delivery: Delivery, name: str, *, died: int = 0) -> Decision:
         # Without the broker's count: what it says of retries cannot be told from accidents any more, and an accident burns no
         # attempt.
-        known = self._deaths(delivery) if deaths is None else deaths
-        history = read_history(delivery, self._home, counted=False)
-        copy = suspect_copy(delivery, self._home, history, now=time.time(), deaths=known)
+        history, deaths = read_history(delivery, self._home, counted=False), self._deaths(delivery) + died
+        copy = suspect_copy(delivery, self._home, history, now=time.time(), deaths=deaths)
         return Decision(copies=(Outgoing(self._home.suspects_channel, copy),), name=name)

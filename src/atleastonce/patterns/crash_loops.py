@@ -23,18 +23,17 @@ ACCIDENTS = 2
 whole window through the slow way; with more, a message that kills takes that many more processes with it before it is looked at.
 """
 
-
-ACCIDENTS_IN_ORDER = 5
-"""The same of an ordered consumer. More, because moving a suspect aside lets later messages of its key go by; with far more, as
-many processes die of one message before it is looked at."""
-
 RELEASES = 3
 """On top of `ACCIDENTS`, where a broker also counts what was given back unstarted: what is far back in the window is given back by
 each process that stops, and a few deploys within a minute are no crash. With fewer, they send whole windows through the slow way;
 with more, as many processes more die of one message before it is looked at."""
 
+ACCIDENTS_IN_ORDER = 5
+"""`ACCIDENTS` of an ordered consumer. More, because moving a suspect aside lets later messages of its key go by; with far more, as
+many processes die of one message before it is looked at."""
+
 RELEASES_IN_ORDER = 10
-"""On top of that, where a broker also counts what was given back unstarted: messages far back in a long line are given back by
+"""`RELEASES` of an ordered consumer. More, because messages far back in a long line are given back by
 each process that stops."""
 
 

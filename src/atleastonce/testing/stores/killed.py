@@ -27,7 +27,7 @@ class KilledStoreSuite:
     options: ClassVar[dict[str, Any]] = {}
 
     def server(self) -> AbstractAsyncContextManager[Server]:
-        raise NotImplementedError
+        raise NotImplementedError("give the suite's subclass a method `server` that starts a private one")
 
     async def test_killed_and_restarted_in_mid_run(self) -> None:
         """What was confirmed is there; what was not is unknown, and found again by its token; nothing has two holders."""
