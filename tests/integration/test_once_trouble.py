@@ -512,7 +512,8 @@ async def test_a_store_that_goes_away_pauses_the_source_and_burns_no_attempt(que
                 service,
                 within=60,
             )
-            assert {s.state for s in service.status()} == {"running"}
+            # The outbox's relay looks for itself, a little later.
+            await until(lambda: {s.state for s in service.status()} == {"running"}, service)
             assert not counts(service)["dead"]
             assert not counts(service)["retried"]
     assert {attempt for _, attempt in runs} == {1}

@@ -295,7 +295,8 @@ async def test_readers_that_do_not_receive_do_not_use_up_deliveries(url: str) ->
         await asyncio.sleep(LOCK * 3)  # six half locks: nothing but time ends those
     async with reader(url, source) as last:
         batch = await last.take(5)
-        assert max(each.count for each in batch) <= 3, [each.count for each in batch]
+        # One that leaves at that moment may be handed them once, and so may the next: far from one for each half lock or member.
+        assert max(each.count for each in batch) <= 4, [each.count for each in batch]
         await last.ack(batch)
     assert await left(url, source) == []
 

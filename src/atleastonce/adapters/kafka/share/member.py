@@ -79,6 +79,7 @@ class Member(threading.Thread):
         make: a new client, not subscribed yet; the thread closes it.
         source: what is read.
         lock: seconds for which a record is its member's.
+        door: the one of its subscription, through which one member at a time leaves when nobody receives.
         wanted: asked before each poll.
         offer: takes what came.
         answer: calls on the loop.
@@ -96,6 +97,7 @@ class Member(threading.Thread):
         number: int,
         lock: float,
         *,
+        door: threading.Lock,
         wanted: Callable[[], Wanted],
         offer: Callable[[list[Any]], None],
         answer: Callable[..., None],
@@ -110,6 +112,7 @@ class Member(threading.Thread):
         self._make = make
         self._source = source
         self._lock = lock
+        self._door = door
         self._wanted = wanted
         self._offer = offer
         self._answer = answer
@@ -180,7 +183,7 @@ class Member(threading.Thread):
             if wanted is Wanted.MORE or (wanted is Wanted.NO_MORE and self._asking):
                 self._poll()
             elif self._asking:
-                self._close()
+                self._depart()
             else:
                 self._wake.wait(_FULL_SECONDS if wanted is Wanted.NO_MORE else 1.0)
         elif not self.batch.live:
@@ -287,6 +290,17 @@ class Member(threading.Thread):
         self._consumer = self._make()
         self._consumer.subscribe([self._source.channel.name])
         self._asking = False
+
+    def _depart(self) -> None:
+        # Whoever leaves may be handed records all the same, and gives them back. If all left at once, each would get them in turn
+        # and each hand-out counts: so the others go on asking, and one of them keeps what it gets.
+        if not self._door.acquire(blocking=False):
+            self._poll()
+            return
+        try:
+            self._close()
+        finally:
+            self._door.release()
 
     def _leave(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -85,12 +86,14 @@ class ShareSubscription(Subscription):
         most = window.messages // count
         config = {**settings.sharer(source.group_name, most), "error_cb": self._error}
         make = share_consumer()
+        door = threading.Lock()
         self._members = [
             Member(
                 lambda: make(config, logger=CLIENT_LOG),
                 source,
                 number,
                 terms.lock,
+                door=door,
                 wanted=self._wanted,
                 offer=self._handover.put,
                 answer=self._tell,
