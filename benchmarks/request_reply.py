@@ -197,9 +197,11 @@ async def ask_redis(url: str, name: str) -> AsyncIterator[Ask]:
     inbox = f"{name}.inbox"
     waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
+    over = False
+
     async def read() -> None:
         last: Any = "0-0"
-        while True:
+        while not over:  # a client that is cancelled while an answer comes may go on
             found = await reader.xread({inbox: last}, count=1000, block=1000)
             for _, entries in found or ():
                 last = entries[-1][0]
@@ -219,9 +221,9 @@ async def ask_redis(url: str, name: str) -> AsyncIterator[Ask]:
             return msgspec.json.decode(await waiter, type=Answer).n
 
     yield ask
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-    await client.delete(inbox, name)
+    over = True
+    await reading
+    await client.delete(inbox)  # and not what the responder still reads
     await client.aclose()
     await reader.aclose()
 

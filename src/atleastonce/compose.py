@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from atleastonce import wire
@@ -38,7 +39,9 @@ def compose(
     _check_channel(channel)
     body, content_type = encode(payload)
     message_id = _checked_id(id) if id is not None else new_id()
-    fields = _own(_checked_fields(headers), content_type).plus(wire.ID, message_id)
+    fields = (_own(_checked_fields(headers), content_type) if headers else _typed(content_type)).plus(
+        wire.ID, message_id
+    )
     wait = 0.0
     if delay is not None:
         wait = seconds(delay, name="delay")
@@ -112,6 +115,11 @@ def _own(fields: list[tuple[str, HeaderValue]], content_type: str) -> Headers:
     if any(name.lower() == wire.CONTENT_TYPE for name, _ in fields):
         return Headers(fields)
     return Headers([*fields, (wire.CONTENT_TYPE, content_type)])
+
+
+@lru_cache(64)
+def _typed(content_type: str) -> Headers:
+    return Headers([(wire.CONTENT_TYPE, content_type)])
 
 
 def _checked_key(key: str | bytes | None) -> bytes | None:

@@ -157,13 +157,30 @@ def new_id() -> str:
 
     Rising with time, so that ids written to a database's index land next to each other.
     """
-    return new_ids(1)[0]
+    try:
+        digits = _spare.pop()
+    except IndexError:
+        digits, *more = _random(_SPARE)
+        _spare.extend(more)
+    return f"{time.time_ns() // 1_000_000:012x}{digits}"
 
 
 def new_ids(count: int) -> list[str]:
     """So many ids, as `new_id` makes them; the system is asked once for the time and for what is random."""
-    millis, digits = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10 * count).hex()
-    return [millis + digits[begin : begin + 20] for begin in range(0, 20 * count, 20)]
+    millis = f"{time.time_ns() // 1_000_000:012x}"
+    return [millis + digits for digits in _random(count)]
+
+
+def _random(count: int) -> list[str]:
+    digits = os.urandom(10 * count).hex()
+    return [digits[begin : begin + 20] for begin in range(0, 20 * count, 20)]
+
+
+# To ask the system for each id costs more than the id. A child that was forked must not give out its parent's.
+_SPARE = 64
+_spare: list[str] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_spare.clear)
 
 
 def is_utf8(text: str) -> bool:

@@ -21,7 +21,6 @@ from atleastonce.brokers import Running
 from atleastonce.stores import open_store
 from atleastonce.urls import BrokerUrl
 
-
 # How long the disks of other tests may stay full.
 _OTHERS_SECONDS = 30.0
 

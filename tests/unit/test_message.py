@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -114,6 +116,24 @@ def test_ids_are_unique_and_rise_with_time(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("atleastonce.message.time.time_ns", lambda moment=moment: moment)
         ids.append(new_id())
     assert ids == sorted(ids)
+
+
+def test_a_forked_child_does_not_give_out_its_parents_ids() -> None:
+    code = """
+import os
+from atleastonce.message import new_id
+new_id()  # more are ready
+read, write = os.pipe()
+if not os.fork():
+    os.write(write, "".join(new_id()[12:] for _ in range(100)).encode())
+    os._exit(0)
+os.wait()
+found = os.read(read, 4000).decode()
+mine = {new_id()[12:] for _ in range(100)}
+assert len(found) == 2000
+assert not mine & {found[at : at + 20] for at in range(0, 2000, 20)}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---------------------------------------------------------------------------------------------------- compose

@@ -9,7 +9,14 @@ pytest.importorskip("nats", reason="nats-py is not installed")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atleastonce.adapters.nats.envelope import Refused, encode, publish_id, read_message, status_of
+from atleastonce.adapters.nats.envelope import (
+    Refused,
+    encode,
+    publish_id,
+    read_answer,
+    read_message,
+    status_of,
+)
 from atleastonce.message import Headers, HeaderValue, Message
 
 NAMES = st.one_of(
@@ -104,3 +111,26 @@ def test_an_id_that_no_line_can_carry_is_known_by_its_digest() -> None:
 )
 def test_the_status_of_a_block(block: bytes, status: tuple[int, str]) -> None:
     assert status_of(block) == status
+
+
+def test_an_answer_is_taken_apart_when_somebody_looks() -> None:
+    fields = [("content-type", "text/plain"), ("Nats-x", "y"), ("twice", "1"), ("twice", "2"), ("raw", b"\xff")]
+    sent = Headers(fields)
+    block = b"NATS/1.0\r\ncontent-type: text/plain\r\nalo-as-Nats-x: y\r\ntwice: 1\r\ntwice:2\r\nraw: \xff\r\n\r\n"
+    message = read_answer(block, b"b", "c")
+    assert (message.id, message.key, message.headers.get("alo-error-type")) == ("c", None, None)
+    assert message.headers.get("twice") == "2"
+    assert message.headers.get("Nats-x") == "y"
+    assert message.headers.get("wice") is None  # in the block, and no field's name
+    assert message.headers.items() == sent.items()
+    assert message.headers.fields() == sent.items()
+    assert len(message.headers) == 5
+    assert "raw" in message.headers
+    assert message.size == Message("c", b"b", None, sent).size
+    assert read_answer(b"", b"b", "c").headers == Headers()
+
+
+@pytest.mark.parametrize("field", [("alo-id", "o-1"), ("alo-key", "k"), ("Nats-Msg-Id", "o-1")])
+def test_an_answer_that_says_who_it_is_is_read_as_a_message(field: tuple[str, str]) -> None:
+    block = b"NATS/1.0\r\n%b: %b\r\n\r\n" % (field[0].encode(), field[1].encode())
+    assert read_answer(block, b"b", "c") == read_message(block, b"b", "c", None)

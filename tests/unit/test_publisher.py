@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 from front_kit import Sender, outgoing, until
 
-from atleastonce.contract import OK, Code, Status, Window, rejected, unknown
+from atleastonce.contract import OK, Code, Outcome, Status, Window, rejected, unknown
 from atleastonce.engine.publisher import Publisher
 from atleastonce.errors import Closed, Overloaded
 
@@ -104,6 +104,21 @@ async def test_an_adapter_that_is_not_open_is_closed_to_everyone() -> None:
         with pytest.raises(Closed, match="not open"):
             await publisher.publish_many([outgoing("a")], within=LONG)
         assert await publisher.publish(outgoing("b"), within=LONG) is OK
+
+
+async def test_what_is_posted_is_told_its_outcome_whatever_happens() -> None:
+    told: list[Outcome] = []
+    async with publishing() as (publisher, sender):
+        sender.answers.extend(
+            [lambda _: [rejected(Code.TOO_LARGE)], lambda _: Closed("not open"), lambda _: RuntimeError()]
+        )
+        for number in range(4):
+            await publisher.post(outgoing("a"), told.append, within=LONG)
+            await until(lambda number=number: len(told) > number)  # type: ignore[misc]
+            assert publisher.pending == 0
+    faults = [outcome.fault and outcome.fault.code for outcome in told]
+    assert faults == [Code.TOO_LARGE, Code.CLOSED, Code.INTERNAL, None]
+    assert told[-1] is OK
 
 
 @pytest.mark.parametrize(("messages", "size"), [(3, 1000), (100, 3)])

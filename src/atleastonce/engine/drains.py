@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from atleastonce.contract import Delivery
-from atleastonce.engine.wake import Signal
+from atleastonce.wake import Signal
 
 
 class Drains:

@@ -25,7 +25,7 @@ from atleastonce.engine.answers import ask
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import DONE, Decision
-from atleastonce.engine.wake import Bell
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
 

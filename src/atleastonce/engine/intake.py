@@ -12,8 +12,8 @@ from typing import Protocol
 from atleastonce.contract import Delivery, Subscription
 from atleastonce.engine.drains import Drains
 from atleastonce.engine.rate import TokenBucket
-from atleastonce.engine.wake import Bell
 from atleastonce.engine.window import WindowMeter
+from atleastonce.wake import Bell
 
 # A receive that finds nothing returns after this long. It only bounds how stale a broken adapter can get: stopping
 # cancels it.

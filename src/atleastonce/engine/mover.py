@@ -16,7 +16,7 @@ from atleastonce.contract import RELEASE, Delivery, Fault, Outcome, Outgoing, Re
 from atleastonce.engine.answers import ask
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
-from atleastonce.engine.wake import Bell
+from atleastonce.wake import Bell
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 

@@ -7,12 +7,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
+from typing import TypeAlias
 
 from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
 from atleastonce.engine.answers import ask
 from atleastonce.engine.rate import TokenBucket
-from atleastonce.engine.wake import Bell
 from atleastonce.errors import Closed, Overloaded
+from atleastonce.wake import Bell
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
@@ -38,7 +39,7 @@ class Publisher:
         self._window = window
         self._max_batch = max_batch
         self._rate = rate
-        self._pending: dict[asyncio.Future[Outcome], Outgoing] = {}
+        self._pending: dict[_Waits, Outgoing] = {}
         self._bell = Bell()
         self._task: asyncio.Task[None] | None = None
         self._messages = 0
@@ -56,7 +57,8 @@ class Publisher:
         """
         size = item.message.size
         await self._enter(1, size, within)
-        future = self._begin(item)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._begin(item, future)
         try:
             return await future
         finally:
@@ -66,28 +68,26 @@ class Publisher:
     async def post(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None:
         """Hand one message over, as `publish`, and return without waiting for its outcome, which ``told`` is called with.
 
+        Args:
+            told: must not raise.
+
         Raises:
             Overloaded, Closed: as `publish`.
         """
         size = item.message.size
         await self._enter(1, size, within)
 
-        def ended(future: asyncio.Future[Outcome]) -> None:
+        def ended(outcome: Outcome) -> None:
             self._leave(1, size)
-            if future.cancelled() or future.exception() is not None:
-                told(unknown(Code.CLOSED, "the broker was closed"))
-            else:
-                told(future.result())
+            told(outcome)
 
-        self._begin(item).add_done_callback(ended)
+        self._begin(item, _Posted(ended))
 
-    def _begin(self, item: Outgoing) -> asyncio.Future[Outcome]:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending[future] = item
+    def _begin(self, item: Outgoing, waits: _Waits) -> None:
+        self._pending[waits] = item
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="atleastonce-publisher")
         self._bell.ring()
-        return future
 
     async def publish_many(self, items: Sequence[Outgoing], *, within: float) -> list[Outcome]:
         """Send a list in order, in batches that fit the window; one outcome each.
@@ -212,25 +212,25 @@ class Publisher:
             await self._bell.heard()
             while self._pending:
                 batch = dict(islice(self._pending.items(), self._max_batch))
-                for future in batch:
-                    del self._pending[future]
+                for waits in batch:
+                    del self._pending[waits]
                 await self._send_batch(batch)
 
-    async def _send_batch(self, batch: dict[asyncio.Future[Outcome], Outgoing]) -> None:
+    async def _send_batch(self, batch: dict[_Waits, Outgoing]) -> None:
         try:
             outcomes = await self._ask(list(batch.values()))
         except asyncio.CancelledError:
-            for future in batch:
-                future.cancel()
+            for waits in batch:
+                waits.cancel()
             raise
         except Closed as error:
-            for future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for waits in batch:
+                if not waits.done():
+                    waits.set_exception(error)
             return
-        for future, outcome in zip(batch, outcomes, strict=True):
-            if not future.done():
-                future.set_result(outcome)
+        for waits, outcome in zip(batch, outcomes, strict=True):
+            if not waits.done():
+                waits.set_result(outcome)
 
     async def _ask(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         """One outcome each, whatever the adapter does.
@@ -254,3 +254,27 @@ class Publisher:
         if closed is not None:
             raise closed
         return outcomes
+
+
+class _Posted:
+    """In the place of a future where nobody awaits one: that would cost a future and a turn of the loop for each message."""
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, ended: Callable[[Outcome], None]) -> None:
+        self._ended = ended
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._ended(outcome)
+
+    def set_exception(self, _: Exception) -> None:
+        self._ended(unknown(Code.CLOSED, "the broker was closed"))
+
+    def cancel(self) -> None:
+        self._ended(unknown(Code.CLOSED, "the broker was closed"))
+
+
+_Waits: TypeAlias = "asyncio.Future[Outcome] | _Posted"

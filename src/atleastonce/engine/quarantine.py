@@ -14,8 +14,8 @@ import random
 
 from atleastonce.contract import Adapter, Backlog, Leasing, Subscription
 from atleastonce.engine.turnstile import Turnstile
-from atleastonce.engine.wake import Bell
 from atleastonce.engine.worker import Worker
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from atleastonce.contract import Delivery, Outcome
 from atleastonce.engine.answers import ask
 from atleastonce.engine.leases import LeaseTable
-from atleastonce.engine.wake import Bell
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
 

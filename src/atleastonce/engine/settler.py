@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from atleastonce.contract import OK, STALE, Code, Delivery, Outcome, Settlement, Status, Verdict
 from atleastonce.engine.answers import ask
 from atleastonce.engine.schedule import Schedule
-from atleastonce.engine.wake import Bell
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
 

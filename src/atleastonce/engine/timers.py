@@ -9,7 +9,7 @@ from collections.abc import Callable
 from atleastonce.contract import Delivery
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.schedule import Schedule
-from atleastonce.engine.wake import Bell
+from atleastonce.wake import Bell
 
 # A step of the wall clock (NTP, a suspended laptop) is noticed after this long.
 _WALL_CLOCK_CHECK = 1.0

@@ -16,7 +16,6 @@ from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.gate import Host
 from atleastonce.engine.leases import LeaseTable
-from atleastonce.engine.wake import Bell
 from atleastonce.errors import InvalidIdempotencyKey
 from atleastonce.once.grant import Grant
 from atleastonce.once.lease import LeaseBound, overtaken
@@ -24,6 +23,7 @@ from atleastonce.patterns.once.options import Lease
 from atleastonce.patterns.once.outage import Outage
 from atleastonce.stores.records import LOST, Claim, ClaimRequest, Completion, Status, new_token
 from atleastonce.stores.records import Lease as Held
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce")
 

@@ -16,6 +16,7 @@ from atleastonce.parts.names import is_parted, parts_of
 from atleastonce.parts.part import Part, Subscribe
 from atleastonce.parts.readers import Readers
 from atleastonce.parts.sharing import Sharing
+from atleastonce.wake import Signal
 
 
 async def subscribe(
@@ -58,7 +59,7 @@ class PartedSubscription(Subscription):
         }
         self._sharing = None if readers is None else Sharing(source, list(self._parts.values()), readers, self._failed)
         self._ready: deque[Part] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = Signal()
         self._error: Exception | None = None
         self._closed = False
 
@@ -76,7 +77,7 @@ class PartedSubscription(Subscription):
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
         if not self._ready and not self._ended and max_wait > 0:
-            await self._wait(max_wait)
+            await self._news.wait(max_wait)
         if self._closed:
             raise Closed(f"{self._source.name}: the subscription is closed")
         if self._error is not None:
@@ -93,29 +94,15 @@ class PartedSubscription(Subscription):
     def _ended(self) -> bool:
         return self._closed or self._error is not None
 
-    async def _wait(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _came(self, part: Part) -> None:
         self._ready.append(part)
-        self._wake()
+        self._news.notify()
 
     def _failed(self, error: Exception) -> None:
         """One part ended: its reader subscribes to all of them anew."""
         if self._error is None:
             self._error = error
-        self._wake()
+        self._news.notify()
 
     # ----------------------------------------------------------------------------------------------------------- settle
 
@@ -175,7 +162,7 @@ class PartedSubscription(Subscription):
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._news.notify()
         if self._sharing is not None:
             await self._sharing.close()
         await asyncio.gather(*(part.close() for part in self._parts.values()))

@@ -6,7 +6,7 @@ import time
 import pytest
 from engine_kit import until
 
-from atleastonce.engine.wake import Bell, Signal
+from atleastonce.wake import Bell, Signal
 
 
 async def waits(task: "asyncio.Task[None]") -> bool:

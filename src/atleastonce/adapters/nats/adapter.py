@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -157,16 +158,15 @@ class NatsAdapter(Adapter):
             raise faults.as_error(error, f"looking at streams on {self._config.address}") from error
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
-        questions = [item for item in batch if isinstance(item.destination, Channel) and is_core(item.destination)]
-        if not questions:
+        core = [isinstance(item.destination, Channel) and is_core(item.destination) for item in batch]
+        if not any(core):
             return await self._publisher.send(parts.routed(batch))
-        others = [item for item in batch if not (isinstance(item.destination, Channel) and is_core(item.destination))]
-        asked = iter(await self._questions.send(questions))
+        if all(core):
+            return await self._questions.send(batch)
+        asked = iter(await self._questions.send([*itertools.compress(batch, core)]))
+        others = [item for item, is_question in zip(batch, core, strict=True) if not is_question]
         sent = iter(await self._publisher.send(parts.routed(others)))
-        return [
-            next(asked) if isinstance(item.destination, Channel) and is_core(item.destination) else next(sent)
-            for item in batch
-        ]
+        return [next(asked) if is_question else next(sent) for is_question in core]
 
     async def open_inbox(self, arrived: Arrived) -> CoreInbox:
         """See `Replies`: a subject of core NATS, which vanishes with the connection and comes back with the next."""

@@ -12,7 +12,7 @@ from typing import Final
 from atleastonce import wire
 from atleastonce.adapters.nats import faults
 from atleastonce.adapters.nats.config import Config
-from atleastonce.adapters.nats.envelope import Refused, encode_unkept, read_message
+from atleastonce.adapters.nats.envelope import Refused, encode_unkept, read_answer
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_for
 from atleastonce.adapters.nats.replies import NOBODY, Replies
@@ -134,7 +134,7 @@ class CoreInbox:
         if block.startswith(NOBODY):
             self._batch.append(Reply(correlation, None))
         else:
-            self._batch.append(Reply(correlation, read_message(block, body, correlation, None)))
+            self._batch.append(Reply(correlation, read_answer(block, body, correlation)))
 
     # ----------------------------------------------------------------------------------------------------- link's guest
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
 from atleastonce.wire import ATTEMPT, ID, PREFIX, read_id
 
 VERSION: Final = b"NATS/1.0\r\n"
@@ -169,24 +170,72 @@ def _unpacked(name: str, data: bytes) -> tuple[str, HeaderValue]:
     return name[len(RENAMED) :], _value(data)
 
 
+def _read(block: bytes) -> list[tuple[str, str, HeaderValue]]:
+    """The fields of a block: the name on the wire, the name and the value that were given."""
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        text = RENAMED
+    if RENAMED in text or BASE64 in text:
+        return [(on_wire, *_unpacked(on_wire, data)) for on_wire, data in fields_of(block)]
+    found: list[tuple[str, str, HeaderValue]] = []  # text as a whole, which is cheaper
+    for line in text.split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon and name:
+            found.append((name, name, value[1:] if value[:1] == " " else value))
+    return found
+
+
 def _is_ours(native: HeaderValue, known: str) -> bool:
     """Whether `publish_id` made it: then it is no field of the user's."""
     return isinstance(native, str) and (native == known or native.startswith((f"{known}/", f"{known}@")))
+
+
+class _Block(Headers):
+    """A header block, taken apart when somebody looks for a field whose name is in it."""
+
+    __slots__ = ("_block",)
+
+    def __init__(self, block: bytes) -> None:
+        self._block = block
+        self._last = None
+        self._size = -1
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """See `Headers.get`."""
+        return super().get(name, default) if name.encode("utf-8", "surrogateescape") in self._block else default
+
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self._items
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_items":  # the one that is not set from the start
+            raise AttributeError(name)
+        self._items = tuple([(name, value) for _, name, value in _read(self._block)])
+        return self._items
+
+
+def read_answer(block: bytes, body: bytes, correlation: str) -> Message:
+    """An answer that arrived: of most of them nobody looks at a field."""
+    if KEY.encode() in block or MESSAGE_ID.encode() in block or ID.encode() in block:
+        return read_message(block, body, correlation, None)
+    return Message(correlation, body, None, _Block(block) if block else NO_HEADERS)
 
 
 def read_message(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
     """The message that arrived. ``position`` names one without an id: the same at each delivery."""
     identity = native = key = None
     fields: list[tuple[str, HeaderValue]] = []
-    for name, data in fields_of(block) if block else ():
-        if name == KEY:
-            key = unquote_to_bytes(data)
+    for on_wire, name, value in _read(block) if block else ():
+        if on_wire == KEY:
+            key = unquote_to_bytes(value or b"")
             continue
-        if name == MESSAGE_ID:
-            native = _value(data)
-        elif name == ID:
-            identity = _value(data)
-        fields.append(_unpacked(name, data))
+        if on_wire == MESSAGE_ID:
+            native = value
+        elif on_wire == ID:
+            identity = value
+        fields.append((name, value))
     known = read_id(identity)
     if known is not None and native is not None and _is_ours(native, known):
         fields.remove((MESSAGE_ID, native))

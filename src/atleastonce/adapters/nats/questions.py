@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from atleastonce.adapters.nats.envelope import read_message
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_of
@@ -31,6 +33,7 @@ from atleastonce.contract import (
 )
 from atleastonce.errors import AtLeastOnceError, Closed, PermissionDenied
 from atleastonce.message import new_id
+from atleastonce.wake import Signal
 
 _BUFFERED: Final = 64
 """So many times the window's messages. Fewer: a burst finds nobody listening. More: requests wait here past their time."""
@@ -70,7 +73,7 @@ class CoreSubscription(Subscription):
         self._buffer: deque[Delivery] = deque()
         self._out: set[Delivery] = set()
         self._bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = Signal()
         self._timers: set[asyncio.TimerHandle] = set()
         self._error: AtLeastOnceError | None = None
         self._paused = False
@@ -94,7 +97,7 @@ class CoreSubscription(Subscription):
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
         if not self._buffer and not self._closed and self._error is None and max_wait > 0:
-            await self._woken(max_wait)
+            await self._news.wait(max_wait)
         if self._closed:
             raise Closed(f"{self._source.name}: the subscription is closed")
         if self._error is not None:
@@ -105,22 +108,10 @@ class CoreSubscription(Subscription):
         self._out.update(found)
         return found
 
-    async def _woken(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _took(self, _subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        message = read_message(block, body, new_id(), time.time())
+        message = read_message(block, body, "", time.time())
+        if not message.id:
+            message = msgspec.structs.replace(message, id=new_id())
         # What has an id for a stream is no question: its reply subject waits for the stream's confirm.
         asker = reply.decode("ascii", "replace") if reply and _FOR_A_STREAM not in block else None
         delivery = Delivery(message, self._source, self._source.name, "", 0, _Frame(reply, block, body), 1, 0.0, asker)
@@ -131,7 +122,7 @@ class CoreSubscription(Subscription):
 
     def _keep(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
-        self._wake()
+        self._news.notify()
 
     @property
     def _full(self) -> bool:
@@ -194,13 +185,13 @@ class CoreSubscription(Subscription):
         if not self._sid:
             self._listen()
         if self._buffer:
-            self._wake()
+            self._news.notify()
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._news.notify()
         self._mute()
         for timer in self._timers:
             timer.cancel()
@@ -242,7 +233,7 @@ class CoreSubscription(Subscription):
         """The server may mean our subject."""
         if subject == self._subject and "subscription" in said.lower():
             self._error = PermissionDenied(said)
-            self._wake()
+            self._news.notify()
 
     def after_read(self) -> None:
         """Each message was taken when it came."""

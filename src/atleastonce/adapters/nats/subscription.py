@@ -37,6 +37,7 @@ from atleastonce.contract import (
     unknown,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound, PermissionDenied
+from atleastonce.wake import Signal
 
 log = logging.getLogger("atleastonce.nats")
 
@@ -79,7 +80,7 @@ class NatsSubscription(Subscription):
         self._sid = b""
         self._inbox = b""
         self._requests = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = Signal()
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: AtLeastOnceError | None = None
         self._paused = False
@@ -111,23 +112,9 @@ class NatsSubscription(Subscription):
             if now >= deadline:
                 return ()
             left = min(deadline - now, max(0.01, self._pulls.patience(now)), self._holding.until_room(now))
-            if not await self._woken(left) and self._pulls.outstanding and self._pulls.patience(time.monotonic()) <= 0:
+            await self._news.wait(left)
+            if not self._holding.buffer and self._pulls.outstanding and self._pulls.patience(time.monotonic()) <= 0:
                 self._suspect()
-
-    async def _woken(self, seconds: float) -> bool:
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-        return bool(self._holding.buffer)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _pull(self) -> None:
         replies = self._replies
@@ -169,7 +156,7 @@ class NatsSubscription(Subscription):
             text = "%s: the next message is larger than the %d bytes that a request may bring; such are asked for one by one"
             log.warning(text, self._source.name, pulls.room)
         if said in (Said.ENDED, Said.LARGE):
-            self._wake()
+            self._news.notify()
 
     # ----------------------------------------------------------------------------------------------------------- settle
 
@@ -202,7 +189,7 @@ class NatsSubscription(Subscription):
         for index in repeated:
             if batch[index][0].state != SETTLED:  # type: ignore[attr-defined]
                 outcomes[index] = telling.CUT
-        self._wake()  # the window has room
+        self._news.notify()  # the window has room
         return outcomes
 
     def _is_over(self, delivery: NatsDelivery, now: float) -> bool:
@@ -279,13 +266,13 @@ class NatsSubscription(Subscription):
         self._paused = False
         if self._replies is not None and not self._sid and not self._closed:
             self._listen(self._replies)
-        self._wake()
+        self._news.notify()
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._news.notify()
         for task in list(self._tasks):
             task.cancel()
         await self._stop_fetching()
@@ -318,8 +305,8 @@ class NatsSubscription(Subscription):
 
     def after_read(self) -> None:
         """Something was read from the socket."""
-        if self._holding.buffer and self._waiter is not None:
-            self._wake()
+        if self._holding.buffer:
+            self._news.notify()
 
     def disconnected(self, reason: Exception) -> None:
         """The connection is gone. What is out stays ours: verdicts will go through the next one."""
@@ -353,7 +340,7 @@ class NatsSubscription(Subscription):
                     self._listen(replies)
                 self._ready.set()
                 self._listener.condition("connected", self._link.config.address)
-                self._wake()
+                self._news.notify()
                 return
             await asyncio.sleep(0.25)
 
@@ -373,7 +360,7 @@ class NatsSubscription(Subscription):
             self._listen(replies)
             await telling.heard(replies, self._timeout)  # what was on its way to the old inbox is here now
             replies.wire.forget(sid)
-        self._wake()
+        self._news.notify()
 
     async def _look(self) -> bool:
         """Whether the consumer is there and the one that we know; ends the subscription if it certainly is not."""
@@ -405,6 +392,6 @@ class NatsSubscription(Subscription):
         self._error = error
         self._holding.clear()
         self._ready.clear()
-        self._wake()
+        self._news.notify()
         self._listener.lost(None)
         self._listener.condition("disconnected", str(error))

@@ -22,6 +22,7 @@ from atleastonce.adapters.rabbitmq.tags import Tags
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import OK, Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
+from atleastonce.wake import Signal
 from atleastonce.wire import read_id
 
 _EPOCHS = itertools.count(1)
@@ -74,7 +75,7 @@ class RabbitMQSubscription(Subscription):
         self._tags = Tags(channel.number, self._epoch, keep=keep)
         self._intake = Intake(channel, source.name, window, self._tags.__len__, keep=keep)
         self._buffer: deque[Raw] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = Signal()
         self._error: AtLeastOnceError | None = None
         self._cancelled = False
         self._closed = False
@@ -98,7 +99,7 @@ class RabbitMQSubscription(Subscription):
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
         if not self._buffer and not self._ended and max_wait > 0:
-            await self._wait(max_wait)
+            await self._news.wait(max_wait)
         if self._cancelled and self._error is None:
             await self._explain()
         if self._closed:
@@ -111,20 +112,6 @@ class RabbitMQSubscription(Subscription):
     @property
     def _ended(self) -> bool:
         return self._closed or self._cancelled or self._error is not None
-
-    async def _wait(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _delivery(self, raw: Raw) -> Delivery:
         delivery = read_delivery(raw, self._source, self._strays, self._epoch, self._rooms)
@@ -159,7 +146,7 @@ class RabbitMQSubscription(Subscription):
         if self._closed:
             return
         self._closed = True
-        self._wake()
+        self._news.notify()
         if not self._keep:
             self._intake.ended = True
             await self._steer_quietly()
@@ -187,13 +174,12 @@ class RabbitMQSubscription(Subscription):
             self._intake.crowded = more = True
         if more:
             self._steer()
-        if self._waiter is not None:
-            self._wake()
+        self._news.notify()
 
     def _cancel(self, _frame: object) -> None:
         self._intake.cancelled()
         self._cancelled = True
-        self._wake()
+        self._news.notify()
 
     async def _explain(self) -> None:
         """Why the broker took the consumer away: the queue was deleted, or cannot serve us any more."""
@@ -218,7 +204,7 @@ class RabbitMQSubscription(Subscription):
         self._error = error
         self._buffer.clear()
         self._tags.lose()
-        self._wake()
+        self._news.notify()
         self.listener.lost(None)
         self.listener.condition("disconnected", str(error))
         self.on_end(self)

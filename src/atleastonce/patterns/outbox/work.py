@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from atleastonce.engine.backoff import Backoff
-from atleastonce.engine.wake import Bell
 from atleastonce.patterns.hops import one_line
 from atleastonce.patterns.outbox.away import Away
 from atleastonce.patterns.outbox.line import Line
 from atleastonce.stores.outbox import OutboxRow, OutboxStore, Parking
 from atleastonce.stores.records import new_token
 from atleastonce.urls import mask
+from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce")
 
