@@ -40,7 +40,8 @@ def install(name: str, package: str, suite: str, progress: Progress) -> Path:
         known = [] if (scripts / suite).exists() else [str(scripts / "sid")]
         argv = [str(usr / "sbin" / "debootstrap"), "--variant=minbase", suite, str(folder), *_mirror(name), *known]
         with watched(progress, name, f"fetching Debian {suite}", folder, 250_000_000):
-            run(name, "debootstrap", argv, env={"DEBOOTSTRAP_DIR": str(scripts.parent)})
+            # It leaves /proc mounted in the new root, where whoever copies the cache would copy the kernel's memory.
+            run(name, "debootstrap", ["unshare", "--mount", *argv], env={"DEBOOTSTRAP_DIR": str(scripts.parent)})
         (folder / "usr" / "sbin" / "policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
         (folder / "usr" / "sbin" / "policy-rc.d").chmod(0o755)
         (folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
