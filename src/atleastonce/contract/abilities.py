@@ -51,8 +51,21 @@ class Deletes(Protocol):
 class Browses(Protocol):
     """Can look at a channel without consuming from it."""
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """Up to ``limit`` waiting messages, oldest first. The deliveries cannot be settled."""
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """Up to ``limit`` waiting messages, oldest first. The deliveries cannot be settled.
+
+        Args:
+            channel: what to look at.
+            limit: how many at most, at least 1. All of them lie in memory together.
+            group: of a topic, whose messages: what nobody of this group was handed yet is among them, what it has settled is
+                not. What it was handed and has not settled is, where the broker can tell it from the rest. None: of a queue
+                what waits, of a topic what waits for any group or is kept for none.
+
+        Raises:
+            NotFound: no such channel, or no such group where the broker has them.
+            ConfigurationError: a queue has no groups, or the broker cannot say what is settled.
+            BrokerUnavailable, PermissionDenied: as named.
+        """
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ backlog. An adapter asks `in_parts` and leads its calls through the functions he
 """
 
 from atleastonce.parts.backlog import backlog
+from atleastonce.parts.looking import browse
 from atleastonce.parts.names import is_parted, part_at, part_number, parts_of, pieces
 from atleastonce.parts.readers import Readers
 from atleastonce.parts.routing import routed
@@ -19,6 +20,7 @@ __all__ = [
     "PartedSubscription",
     "Readers",
     "backlog",
+    "browse",
     "declare",
     "in_parts",
     "is_parted",

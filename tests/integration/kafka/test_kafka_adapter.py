@@ -558,6 +558,36 @@ async def test_purge_browse_and_delete(kafka_url: str, adapter: KafkaAdapter) ->
     assert (await adapter.backlog(source)).waiting is None
 
 
+async def test_of_many_partitions_the_oldest_are_shown(kafka_url: str, adapter: KafkaAdapter) -> None:
+    source = await declared(adapter, partitions=3)
+    queue = source.channel
+    producer = Producer({"bootstrap.servers": servers(kafka_url)})
+    then = int(time.time() * 1000) - 10_000_000
+    for n in range(900):  # the first third in one partition, the others in turns
+        producer.produce(queue.name, b"%d" % n, partition=0 if n < 300 else 1 + n % 2, timestamp=then + n)
+    assert producer.flush(10) == 0
+    producer.close()
+    assert numbers(await adapter.browse(queue, 10)) == list(range(10))
+    assert numbers(await adapter.browse(queue, 500)) == list(range(500))
+    assert numbers(await adapter.browse(queue, 2000)) == list(range(900))
+
+
+async def test_for_a_group_is_shown_what_it_has_not_completed(kafka_url: str, adapter: KafkaAdapter) -> None:
+    source = Source(Topic(fresh().name, partitions=1), "one")
+    topic = source.channel
+    await adapter.declare(Topology(sources=(source,)))
+    await asyncio.to_thread(produce, kafka_url, topic.name, *[(0, b"%d" % n) for n in range(10)])
+    async with member(kafka_url, source, **QUICK) as reader:
+        await reader.ack([each for each in await reader.take(10) if int(each.message.body) in (0, 1, 4, 5, 8)])
+        await reader.subscription.close()
+    assert numbers(await adapter.browse(topic, 100, "one")) == [2, 3, 6, 7, 9]
+    assert numbers(await adapter.browse(topic, 3, "one")) == [2, 3, 6]
+    assert numbers(await adapter.browse(topic, 100, "another")) == list(range(10))
+    assert numbers(await adapter.browse(topic, 100)) == list(range(10))
+    async with opened(kafka_url, **{"auto.offset.reset": "latest"}) as late:
+        assert numbers(await late.browse(topic, 100, "another")) == []  # as a new reader of that group would
+
+
 async def test_deleting_a_topics_group_leaves_what_the_group_has_done_elsewhere(
     kafka_url: str, adapter: KafkaAdapter
 ) -> None:

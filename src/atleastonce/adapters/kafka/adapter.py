@@ -240,10 +240,12 @@ class KafkaAdapter(Adapter):
             if await admin.topics_of(group) <= topics | {each.channel.name for each in topology.sources}:
                 await admin.delete_group(group)
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """See `Browses.browse`. Of a queue, what its group has not completed; of a topic, all that it keeps."""
-        source = Source(channel, "browse" if isinstance(channel, Topic) else None)
-        return await asyncio.to_thread(browse.browse, self.settings, source, await self._spans(channel), limit)
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """See `Browses.browse`. Of a queue or for a group, what is not completed; of a topic, all that it keeps. A group that has
+        never committed begins where a new reader would."""
+        source = Source(channel, group or ("browse" if isinstance(channel, Topic) else None))
+        spans = await (self._spans(channel) if group is None else self._left(source))
+        return await asyncio.to_thread(browse.browse, self.settings, source, spans, limit)
 
     async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
         """See `Scans.scan`. What its group has not completed."""
@@ -263,17 +265,25 @@ class KafkaAdapter(Adapter):
         partitions = await self._partitions(channel)
         bounds = await admin.bounds(channel.name, partitions)
         spans: dict[int, Span] = {number: (start, end, ()) for number, (start, end) in bounds.items()}
-        if isinstance(channel, Queue) and self._shares(Source(channel)):
-            raise ConfigurationError(
-                f"{channel.name} is read by share groups, and Kafka's client for Python cannot ask what they have done: dead "
-                "letters can be looked at, this cannot"
-            )
         if isinstance(channel, Queue):
+            self._refuse_shared(Source(channel))
             for number, stored in (await admin.committed(channel.name, channel.name, partitions)).items():
                 start, end = bounds[number]
                 if stored.offset >= start:
                     spans[number] = (stored.offset, end, decode(stored.metadata, stored.offset) or ())
         return spans
+
+    async def _left(self, source: Source) -> dict[int, Span]:
+        """What the group of ``source`` has not completed."""
+        self._refuse_shared(source)
+        return await lag.left(self._open_admin(), self.settings, source)
+
+    def _refuse_shared(self, source: Source) -> None:
+        if self._shares(source):
+            raise ConfigurationError(
+                f"{source} is read by share groups, and Kafka's client for Python cannot ask what they have done: dead "
+                "letters can be looked at, this cannot"
+            )
 
     def _open_admin(self) -> Admin:
         if self._admin is None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from heapq import nsmallest
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Record
@@ -111,21 +112,34 @@ def _is_end(record: Record) -> bool:
 def browse(settings: Settings, source: Source, spans: Mapping[int, Span], limit: int) -> list[Delivery]:
     """The oldest ``limit`` records within ``spans``, by their timestamps. Blocks: runs on a thread of its own.
 
+    Timestamps are taken to rise within a partition: one is left as soon as what comes in it is younger than all that is kept, so
+    that a topic of many partitions is not read ``limit`` times as often as it has them, nor kept in memory.
+
     Raises:
         BrokerUnavailable: the broker did not hand them out in time.
     """
     look = Look(settings, source, spans, limit)
     found: list[Delivery] = []
+    newest: dict[int, float] = {}
     counts: Counter[int] = Counter()
     try:
         while batch := look.read():
             found += batch
-            counts.update(int(delivery.stream.rpartition("/")[2]) for delivery in batch)
-            look.leave([number for number, count in counts.items() if count >= limit])
+            for delivery in batch:
+                number = int(delivery.stream.rpartition("/")[2])
+                newest[number] = _published(delivery)
+                counts[number] += 1
+            if len(found) >= limit:
+                found = nsmallest(limit, found, key=_published)  # stable: one partition's records keep their order
+                bar = _published(found[-1])
+                look.leave([number for number, time in newest.items() if time >= bar or counts[number] >= limit])
     finally:
         look.close()
-    found.sort(key=lambda delivery: delivery.message.published_at or 0.0)
-    return found[:limit]
+    return sorted(found, key=_published)
+
+
+def _published(delivery: Delivery) -> float:
+    return delivery.message.published_at or 0.0
 
 
 async def scan(settings: Settings, source: Source, spans: Mapping[int, Span]) -> AsyncGenerator[list[Delivery]]:

@@ -24,7 +24,7 @@ async def backlog(admin: Admin, settings: Settings, source: Source) -> Backlog:
     """See `Adapter.backlog`. Offsets without a record (compaction, transactions) count as waiting."""
     try:
         return _counted(
-            await _left(admin, settings, source), "; the age of the oldest is not asked for: it costs a read"
+            await left(admin, settings, source), "; the age of the oldest is not asked for: it costs a read"
         )
     except AtLeastOnceError as error:
         return Backlog(detail=str(error))
@@ -34,7 +34,7 @@ async def dated_backlog(admin: Admin, settings: Settings, source: Source) -> Bac
     """See `Dates.dated_backlog`. Of each partition the first record that is not done is looked at: the offsets that the broker
     tells have no times."""
     try:
-        spans = await _left(admin, settings, source)
+        spans = await left(admin, settings, source)
     except AtLeastOnceError as error:
         return Backlog(detail=str(error))
     counted = _counted(spans)
@@ -53,7 +53,7 @@ async def dated_backlog(admin: Admin, settings: Settings, source: Source) -> Bac
     return msgspec.structs.replace(counted, oldest_age=max(0.0, time.time() - published))
 
 
-async def _left(admin: Admin, settings: Settings, source: Source) -> dict[int, Span]:
+async def left(admin: Admin, settings: Settings, source: Source) -> dict[int, Span]:
     """By partition, what is not committed, and what of that is done.
 
     Raises:

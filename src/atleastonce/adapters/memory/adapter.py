@@ -151,16 +151,16 @@ class MemoryAdapter(Adapter):
         self._check()
         self.broker.delete(topology)
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """Up to ``limit`` messages that wait in any group, each once, oldest first.
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """Up to ``limit`` messages that wait in any group, or in ``group``, each once, oldest first; none that is held.
 
         Raises:
-            NotFound: no such channel.
+            NotFound: no such channel or group.
         """
         self._check()
         return [
             Delivery(entry.message, source, source.name, entry.seq, 0, None, entry.count)
-            for source, entry in self.broker.browse(channel, limit)
+            for source, entry in self.broker.browse(channel, limit, group)
         ]
 
     async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:

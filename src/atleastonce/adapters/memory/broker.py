@@ -185,15 +185,17 @@ class MemoryBroker:
         with self._lock:
             return self.state(source).purge(self.clock())
 
-    def browse(self, channel: Channel[Any], limit: int) -> list[tuple[Source, Entry]]:
-        """Waiting messages of every group, each message once, oldest first."""
+    def browse(self, channel: Channel[Any], limit: int, only: str | None = None) -> list[tuple[Source, Entry]]:
+        """Waiting messages of every group, or of ``only`` one, each message once, oldest first."""
+        wanted = None if only is None else Source(channel, only)
         with self._lock:
             found = self._channels.get(channel.name)
             if found is None or found.kind != _kind(channel):
                 raise NotFound(f"{channel.name}: no such channel in this memory broker; declare it first")
             now = self.clock()
+            groups = found.groups if wanted is None else {wanted.group: self.state(wanted)}
             unique: dict[int, tuple[Source, Entry]] = {}
-            for group, state in found.groups.items():
+            for group, state in groups.items():
                 source = Source(channel, group) if group or found.kind == "queue" else Source(Queue(channel.name))
                 for entry in state.browse(limit, now):
                     unique.setdefault(id(entry.message), (source, entry))

@@ -271,14 +271,18 @@ class NatsAdapter(Adapter):
         except Exception as error:
             raise faults.as_error(error, "deleting") from error
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """Up to ``limit`` messages of ``channel``, oldest first; of a topic also those that groups are done with."""
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """Up to ``limit`` messages of ``channel``, oldest first; of a topic, without a ``group``, also those that groups are done
+        with. For a group, see `looking.waiting`."""
         self._check()
+
+        async def look(one: Channel[Any]) -> Sequence[Delivery]:
+            if group is None:
+                return await looking.browse(self._link, one, limit)
+            return await looking.waiting(self._link, Source(one, group), limit)
+
         try:
-            found: list[Delivery] = []
-            for one in parts.pieces(channel):
-                found += await looking.browse(self._link, one, limit - len(found)) if len(found) < limit else ()
-            return found
+            return await parts.browse(channel, limit, look)
         except Exception as error:
             raise faults.as_error(error, f"browsing {channel.name}") from error
 

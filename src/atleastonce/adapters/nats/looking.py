@@ -8,10 +8,12 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from atleastonce.adapters.nats import faults
 from atleastonce.adapters.nats.envelope import read_message
 from atleastonce.adapters.nats.link import Link
-from atleastonce.adapters.nats.names import durable_of, subject_of
+from atleastonce.adapters.nats.names import durable_of, group_subject, subject_of
 from atleastonce.adapters.nats.topology import stream_for
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Backlog, Delivery
@@ -78,28 +80,73 @@ async def scan(link: Link, channel: Channel[Any]) -> AsyncGenerator[list[Deliver
     Raises:
         Exception: as `Link.ask`; `NotFound`.
     """
-    stream, subject = await stream_for(link, channel), subject_of(channel)
+    stream = await stream_for(link, channel)
     state = (await link.ask(f"STREAM.INFO.{stream}"))["state"]
-    sequence, last = int(state["first_seq"]), int(state["last_seq"])
-    source = Source(Queue(channel.name))
-    while sequence <= last:
-        first = await _message(link, stream, sequence, subject)  # the next one, over any gap
-        if first is None or (number := int(first["seq"])) > last:
-            return
-        # Its neighbours are likely to be there, and are asked for together.
-        more = range(number + 1, min(number + _AHEAD, last) + 1)
-        stored = [first, *await _at(link, stream, more, subject)]
-        sequence = number + _AHEAD + 1
-        yield [
-            Delivery(_read(channel, each), source, channel.name, int(each["seq"]), 0, None, 0, 0.0, each)
-            for each in stored
-        ]
+    there = Stretch(int(state["first_seq"]), int(state["last_seq"]), [subject_of(channel)])
+    async with aclosing(_lists(link, stream, Source(Queue(channel.name)), there)) as lists:
+        async for each in lists:
+            yield each
 
 
 async def browse(link: Link, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
     """Up to ``limit`` messages, oldest first."""
+    return await _up_to(limit, scan(link, channel))
+
+
+async def waiting(link: Link, source: Source, limit: int) -> Sequence[Delivery]:
+    """Up to ``limit`` messages that a topic's group has not acknowledged, oldest first.
+
+    JetStream tells how many it has handed out and not heard of, not which. If there are just as many between the ack floor and the
+    last that it handed out, it is those. If there are more, some of them are done, and they are left out: what is shown begins
+    with the first that nobody was handed.
+    """
+    stream = await stream_for(link, source.channel)
+    found = await link.ask(f"CONSUMER.INFO.{stream}.{durable_of(source)}")
+    last = int((await link.ask(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+    handed, floor = int(found["delivered"]["stream_seq"]), int(found["ack_floor"]["stream_seq"])
+    out, subjects = int(found["num_ack_pending"]), [subject_of(source.channel), group_subject(source)]
+
+    async def within(begin: int, end: int, most: int) -> list[Delivery]:
+        return await _up_to(most, _lists(link, stream, source, Stretch(begin, end, subjects))) if most > 0 else []
+
+    shown: list[Delivery] = []
+    if out and handed - floor == out:
+        shown = await within(floor + 1, handed, limit)
+    elif 0 < out <= limit:  # what lies between may be other groups'
+        shown = await within(floor + 1, handed, out + 1)
+        if len(shown) != out:
+            shown = []
+    return shown + await within(handed + 1, last, limit - len(shown))
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """The messages of any of ``subjects`` from sequence ``begin`` to ``end``, both included."""
+
+    begin: int
+    end: int
+    subjects: list[str]
+
+
+async def _lists(link: Link, stream: str, source: Source, there: Stretch) -> AsyncGenerator[list[Delivery]]:
+    sequence = there.begin
+    while sequence <= there.end:
+        first = await _first(link, stream, sequence, there.subjects)  # the next one, over any gap
+        if first is None or (number := int(first["seq"])) > there.end:
+            return
+        # Its neighbours are likely to be there, and are asked for together.
+        more = range(number + 1, min(number + _AHEAD, there.end) + 1)
+        stored = [first, *await _at(link, stream, more, there.subjects)]
+        sequence = number + _AHEAD + 1
+        name = source.channel.name
+        yield [
+            Delivery(_read(source.channel, each), source, name, int(each["seq"]), 0, None, 0, 0.0, each)
+            for each in stored
+        ]
+
+
+async def _up_to(limit: int, lists: AsyncGenerator[list[Delivery]]) -> list[Delivery]:
     found: list[Delivery] = []
-    async with aclosing(scan(link, channel)) as lists:
+    async with aclosing(lists):
         async for each in lists:
             found += each
             if len(found) >= limit:
@@ -107,12 +154,18 @@ async def browse(link: Link, channel: Channel[Any], limit: int) -> Sequence[Deli
     return found[:limit]
 
 
-async def _at(link: Link, stream: str, sequences: Iterable[int], subject: str) -> list[dict[str, Any]]:
-    """The messages at ``sequences`` that are there and are of ``subject``."""
+async def _first(link: Link, stream: str, sequence: int, subjects: Sequence[str]) -> dict[str, Any] | None:
+    """The first message of any of ``subjects`` from ``sequence`` on."""
+    each = [await _message(link, stream, sequence, subject) for subject in subjects]
+    return min((one for one in each if one is not None), key=lambda one: int(one["seq"]), default=None)
+
+
+async def _at(link: Link, stream: str, sequences: Iterable[int], subjects: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages at ``sequences`` that are there and are of one of ``subjects``."""
     found: list[dict[str, Any]] = []
     for answer in await link.ask_all(f"STREAM.MSG.GET.{stream}", [{"seq": each} for each in sequences]):
         if not isinstance(answer, faults.ApiFailure):
-            if (message := answer["message"])["subject"] == subject:
+            if (message := answer["message"])["subject"] in subjects:
                 found.append(message)
         elif answer.error.code != 404:
             raise answer

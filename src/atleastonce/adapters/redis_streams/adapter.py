@@ -14,7 +14,7 @@ from atleastonce.adapters.redis_streams.keys import Keys, later
 from atleastonce.adapters.redis_streams.link import Line, Link
 from atleastonce.adapters.redis_streams.publisher import Publisher
 from atleastonce.adapters.redis_streams.replies import StreamInbox, is_inbox
-from atleastonce.adapters.redis_streams.scripts import BACKLOG, PURGE, READERS
+from atleastonce.adapters.redis_streams.scripts import BACKLOG, PURGE, READERS, WAITING
 from atleastonce.adapters.redis_streams.server import Server, look_at
 from atleastonce.adapters.redis_streams.subscription import RedisSubscription
 from atleastonce.channels import Channel, Queue, Source
@@ -275,12 +275,33 @@ class RedisAdapter(Adapter):
         """Remove what `declare` made, with all messages; what is not there is fine."""
         await self._call("deleting", lambda link: topology.delete(link, parts.in_parts(topology_)))
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """Up to ``limit`` entries of the stream, oldest first, whether or not some group has read them."""
-        found: list[Delivery] = []
-        for one in parts.pieces(channel):
-            found += await self._page(one, b"-", b"+", limit - len(found)) if len(found) < limit else ()
-        return found
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """Up to ``limit`` entries of the stream, oldest first, whether or not some group has read them; for a ``group`` what is
+        pending in it, waits for a retry of its or was not read yet."""
+
+        async def look(one: Channel[Any]) -> Sequence[Delivery]:
+            if group is None:
+                return await self._page(one, b"-", b"+", limit)
+            return await self._waiting(Source(one, group), limit)
+
+        return await parts.browse(channel, limit, look)
+
+    async def _waiting(self, source: Source, limit: int) -> list[EntryDelivery]:
+        there = Keys(source)
+
+        async def look(link: Link) -> Any:
+            (reply,) = await link.run(WAITING, [[there.stream, there.group, limit]])
+            if isinstance(reply, Exception):
+                raise reply
+            if reply is None:
+                raise NotFound(f"{source.name}: no such stream or group")
+            return reply
+
+        found = await self._call(f"looking at {source.name}", look)
+        return [self._shown(source, id, fields) for id, fields in found]
+
+    def _shown(self, source: Source, id: bytes, fields: Sequence[bytes]) -> EntryDelivery:
+        return EntryDelivery(self._layout, source, source.channel.name, 0, id, fields, 0, 0.0)
 
     async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
         """See `Scans`. Nothing is handed out for it: entries that somebody holds are among them."""
@@ -298,7 +319,7 @@ class RedisAdapter(Adapter):
 
         source = Source(Queue(channel.name))
         found = await self._call(f"looking at {channel.name}", look)
-        return [EntryDelivery(self._layout, source, channel.name, 0, id, fields, 0, 0.0) for id, fields in found]
+        return [self._shown(source, id, fields) for id, fields in found]
 
 
 async def _tail(link: Link, stream: str) -> bytes:

@@ -465,6 +465,34 @@ return {
 """,
 )
 
+# KEYS: stream. ARGV: group, how many at most. Answers {{id, fields}...}, oldest first: what is pending, then what is unread; nil:
+# no such group. In one step, so that what is read meanwhile is not missed between the two.
+WAITING = Script(
+    1,
+    _MAP
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+local mine
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local each = map(flat)
+  if each.name == ARGV[1] then mine = each end
+end
+if not mine then return false end
+local found, limit = {}, tonumber(ARGV[2])
+for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', limit)) do
+  local entry = redis.call('XRANGE', KEYS[1], held[1], held[1])[1]
+  if entry then found[#found + 1] = entry end -- else it was deleted while it was pending
+end
+if #found < limit then
+  local after = '(' .. mine['last-delivered-id']
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', limit - #found)) do
+    found[#found + 1] = entry
+  end
+end
+return found
+""",
+)
+
 # KEYS: stream, parked, later, due. ARGV: group. Answers how many were removed; nil: no such group.
 PURGE = Script(
     4,

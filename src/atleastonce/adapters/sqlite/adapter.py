@@ -260,15 +260,16 @@ class SQLiteAdapter(Adapter):
         """
         await self._call(lambda store: store.delete(topology))
 
-    async def browse(self, channel: Channel[Any], limit: int) -> Sequence[Delivery]:
-        """Up to ``limit`` messages that wait in any group, each once, oldest first.
+    async def browse(self, channel: Channel[Any], limit: int, group: str | None = None) -> Sequence[Delivery]:
+        """Up to ``limit`` messages that wait in any group, or in ``group``, each once, oldest first; none that is held.
 
         Raises:
-            NotFound: no such channel.
+            NotFound: no such channel or group.
             BrokerUnavailable: the file is locked or failing.
         """
-        source = Source(Queue(channel.name))
-        return await self._call(lambda store: browse(store, store.numbers(channel), source, limit), writes=False)
+        what = channel if group is None else Source(channel, group)
+        source = Source(Queue(channel.name)) if group is None else Source(channel, group)
+        return await self._call(lambda store: browse(store, store.numbers(what), source, limit), writes=False)
 
     async def scan(self, queue: Queue[Any]) -> AsyncGenerator[Sequence[Delivery]]:
         """As `Scans.scan`, page by page: no transaction is held open between them."""

@@ -61,6 +61,32 @@ class Tools(Section):
             m.id for m in sent
         )
         assert sorted(ids(await (await bench.read(queue)).take(10, verdict=ACK))) == sorted(m.id for m in sent)
+        await self._browse_for_a_group(bench)
+
+    async def _browse_for_a_group(self, bench: Bench) -> None:
+        browser, topic = cast(Browses, bench.adapter), bench.topic()
+        one, other = Source(topic, "one"), Source(topic, "other")
+        await bench.declare(one, other)
+        sent = [bench.message(b"%d" % n) for n in range(10)]
+        await bench.send(topic, sent)
+        reader = await bench.read(one)
+        done = ids(await reader.take(4, verdict=ACK))
+        await reader.close()
+        left = [message.id for message in sent if message.id not in done]
+
+        async def shown(limit: int, group: str) -> list[str]:
+            return ids(await bench.within(browser.browse(topic, limit, group)))
+
+        async def just_the_rest() -> bool:
+            return sorted(await shown(100, "one")) == sorted(left)
+
+        await bench.eventually(just_the_rest, "a group is shown what it has not settled, and nothing else")
+        assert await shown(3, "one") == left[:3]
+        assert sorted(await shown(100, "other")) == sorted(message.id for message in sent)
+        for delivery in await bench.within(browser.browse(topic, 100, "one")):
+            assert_same(delivery.message, next(message for message in sent if message.id == delivery.message.id))
+        assert sorted(ids(await (await bench.read(one)).take(6, verdict=ACK))) == sorted(left)
+        assert sorted(ids(await (await bench.read(other)).take(10, verdict=ACK))) == sorted(m.id for m in sent)
 
     @requires(GROUP_ADDRESSES)
     async def test_72_a_message_to_one_group_reaches_no_other(self, bench: Bench) -> None:
