@@ -20,7 +20,7 @@ from atleastonce.patterns.crash_loops import suspected_from
 from atleastonce.patterns.failure import FailurePolicy, RetryChain
 from atleastonce.patterns.once.keys import KeyReader
 from atleastonce.patterns.once.options import Idempotency, Inbox
-from atleastonce.patterns.ordering import LineReader, Ordered, read_order
+from atleastonce.patterns.ordering import KeyOf, LineReader, Ordered, message_key, read_order
 
 # Handlers that await spend their time waiting, so more of them fit; threads cost memory and the interpreter lock.
 _ASYNC_PLACES, _THREAD_PLACES = 16, 4
@@ -109,6 +109,13 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
             delays=tuple(delays),
             dead_letters=(home.dead_letter_channel,) if self.dead_letter else (),
         )
+
+    def key_of(self) -> KeyOf:
+        """By what its messages are kept in line; where they are not, the message's key."""
+        if self.order is None:
+            return message_key
+        binding = self.binding
+        return LineReader(self.order, binding.name, binding.payload_type, binding.decode).key_of
 
     def rooms(self, capabilities: Capabilities) -> tuple[float, ...]:
         """The delays that have a channel of their own to wait in, shortest first; one each, however often the chain names it.

@@ -9,7 +9,7 @@ from atleastonce.contract import Delivery
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.lanes import KeyedLanes
 from atleastonce.errors import DecodeError, KeyParked
-from atleastonce.patterns.ordering import LineReader, Ordered, Parked, as_flaw, shown
+from atleastonce.patterns.ordering import KeyOf, Ordered, Parked, as_flaw, shown
 
 Ended = Callable[[Delivery, Decision], None]
 
@@ -33,12 +33,11 @@ class Lines:
         self.parked = Parked()
         self.parks = order.park
         self._bound = bound
-        binding = bound.consumer.binding
-        self._reader = LineReader(order, binding.name, binding.payload_type, binding.decode)
+        self._key_of = bound.consumer.key_of()
 
     def line(self) -> Line:
         """The rules of one reader's lanes."""
-        return Line(self, self._bound, self._reader)
+        return Line(self, self._bound, self._key_of)
 
 
 class Line:
@@ -49,8 +48,8 @@ class Line:
         ended: to be set to the reader's own: told how what never starts has ended.
     """
 
-    def __init__(self, lines: Lines, bound: Bound, reader: LineReader) -> None:
-        self.key_of = reader.key_of
+    def __init__(self, lines: Lines, bound: Bound, key_of: KeyOf) -> None:
+        self.key_of = key_of
         self.lanes = KeyedLanes(self)
         self.ended: Ended = lambda _delivery, _decision: None
         self._parked = lines.parked

@@ -15,7 +15,7 @@ from atleastonce.broker import Broker
 from atleastonce.channels import Source
 from atleastonce.compose import compose_row
 from atleastonce.consumer import Consumer
-from atleastonce.contract import DelayChannel, Delivery, Level, Topology, Window
+from atleastonce.contract import DelayChannel, Level, Topology, Window
 from atleastonce.engine.admission import Due
 from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.limit import Limit
@@ -34,6 +34,7 @@ from atleastonce.patterns.floodgate import Floodgate
 from atleastonce.patterns.hot_keys import HotKey, HotKeys
 from atleastonce.patterns.once.options import Inbox, Lease
 from atleastonce.patterns.once.outage import Outage, probe_of
+from atleastonce.patterns.ordering import message_key
 from atleastonce.patterns.overloads import Overloads
 from atleastonce.patterns.replies import replies_of
 from atleastonce.pooling import Around, make_pool
@@ -320,9 +321,5 @@ class Runtime:
         """What stands around the runs of one reader, from the inside out."""
         around: list[Around] = [] if self._circuit is None else [self._circuit]
         if self._hot is not None:
-            around.append(self._hot.reader(_message_key if line is None else line.lanes.key))
+            around.append(self._hot.reader(message_key if line is None else line.lanes.key))
         return around
-
-
-def _message_key(delivery: Delivery) -> bytes | None:
-    return delivery.key

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 import typer
-from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 
 from atleastonce.broker import Broker
 from atleastonce.channels import Queue, Source
-from atleastonce.cli.errors import Traceback, one_line
+from atleastonce.cli.errors import Traceback
+from atleastonce.cli.lag_report import report
 from atleastonce.cli.loader import load_service
 from atleastonce.cli.output import console, log_to_stderr, print_json
 from atleastonce.cli.signals import interruptible
@@ -29,12 +30,16 @@ from atleastonce.cli.target import (
     connect_to_look,
     only_to_look,
 )
-from atleastonce.durations import readable, seconds
+from atleastonce.durations import seconds
 from atleastonce.errors import ConfigurationError
-from atleastonce.lag import Lag, Place, measure, places
+from atleastonce.lag import Looks, Place, measure, named, places
+from atleastonce.patterns.ordering import message_key
 
 # Columns where nobody looks: a name that is folded is of no use to grep.
 _WIDE = 200
+# Seconds that --watch waits for a look for hot keys, which then goes on beside it. Shorter: most looks are shown one round later;
+# longer: counts wait for a broker that is slow to show messages.
+_PATIENCE = 1.0
 
 
 def lag(
@@ -49,16 +54,27 @@ def lag(
     parts: PartsOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
     every: Annotated[str, typer.Option(help="How often --watch looks.")] = "2s",
+    keys: Annotated[
+        bool | None,
+        typer.Option(
+            "--keys/--no-keys",
+            help="Name the hot keys among the oldest messages that wait, where the broker can show them. --watch does.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one list, and with --watch one a line for each look.")
     ] = False,
     no_wait: NoWait = False,
     traceback: Traceback = False,
 ) -> None:
-    """Print what waits: ready, in flight, delayed, and the age of the oldest. What a broker does not tell is unknown, never 0."""
+    """Print what waits: ready, in flight, delayed, the age of the oldest, and hot keys. What a broker does not tell is unknown,
+    never 0."""
     log_to_stderr("WARNING")
     pause = seconds(every, name="--every", minimum=0.1) if watch else None
     connection, where = _target(app, broker, channel, group, queue=queue, topic=topic, parts=parts, no_wait=no_wait)
+    if not (watch if keys is None else keys):
+        where = [msgspec.structs.replace(place, key_of=None) for place in where]
     with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():  # the usual end of watching
         interruptible(_look(connection, where, pause, as_json=as_json))
 
@@ -85,7 +101,7 @@ def _target(
     if group is None and not isinstance(target, Queue):
         raise ConfigurationError(f"a topic has a lag for each group; say whose lag of {channel} with --group")
     source = Source(target, group)
-    return connect_to_look(broker_url(broker), no_wait=no_wait), [Place(source, source.group, "main")]
+    return connect_to_look(broker_url(broker), no_wait=no_wait), [Place(source, source.group, "main", message_key)]
 
 
 async def _look(broker: Broker, where: Sequence[Place], pause: float | None, *, as_json: bool) -> None:
@@ -93,40 +109,24 @@ async def _look(broker: Broker, where: Sequence[Place], pause: float | None, *, 
     if not screen.is_terminal:
         screen.width = _WIDE
     async with broker:
-        if pause is None or as_json:
-            while True:
-                rows = await measure(broker.adapter, where)
-                if as_json:
-                    print_json(rows)
-                else:
-                    screen.print(_table(rows))
-                if pause is None:
-                    return
-                await asyncio.sleep(pause)
-        with Live(console=screen, auto_refresh=False) as live:
-            while True:
-                live.update(_table(await measure(broker.adapter, where)), refresh=True)
-                await asyncio.sleep(pause)
-
-
-def _table(rows: Sequence[Lag]) -> Group:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("channel", overflow="fold")
-    table.add_column("group")
-    table.add_column("role")
-    for name in ("waiting", "in flight", "delayed", "oldest"):
-        table.add_column(name, justify="right")
-    if true_lag := any(row.true_lag is not None for row in rows):
-        table.add_column("not handled", justify="right")
-    for row in rows:
-        oldest = "?" if row.oldest_age_s is None else readable(row.oldest_age_s)
-        numbers = [_number(row.waiting), _number(row.in_flight), _number(row.delayed), oldest if row.waiting else ""]
-        if true_lag:
-            numbers.append(_number(row.true_lag))
-        table.add_row(row.channel, row.group or "", row.role, *numbers)
-    details = [f"{row.channel}: {one_line(row.detail)}" for row in rows if row.detail]
-    return Group(table, *details)
-
-
-def _number(value: int | None) -> str:
-    return "?" if value is None else str(value)
+        looks = Looks(broker.adapter, where)
+        with contextlib.ExitStack() as stack:
+            live = None
+            if pause is not None and not as_json:
+                live = stack.enter_context(Live(console=screen, auto_refresh=False))
+            try:
+                while True:
+                    rows, samples = await asyncio.gather(
+                        measure(broker.adapter, where), looks.known(None if pause is None else _PATIENCE)
+                    )
+                    if as_json:
+                        print_json(named(rows, samples, time.monotonic()))
+                    elif live is None:
+                        screen.print(report(rows, samples, time.monotonic()))
+                    else:
+                        live.update(report(rows, samples, time.monotonic()), refresh=True)
+                    if pause is None:
+                        return
+                    await asyncio.sleep(pause)
+            finally:
+                await looks.close()

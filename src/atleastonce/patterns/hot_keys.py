@@ -7,9 +7,10 @@ them is a limit that no number of workers lifts. So it has a name in ``service.s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from random import randrange
-from typing import TypeAlias
+from typing import TypeVar
 
 import msgspec
 
@@ -18,7 +19,7 @@ from atleastonce.durations import whole
 from atleastonce.engine.batches import BatchProcess
 from atleastonce.engine.decision import AsyncProcess, Decision, SyncProcess
 from atleastonce.engine.sketch import Sketch
-from atleastonce.patterns.ordering import shown
+from atleastonce.patterns.ordering import KeyOf, shown
 
 # What is counted exactly before it is merged. Fewer: more merges; more: status is late by as many messages.
 _BATCH = 512
@@ -26,7 +27,7 @@ _BATCH = 512
 _SHARE = 0.02
 _MOST = 5
 
-KeyOf: TypeAlias = Callable[[Delivery], Hashable | None]
+T = TypeVar("T")
 
 
 class HotKey(msgspec.Struct, frozen=True):
@@ -41,6 +42,35 @@ class HotKey(msgspec.Struct, frozen=True):
     key: str
     messages: float
     time: float
+
+
+class KeyShare(msgspec.Struct, frozen=True):
+    """One key that stands out among some messages.
+
+    Attributes:
+        key: as text.
+        share: of those messages, from 0.0 to 1.0.
+    """
+
+    key: str
+    share: float
+
+
+def standing_out(shares: Iterable[tuple[T, float]]) -> list[T]:
+    """Which of these stand out by their shares, the largest first: one rule for what was handled and what waits."""
+    hot = sorted((each for each in shares if each[1] >= _SHARE), key=lambda each: -each[1])
+    return [what for what, _ in hot[:_MOST]]
+
+
+def hot_among(keys: Sequence[Hashable | None]) -> list[KeyShare]:
+    """Which of the keys of some messages stand out, by exact count; what has no key is none. What came once is none either: of a
+    few messages every key would have a large share."""
+    found = [
+        KeyShare(shown(key), round(count / len(keys), 3))
+        for key, count in Counter(keys).items()
+        if key is not None and count > 1
+    ]
+    return standing_out((each, each.share) for each in found)
 
 
 class CountedRuns:
@@ -138,8 +168,7 @@ class HotKeys:
             for key in dict.fromkeys([*counts, *times])
             if key is not None
         ]
-        hot = [key for key in found if key.messages >= _SHARE or key.time >= _SHARE]
-        return sorted(hot, key=lambda key: -max(key.messages, key.time))[:_MOST]
+        return standing_out((each, max(each.messages, each.time)) for each in found)
 
 
 def split_hot_key(key: str, buckets: int) -> str:

@@ -25,6 +25,9 @@ log = logging.getLogger("atleastonce")
 By: TypeAlias = str | Sequence[str] | Callable[..., Any] | None
 """None: the message's key. A field's name, several, or a callable of the payload, or of the payload and the `Message`."""
 
+KeyOf: TypeAlias = Callable[[Delivery], Hashable | None]
+"""Says by what a delivery is kept in line; None for by nothing."""
+
 # How many parked keys a process remembers. Fewer: a flood of them lets the first ones go on. Each costs its key and an id.
 _PARKED = 100_000
 
@@ -97,7 +100,7 @@ class LineReader:
         self._wants_message = False
         self._names: tuple[str, ...] = ()
         if by is None:
-            self.key_of: Callable[[Delivery], Hashable | None] = _message_key
+            self.key_of: KeyOf = message_key
         elif callable(by):
             self._call = by
             self._wants_message = arguments_of(by, handler, "order") == 2
@@ -139,7 +142,8 @@ class LineReader:
         return _hashable(found)
 
 
-def _message_key(delivery: Delivery) -> bytes | None:
+def message_key(delivery: Delivery) -> bytes | None:
+    """The key that a message was published under: a `KeyOf`."""
     return delivery.key
 
 

@@ -1,21 +1,17 @@
-"""Lag: what waits for a consumer in its source, in its retry channels, and in its dead letters."""
+"""How much waits for a consumer in its source, in its retry channels, and in its dead letters."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from atleastonce.channels import Source
-from atleastonce.contract import Adapter, Backlog, Capabilities, Dates
+from atleastonce.contract import Adapter, Backlog, Dates
 from atleastonce.errors import AtLeastOnceError
-
-if TYPE_CHECKING:
-    from atleastonce.consumer import Consumer
-
-Role = Literal["main", "retry", "dead-letter"]
+from atleastonce.lag.places import Place, Role
+from atleastonce.patterns.hot_keys import KeyShare
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -30,6 +26,9 @@ class Lag(msgspec.Struct, frozen=True):
         oldest_age_s: seconds since the oldest that waits was published.
         true_lag: on Kafka, records that nobody has handled yet: some of the committed lag are done already.
         detail: why something is unknown.
+        hot_keys: those that stand out among the oldest messages, the most frequent first; None where nobody looked, or could.
+        sampled: how many messages their shares are of; not all that wait.
+        sampled_age_s: seconds since that look.
     """
 
     channel: str
@@ -41,32 +40,9 @@ class Lag(msgspec.Struct, frozen=True):
     oldest_age_s: float | None = None
     true_lag: int | None = None
     detail: str = ""
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where something may wait."""
-
-    source: Source
-    group: str | None
-    role: Role
-
-
-def places(consumer: Consumer, capabilities: Capabilities) -> list[Place]:
-    """Where messages of ``consumer`` may wait on a broker with ``capabilities``.
-
-    Raises:
-        ConfigurationError: it cannot run there.
-    """
-    home = consumer.home
-    found = [Place(home, home.group, "main")]
-    found += [
-        Place(Source(delay.channel), home.group, "retry")
-        for delay in consumer.topology(capabilities).delays
-        if delay.delay
-    ]
-    if consumer.dead_letter:
-        found.append(Place(Source(home.dead_letter_channel), home.group, "dead-letter"))
-    return found
+    hot_keys: list[KeyShare] | None = None
+    sampled: int | None = None
+    sampled_age_s: float | None = None
 
 
 async def measure(adapter: Adapter, where: Iterable[Place]) -> Sequence[Lag]:
