@@ -6,14 +6,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from atleastonce.contract import Delivery, Outcome
+from atleastonce.contract import Ack, Delivery, Outcome, Settlement
 from atleastonce.engine.answers import ask
 from atleastonce.engine.leases import LeaseTable
-from atleastonce.wake import Bell
+from atleastonce.wake import Bell, Signal
 
 log = logging.getLogger("atleastonce.engine")
 
 Extend = Callable[[Sequence[Delivery], float], Awaitable[Sequence[Outcome]]]
+Settle = Callable[[Sequence[Settlement]], Awaitable[Sequence[Outcome]]]
 
 
 class Renewer:
@@ -28,6 +29,8 @@ class Renewer:
         self.target: Extend | None = None
         self.table = LeaseTable(lease)
         self._lost = lost
+        self._extending: set[Delivery] = set()
+        self._extended = Signal()
         self._bell = Bell()
 
     def watch(self, batch: Sequence[Delivery]) -> None:
@@ -37,6 +40,19 @@ class Renewer:
         ends = min((delivery.lease_until for delivery in batch if delivery.lease_until), default=now + lease)
         self.table.add(batch, min(now, ends - lease))
         self._bell.ring()
+
+    def after(self, settle: Settle) -> Settle:
+        """``settle``, for what comes again not before its extension that is under way has ended: brokers may hear of the two in
+        either order, and what is extended after it was given back, or delayed, is kept from everybody for a lease."""
+
+        async def settled(batch: Sequence[Settlement]) -> Sequence[Outcome]:
+            while self._extending and any(
+                delivery in self._extending and not isinstance(verdict, Ack) for delivery, verdict in batch
+            ):
+                await self._extended.wait(self.table.lease)
+            return await settle(batch)
+
+        return settled
 
     async def run(self) -> None:
         """Renew until cancelled."""
@@ -49,7 +65,12 @@ class Renewer:
 
     async def _renew(self, batch: list[Delivery], extend: Extend) -> None:
         asked = time.monotonic()
-        outcomes = await ask(lambda deliveries: extend(deliveries, self.table.lease), batch)
+        self._extending.update(batch)
+        try:
+            outcomes = await ask(lambda deliveries: extend(deliveries, self.table.lease), batch)
+        finally:
+            self._extending.clear()
+            self._extended.notify()
         now = time.monotonic()
         kept: list[Delivery] = []
         lost: list[Delivery] = []

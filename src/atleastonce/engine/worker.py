@@ -153,7 +153,7 @@ class Worker:
         await self._intake.read(subscription)
 
     def _attach(self, subscription: Subscription) -> None:
-        self.settler.target = subscription.settle
+        self.settler.target = self.renewer.after(subscription.settle) if self._leased else subscription.settle
         self.renewer.target = subscription.extend
         if isinstance(self.mover, Handoff):
             if not isinstance(subscription, Transacts):

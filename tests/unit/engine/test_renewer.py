@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from engine_kit import deliveries, delivery, ids, until
 
-from atleastonce.contract import OK, Code, Delivery, Outcome, rejected, unknown
+from atleastonce.contract import ACK, OK, RELEASE, Code, Delivery, Outcome, Settlement, rejected, unknown
 from atleastonce.engine.renewer import Renewer
 
 LEASE = 0.06
@@ -162,3 +162,34 @@ async def test_without_a_subscription_nothing_is_asked() -> None:
         await until(lambda: renewer.table.next_due() is None)
         assert not broker.calls
         assert not told
+
+
+async def test_what_comes_again_is_settled_after_the_extension_that_is_under_way() -> None:
+    """The broker might hear of them in the other order, and keep from everybody what was given back."""
+    heard: list[str] = []
+    answered = asyncio.Event()
+
+    async def extend(batch: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
+        if not answered.is_set():
+            heard.append("asked")
+            await answered.wait()
+            heard.append("extended")
+        return [OK] * len(batch)
+
+    async def settle(batch: Sequence[Settlement]) -> Sequence[Outcome]:
+        heard.extend(type(verdict).__name__ for _, verdict in batch)
+        return [OK] * len(batch)
+
+    async with renewing(Broker()) as (renewer, _):
+        renewer.target = extend
+        settled = renewer.after(settle)
+        extended, other = fresh(2), delivery()
+        renewer.watch(extended)
+        await until(lambda: heard == ["asked"])
+        await settled([(extended[0], ACK), (other, RELEASE)])
+        giving_back = asyncio.create_task(settled([(extended[1], RELEASE)]))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert heard == ["asked", "Ack", "Release"]
+        answered.set()
+        await asyncio.wait_for(giving_back, 10)
+        assert heard == ["asked", "Ack", "Release", "extended", "Release"]
