@@ -121,8 +121,7 @@ async def test_a_handler_that_always_exits_ends_in_the_dead_letters(backend_url:
         assert runs[7] == POLICY.crash_limit
 
 
-# On SQS and Pub/Sub a poll that is under way takes what is given back, which is why `RELEASES` is more than one.
-@pytest.mark.parametrize("backend_url", ["rabbitmq", "redis", "nats"], indirect=True)
+@pytest.mark.parametrize("backend_url", ["rabbitmq", "redis", "nats", "sqs", "pubsub"], indirect=True)
 async def test_a_stop_counts_what_it_gives_back_once_at_most(backend_url: str, queue: MakeQueue) -> None:
     """What is given back while more is asked for comes to the same process again, and is counted again."""
     jobs = queue("jobs")

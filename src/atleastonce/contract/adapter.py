@@ -82,6 +82,14 @@ class Subscription(ABC):
     async def resume(self) -> None:
         """Fetch again, at once. Idempotent."""
 
+    async def leave(self) -> None:
+        """`pause` for the last time, before what has not begun is given back: from then on nothing that anybody gives back may
+        come to this subscription, which would give it back once more, and have it counted once more. What was fetched and not
+        handed out is given back as well, and not kept for as long as handlers run. Takes a second or so at most; `settle`,
+        `extend` and `close` follow.
+        """
+        await self.pause()
+
     @abstractmethod
     async def close(self) -> None:
         """Release what was fetched and never handed out, flush settlements, leave. Idempotent; never raises for a broker that is

@@ -20,8 +20,8 @@ log = logging.getLogger("atleastonce.engine")
 RECONNECT = Backoff("200ms", factor=2, maximum="10s")
 
 # How long a stop waits for the broker to hear that nothing more is wanted. Shorter: what is given back may be counted twice;
-# longer: a silent broker holds up the end.
-_QUIET_SECONDS = 1.0
+# longer: a silent broker holds up the end. SQS needs a second and a round trip.
+_QUIET_SECONDS = 1.5
 
 
 class Supervisor:
@@ -82,6 +82,7 @@ class Supervisor:
             await asyncio.wait([self._reading])
             if not self._reading.cancelled():
                 self._reading.exception()  # told by `wait` to who asks, and no surprise to the loop
+        self.worker.halt()  # meanwhile nothing more begins
         await self._quiet()
         drained = await self.worker.drain_all(grace)
         await self.worker.stop()
@@ -98,9 +99,9 @@ class Supervisor:
         """Ask the broker for nothing more, before anything is given back: else it comes to us again, and is counted again."""
         if self._subscription is None:
             return
-        pausing = asyncio.create_task(self._subscription.pause())
-        _, late = await asyncio.wait([pausing], timeout=_QUIET_SECONDS)
-        if not late and not pausing.cancelled() and (error := pausing.exception()) is not None:
+        leaving = asyncio.create_task(self._subscription.leave())
+        _, late = await asyncio.wait([leaving], timeout=_QUIET_SECONDS)
+        if not late and not leaving.cancelled() and (error := leaving.exception()) is not None:
             log.debug("%s: not paused for the end: %r", self.worker.source, error)
 
     async def _close(self) -> None:

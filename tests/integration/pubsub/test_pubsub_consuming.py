@@ -214,3 +214,41 @@ async def test_closing_waits_for_no_message_that_never_comes(pubsub_url: str, qu
         began = time.monotonic()
         await subscription.close()
         assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["unordered", "ordered"])
+async def test_what_is_given_back_is_not_brought_by_a_pull_of_ones_own(
+    pubsub_url: str, queue: MakeQueue, fifo: bool
+) -> None:
+    """A pull that waits would take it, and it would be counted once more."""
+    async with opened(pubsub_url, lease="60s") as adapter:
+        await adapter.declare(topology(work := queue(fifo=fifo)))
+        await publish(adapter, work, *[message(key=b"%d" % n) for n in range(25)])
+        leaving, peer = await reading(adapter, work), await reading(adapter, work)
+        held = await take(leaving, 25)
+        assert await leaving.receive(10, 0.5) == ()  # pulls, and there is nothing
+        await leaving.leave()
+        began = time.monotonic()
+        assert all(outcome.ok for outcome in await leaving.settle([(each, RELEASE) for each in held]))
+        await leaving.close()
+        came = await take(peer, 25)
+        assert time.monotonic() - began < 2.0
+        assert [delivery.count for delivery in came] == [2] * 25
+        await peer.settle([(delivery, ACK) for delivery in came])
+
+
+async def test_who_leaves_keeps_nothing_that_was_fetched(pubsub_url: str, queue: MakeQueue) -> None:
+    """A drain may last for minutes, and nobody renews a lease here."""
+    async with opened(pubsub_url, lease="60s") as adapter:
+        await adapter.declare(topology(work := queue()))
+        draining, peer = await reading(adapter, work), await reading(adapter, work)
+        assert await draining.receive(30, 0.05) == ()  # a pull for thirty waits
+        await publish(adapter, work, *[message() for _ in range(30)])
+        (held,) = await take(draining, 1, most=1)
+        await draining.leave()
+        began = time.monotonic()
+        came = await take(peer, 29)
+        assert time.monotonic() - began < 2.0
+        assert max(delivery.count for delivery in came) <= 2
+        await peer.settle([(delivery, ACK) for delivery in came])
+        assert (await draining.settle([(held, ACK)]))[0].ok

@@ -217,10 +217,12 @@ class PubSubSubscription(Subscription):
             return
         self._parallel = 1 if self._ordered else self._config.pulls
         lease = self._deadline
-        if self._config.lease < lease:
-            lease = float(math.ceil(self._config.lease))
-            await self._leases.move([each.ack_id for each in received], int(lease))
-        self._take(received, answer.size, now + lease - min(_LEAN, lease / 20))
+        try:
+            if self._config.lease < lease:
+                lease = float(math.ceil(self._config.lease))
+                await self._leases.move([each.ack_id for each in received], int(lease))
+        finally:  # also where the pull is ended here: they are ours, and somebody has to give them back
+            self._take(received, answer.size, now + lease - min(_LEAN, lease / 20))
 
     def _take(self, received: Sequence[Any], total: int, lease_until: float) -> None:
         source, stream, epoch = self._source, self._source.channel.name, self._epoch
@@ -390,17 +392,31 @@ class PubSubSubscription(Subscription):
         self._paused = False
         self._changed.set()
 
+    async def leave(self) -> None:
+        self._paused = True
+        await self._end_pulls()
+        await self._return()
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._changed.set()
-        if self._pulls:
-            await asyncio.wait(list(self._pulls), timeout=_GRACE)
-            waiting = list(self._pulls)
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        await self._end_pulls()
+        await self._return()
+
+    async def _end_pulls(self) -> None:
+        """Before anything is given back: to a pull that waits it would be handed out once more, and counted once more."""
+        if not self._pulls:
+            return
+        await asyncio.wait(list(self._pulls), timeout=_GRACE)
+        waiting = list(self._pulls)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _return(self) -> None:
+        """Give back what was not handed out: nobody renews its lease here."""
         held = [delivery for delivery in self._unbuffer() if delivery.lease_until > time.monotonic()]
         with contextlib.suppress(AtLeastOnceError):  # what could not be given back comes when its lease ends
             await self._give_back(held)

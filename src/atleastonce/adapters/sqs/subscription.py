@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from atleastonce.adapters.sqs import faults
 from atleastonce.adapters.sqs.config import Config
-from atleastonce.adapters.sqs.polls import Arrival, Polls
+from atleastonce.adapters.sqs.polls import BRIEF, Arrival, Polls
 from atleastonce.adapters.sqs.records import SQSDelivery
 from atleastonce.adapters.sqs.settling import MAX_VISIBILITY, Settling
 from atleastonce.channels import Source
@@ -81,6 +81,7 @@ class SQSSubscription(Subscription):
         self._paused = False
         self._closed = False
         self._waiting = False
+        self._patience = 0.0  # of who asks, in seconds
         self._failure: AtLeastOnceError | None = None
         self._failing_since = 0.0
         self._pause = _FIRST_PAUSE
@@ -90,7 +91,7 @@ class SQSSubscription(Subscription):
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + max_wait
-        self._waiting = True
+        self._waiting, self._patience = True, max_wait
         try:
             while True:
                 self._check()
@@ -129,8 +130,17 @@ class SQSSubscription(Subscription):
             if room <= 0:
                 ends = min((delivery.lease_until for delivery in self._out), default=math.inf)
                 return max(0.01, ends - now) if not self._polls.running else math.inf
-            self._polls.start(min(room, _LARGEST_POLL), briefly=self._failing_since > 0)
+            self._polls.start(min(room, _LARGEST_POLL), briefly=self._briefly())
         return math.inf
+
+    def _briefly(self) -> bool:
+        """Whether the next poll must not wait for long.
+
+        One may, where there is nothing that a stop would give back: what is given back while it waits comes to us once more. Who
+        does not ask for long is about to leave. And after a failure what counts is that there is an answer.
+        """
+        idle = not (self._out or self._buffer or self._polls.running) and self._width == 1
+        return not idle or self._patience <= BRIEF or self._failing_since > 0
 
     def _room(self, now: float) -> int:
         """How many messages may still come. An ended lease counts no longer: others may have it."""
@@ -320,16 +330,26 @@ class SQSSubscription(Subscription):
         self._paused = False
         self._news.set()
 
+    async def leave(self) -> None:
+        self._paused = True
+        if not self._closed:
+            await self._polls.refuse()
+            await self._return(())
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._news.set()
         self.on_end(self)
-        came = self._polls.close()
+        await self._return(self._polls.close())
+
+    async def _return(self, came: Sequence[dict[str, Any]]) -> None:
+        """Give back what ``came``, and what was not handed out: nobody renews its lease here."""
         now = time.monotonic()
         fetched = [SQSDelivery(raw, self._source, self.queue, self._epoch, now, self._lease) for raw in came]
         waits: list[tuple[int, Delivery, int]] = [(-1, delivery, 0) for delivery in (*self._buffer, *fetched)]
+        self._bytes -= sum(delivery.size for delivery in self._buffer)
         self._buffer.clear()
         if waits:
             await self._settling.settle([], waits, [])

@@ -72,5 +72,8 @@ class RelayedSubscription(Subscription):
     async def resume(self) -> None:
         await self.inner.resume()
 
+    async def leave(self) -> None:
+        await self.inner.leave()
+
     async def close(self) -> None:
         await self.inner.close()
