@@ -37,7 +37,7 @@ class ConsumerOptions(TypedDict, total=False):
         rate_limit: messages that may begin in a second, all retries included, like ``"500/s"``. Default: None, no limit. For
             one process: ten of them are ten times as fast.
         circuit: when this consumer stops reading because its handler keeps failing. Burns no attempts. Default: None, never.
-        priority: a consumer with a lower one receives next to nothing while this one's messages wait for the machine. Default: 0.
+        priority: while messages of this consumer wait to run, one with a lower priority receives one message a second. Default: 0.
         hot_keys: whether the keys that bring most messages, or take most time, are counted and named in `Service.status`. Default:
             True for an ordered consumer, else False; it costs a microsecond a message.
         transactions: whether what the handler publishes, a retry or dead letter of its message, and the settlement are one

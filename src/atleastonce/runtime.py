@@ -173,7 +173,7 @@ class Runtime:
         self.supervisors.append(self._quarantine)
         await self._quarantine.start(_SUSPECTS_FIRST)
         self.home = home = self._worker(self.consumer.home, self.consumer.window, None)
-        home.elders += before
+        home.betters += before
         await self._start(home)
         if self._broker.adapter.capabilities.delay.level is not Level.EMULATED:  # nobody else empties them
             window = self.consumer.window
@@ -181,7 +181,7 @@ class Runtime:
             waiting = msgspec.structs.replace(window, shared=True)
             for delay in self.topology.delays:
                 worker = self._worker(Source(delay.channel), waiting, delay)
-                worker.elders += before
+                worker.betters += before
                 if delay.delay:
                     home.elders.append(worker)
                 await self._start(worker)

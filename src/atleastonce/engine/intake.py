@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -22,6 +23,9 @@ _RECEIVE_WAIT = 5.0
 # are due. Too long: a backlog of due ones keeps fresh ones waiting.
 _GIVE_WAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.002
+# How long nothing may wait with one that has priority until it counts as idle: between two receives of a backlog nothing does.
+# Too short: a round trip to a slow broker looks like the end of the backlog. Too long: others stand still after each message.
+_MORE_SECONDS = 0.1
 
 
 class Elder(Protocol):
@@ -30,6 +34,14 @@ class Elder(Protocol):
     @property
     def behind(self) -> bool:
         """Whether messages wait there although there is a place to run them: what it lacks is the machine's time."""
+
+
+class Better(Protocol):
+    """A worker with priority."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether messages wait there, for a place or for the machine's time."""
 
 
 class Intake:
@@ -44,7 +56,8 @@ class Intake:
 
     Attributes:
         elders: workers whose messages have waited for their turn already: while one of them has places and not the time to fill
-            them, this one receives next to nothing.
+            them, this one receives only now and then.
+        betters: workers with priority: while messages wait there, this one receives one message now and then.
         room: to be rung when there is room again.
     """
 
@@ -57,6 +70,8 @@ class Intake:
         rate: TokenBucket | None,
     ) -> None:
         self.elders: list[Elder] = []
+        self.betters: list[Better] = []
+        self._better_waited = self._filled_at = -math.inf
         self.room = Bell()
         self._meter = meter
         self._most = most
@@ -89,13 +104,15 @@ class Intake:
             if self._paused or not room:
                 await self.room.heard()
                 continue
-            if self.elders:
-                await self._give_way()
+            if (self.elders or self.betters) and await self._give_way():
+                room = 1
             room = min(room, self._most)
+            batch: Sequence[Delivery]
             if self._rate is None:
-                self._received(await subscription.receive(room, _RECEIVE_WAIT))
+                batch = await subscription.receive(room, _RECEIVE_WAIT)
+                self._received(batch)
             elif granted := self._rate.take(room):
-                batch: Sequence[Delivery] = ()
+                room, batch = granted, ()
                 try:
                     batch = await subscription.receive(granted, _RECEIVE_WAIT)
                 finally:
@@ -103,14 +120,30 @@ class Intake:
                 self._received(batch)
             else:
                 await self.room.heard(self._rate.wait)
+                continue
+            if len(batch) >= room:
+                self._filled_at = time.monotonic()
             # A receive served from a buffer does not suspend: lanes and settler need the loop too.
             await asyncio.sleep(0)
 
-    async def _give_way(self) -> None:
-        deadline = time.monotonic() + _GIVE_WAY_SECONDS
+    async def _give_way(self) -> bool:
+        """Let others go first, but not for ever. Whether one with priority may still have messages that wait."""
+        now = time.monotonic()
+        deadline = now + _GIVE_WAY_SECONDS
         # Polled: what ends it is the passing of time, or the emptiness of other workers.
-        while not self._drains.stopping and any(elder.behind for elder in self.elders) and time.monotonic() < deadline:  # noqa: ASYNC110
+        while not self._drains.stopping and now < deadline:
+            if any(better.waiting for better in self.betters):
+                self._better_waited = now
+            elif now - self._better_waited >= _MORE_SECONDS and not any(elder.behind for elder in self.elders):
+                return False
             await asyncio.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+        return now - self._better_waited < _MORE_SECONDS
+
+    @property
+    def more(self) -> bool:
+        """Whether the last receive, a moment ago, brought all that was asked for: there is more where that came from."""
+        return time.monotonic() - self._filled_at < _MORE_SECONDS
 
     async def pause(self, reason: str) -> None:
         """Stop receiving for ``reason``, until `resume` with the same one. What is in flight goes on."""

@@ -3,21 +3,43 @@ settlement."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from atleastonce.contract import Window
+
+_ASSUMED: Final = 64 * 1024
+"""Bytes of a message before any was seen. Smaller: the first batch of large ones overshoots a small window. Larger: the first
+request of a usual one is small."""
+
+_RECENT: Final = 1000
+"""Messages after which a large one begins to be forgotten. Fewer: large ones that are rare overshoot each time. More: after the
+last of them, small ones are asked for in small portions for longer."""
 
 
 class WindowMeter:
     """Counts what is unsettled, whatever state it is in: queued, held until due, running, or waiting for its copy's
     confirmation.
 
-    Bytes are known only after a receive, so they may be overshot by one batch. To keep that small, the batch asked for shrinks
-    with the average size seen and the bytes left.
+    What a message weighs is known only after it was received. So no more are asked for than fit if each is as large as the
+    largest of late: bytes are overshot only by a message that is larger than those, and by what was asked for together with it. One
+    that is larger than the whole window is asked for when nothing else is out.
 
     Attributes:
         share: of the limit that may be used now, above 0 and up to 1; at least one message always may.
     """
 
-    __slots__ = ("_average", "bytes", "limit", "messages", "peak_bytes", "peak_messages", "share")
+    __slots__ = (
+        "_before",
+        "_largest",
+        "_oversized",
+        "_since",
+        "bytes",
+        "limit",
+        "messages",
+        "peak_bytes",
+        "peak_messages",
+        "share",
+    )
 
     def __init__(self, limit: Window) -> None:
         self.limit = limit
@@ -25,7 +47,9 @@ class WindowMeter:
         self.bytes = 0
         self.peak_messages = 0
         self.peak_bytes = 0
-        self._average = 0.0
+        self._largest = self._before = 0
+        self._since = 0
+        self._oversized = False
         self.share = 1.0
 
     def room(self) -> int:
@@ -34,9 +58,8 @@ class WindowMeter:
         free, left = most - self.messages, room - self.bytes
         if free <= 0 or left <= 0:
             return 0
-        if self._average > 0:
-            free = min(free, max(1, int(left / self._average)))
-        return free
+        largest = max(self._largest, self._before) or (1 if self._since else _ASSUMED)
+        return min(free, max(left // largest, 0 if self.messages else 1))
 
     def _most(self) -> tuple[int, int]:
         limit, share = self.limit, self.share
@@ -44,17 +67,24 @@ class WindowMeter:
             return limit.messages, limit.bytes
         return max(1, int(limit.messages * share)), max(1, int(limit.bytes * share))
 
-    def take(self, messages: int, size: int) -> None:
-        """Account for a received batch of ``messages`` with ``size`` bytes together."""
+    def take(self, messages: int, size: int, largest: int) -> bool:
+        """Account for a received batch of ``messages`` with ``size`` bytes together, the largest of them with ``largest``. Whether
+        that is the first one that is larger than the whole window."""
         if not messages:
-            return
+            return False
         self.messages += messages
         self.bytes += size
-        mean = size / messages
-        # Up at once, down slowly: one batch of big messages must shrink the very next request.
-        self._average = mean if mean > self._average else 0.9 * self._average + 0.1 * mean
+        self._since += messages
+        if self._since > _RECENT:  # two spans, so that a large one is remembered for one of them at least
+            self._before, self._largest, self._since = self._largest, largest, messages
+        else:
+            self._largest = max(self._largest, largest)
         self.peak_messages = max(self.peak_messages, self.messages)
         self.peak_bytes = max(self.peak_bytes, self.bytes)
+        if largest <= self.limit.bytes or self._oversized:
+            return False
+        self._oversized = True
+        return True
 
     def give(self, messages: int, size: int) -> None:
         """Take settled or lost messages off the account."""

@@ -69,7 +69,7 @@ class Worker:
         send: publishes copies; None for the adapter's own.
 
     Attributes:
-        elders: see `Intake`.
+        elders, betters: see `Intake`.
         ended, all_ended: see `Endings`; themselves, since they are called for each message or list.
     """
 
@@ -102,7 +102,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._drains = Drains(self._out, self._give_back)
         self._intake = Intake(self.meter, adapter.capabilities.max_batch, self._received, self._drains, rate)
-        self.elders = self._intake.elders
+        self.elders, self.betters = self._intake.elders, self._intake.betters
         self.settler = Settler(self._settled)
         self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0, self._forget_lost)
         self.timers = Timers(
@@ -177,6 +177,12 @@ class Worker:
     def behind(self) -> bool:
         """Whether messages wait here although there is a place to run them: what it lacks is the machine's time."""
         return self.pool.vacant and (self.lanes.ready or self._admission.late)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether messages wait, for a place or for the machine's time: here, or with the broker."""
+        full = not (self.pool.vacant or self.meter.room())
+        return self.lanes.ready or self._admission.late or self._intake.more or full
 
     async def drain_all(self, grace: float) -> bool:
         """Receive nothing more and end everything; whether all of it ended within ``grace`` seconds."""
@@ -282,7 +288,14 @@ class Worker:
     def _received(self, batch: Sequence[Delivery]) -> None:
         if not batch:
             return
-        self.meter.take(len(batch), sum(map(_SIZE, batch)))
+        sizes = [*map(_SIZE, batch)]
+        if self.meter.take(len(batch), sum(sizes), largest := max(sizes)):
+            log.warning(
+                "%s: a message of %d bytes came, and max_in_flight_bytes is %d: such messages run one at a time; raise it",
+                self.source,
+                largest,
+                self.window.bytes,
+            )
         self._out.update(batch)
         self.counts["received"] += len(batch)
         if self._leased:

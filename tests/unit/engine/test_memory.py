@@ -29,7 +29,7 @@ def test_windows_shrink_and_grow_again() -> None:
     used = 875
     guard.look()
     assert meter.room() == 50
-    meter.take(50, 50)
+    meter.take(50, 50, 1)
     assert meter.room() == 0
     assert not meter.low
     used = 2000
