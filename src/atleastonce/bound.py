@@ -329,18 +329,18 @@ class Bound:
     def due_in_channel(self, delivery: Delivery, delay: float) -> float | Decision:
         """When a delivery that is read from the retry channel of ``delay`` may run, or be looked at again; or that it goes to the
         channel's end, since it was sent away for longer than that: held until then, such messages would fill the window
-        and hold up the others."""
+        and hold up the others. A time that is not believed is replaced at once: held, it would be as far ahead as before
+        when it is looked at again."""
         now = time.time()
         due = wire.read_due(delivery.message.headers, now=now, delay=delay)
         came = delivery.message.published_at
-        turn = due if came is None or not delay else min(came, now) + max(delay, _ROUND_SECONDS)
-        if due <= max(now, turn) + 1.0:  # a publish for a second is not worth it
-            return due
-        if turn > now:
+        turn = due.at if came is None or not delay else min(came, now) + max(delay, _ROUND_SECONDS)
+        if not due.clamped and due.at <= max(now, turn) + 1.0:  # a publish for a second is not worth it
+            return due.at
+        if not due.clamped and turn > now:
             return turn
-        return Decision(
-            copies=(Outgoing(self._home.retry_channel(delay), parked_copy(delivery, due - now)),), name="parked"
-        )
+        channel = self._home.retry_channel(delay) if delay else self._home.redrive_channel
+        return Decision(copies=(Outgoing(channel, parked_copy(delivery, due, due.at - now)),), name="parked")
 
     def due_at_home(self, delivery: Delivery) -> float | Decision:
         """When a delivery that the broker brought back from a retry channel may run; or that it waits once more there,
@@ -350,11 +350,11 @@ class Bound:
             return 0.0
         now = time.time()
         due = wire.read_due(delivery.message.headers, now=now, delay=rooms[-1])
-        left = due - now
+        left = due.at - now
         if left <= min(max(rooms[0], 1.0), _HOLD_SECONDS):
-            return due
+            return due.at
         channel = self._home.retry_channel(room(rooms, left))
-        return Decision(copies=(Outgoing(channel, parked_copy(delivery, left)),), name="parked")
+        return Decision(copies=(Outgoing(channel, parked_copy(delivery, due, left)),), name="parked")
 
     @property
     def timeout(self) -> float | None:

@@ -7,6 +7,7 @@ ignored altogether unless a redrive put them there, since any producer could hav
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from atleastonce.message import Headers
 
@@ -58,6 +59,23 @@ CLOCK_SLACK = 60.0
 """Clocks of different hosts differ: a due time this many seconds beyond its channel's delay is believed."""
 
 _MAX_WAIT = 366 * 86_400_000
+# What is this close to the furthest time that is believed needs no other: it is believed a moment later.
+_CLOSE = 1.0
+
+
+class Due(NamedTuple):
+    """When a message may run.
+
+    Attributes:
+        at: not before this, in seconds since the epoch; 0.0: now.
+        wait: how long it may wait in all, in seconds from now: what is written further ahead is not believed.
+        clamped: whether its header says a later time than ``at``. It has to be replaced where the message waits once more, or
+            the header is believed no more then than now, and it waits for ever.
+    """
+
+    at: float
+    wait: float
+    clamped: bool
 
 
 def read_int(headers: Headers, name: str, *, default: int, low: int, high: int) -> int:
@@ -74,18 +92,19 @@ def read_attempt(headers: Headers) -> int:
     return read_int(headers, ATTEMPT, default=1, low=1, high=MAX_ATTEMPT)
 
 
-def read_due(headers: Headers, *, now: float, delay: float) -> float:
-    """When this message is due, in seconds since the epoch, if it waits in a channel of ``delay`` seconds.
+def read_due(headers: Headers, *, now: float, delay: float) -> Due:
+    """When this message is due if it waits in a channel of ``delay`` seconds.
 
     A due time further ahead than its channel's delay (or than the longer wait it was sent away for) comes from a wrong
     clock or a forger and is clamped, so that it waits no longer than an honest one. A malformed one is due now.
     """
-    longest = max(delay, read_int(headers, WAIT, default=0, low=0, high=_MAX_WAIT) / 1000) + CLOCK_SLACK
+    wait = max(delay, read_int(headers, WAIT, default=0, low=0, high=_MAX_WAIT) / 1000)
     text = headers.get(DUE)
     if text is None or not (text.isascii() and text.isdigit()):
-        return 0.0
-    latest = now + longest
-    return latest if len(text) > 18 else min(int(text) / 1000, latest)
+        return Due(0.0, wait, False)
+    latest = now + wait + CLOCK_SLACK
+    at = math.inf if len(text) > 18 else int(text) / 1000
+    return Due(min(at, latest), wait, at > latest + _CLOSE)
 
 
 def read_deadline(headers: Headers) -> float | None:

@@ -52,22 +52,22 @@ def test_an_honest_attempt_is_read() -> None:
 @given(st.one_of(st.text(), st.binary(), st.none(), st.integers().map(str)))
 def test_nothing_on_the_wire_raises_or_leaves_the_range(value: str | bytes | None) -> None:
     assert 1 <= wire.read_attempt(one(wire.ATTEMPT, value)) <= wire.MAX_ATTEMPT
-    assert 0 <= wire.read_due(one(wire.DUE, value), now=1000.0, delay=0.0) <= 1060.0
+    assert 0 <= wire.read_due(one(wire.DUE, value), now=1000.0, delay=0.0).at <= 1060.0
     assert wire.read_int(one("n", value), "n", default=3, low=5, high=9) in (3, 5, 6, 7, 8, 9)
 
 
 @pytest.mark.parametrize("text", ["-1", "soon", "", "1.5", "\u0663"])
 def test_a_malformed_due_time_is_now(text: str) -> None:
-    assert wire.read_due(one(wire.DUE, text), now=1000.0, delay=0.0) == 0.0
+    assert wire.read_due(one(wire.DUE, text), now=1000.0, delay=0.0).at == 0.0
 
 
 @pytest.mark.parametrize("text", ["1060001", "9" * 15, "9" * 16, "9" * 18, "9" * 19, "9" * 6000])
 def test_a_due_time_too_far_ahead_waits_as_long_as_an_honest_one(text: str) -> None:
-    assert wire.read_due(one(wire.DUE, text), now=1000.0, delay=0.0) == 1060.0
+    assert wire.read_due(one(wire.DUE, text), now=1000.0, delay=0.0).at == 1060.0
 
 
 def test_a_due_time_within_reach_is_kept() -> None:
-    assert wire.read_due(one(wire.DUE, "1059999"), now=1000.0, delay=0.0) == 1059.999
+    assert wire.read_due(one(wire.DUE, "1059999"), now=1000.0, delay=0.0).at == 1059.999
 
 
 @given(st.floats(min_value=0, max_value=4e9))
@@ -76,5 +76,5 @@ def test_a_time_travels_as_milliseconds_and_is_never_earlier(moment: float) -> N
     assert text.isascii()
     assert text.isdigit()
     assert moment - 1e-6 <= int(text) / 1000 < moment + 0.0011
-    assert wire.read_due(one(wire.DUE, text), now=moment, delay=1.0) >= moment - 1e-6
+    assert wire.read_due(one(wire.DUE, text), now=moment, delay=1.0).at >= moment - 1e-6
     assert math.isfinite(float(text))

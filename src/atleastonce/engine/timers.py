@@ -13,6 +13,10 @@ from atleastonce.wake import Bell
 
 # A step of the wall clock (NTP, a suspended laptop) is noticed after this long.
 _WALL_CLOCK_CHECK = 1.0
+# A step back by this much is one. What is held is looked at anew then: its due time may be further ahead than is believed, or
+# the time at which it was to be looked at again is. Smaller steps: it is held so much longer. Too small: a clock that is being
+# slewed has everything looked at all the time.
+_STEP_BACK = 1.0
 # How often timeouts of running handlers are looked at. A handler may overrun its timeout by this much.
 _TIMEOUT_CHECK = 0.05
 
@@ -21,7 +25,7 @@ class Timers:
     """The waiting deliveries of one worker and the task that wakes them.
 
     Args:
-        run_again: given deliveries whose wait is over.
+        run_again: given deliveries whose wait is over, or is to be told anew, since the wall clock has been put back.
         publish_again: given deliveries whose copies are to be published once more.
         tick: called about 20 times a second while ``ticking`` says so, with the monotonic time.
     """
@@ -41,6 +45,7 @@ class Timers:
         self._in_place: Schedule[Delivery] = Schedule()  # monotonic
         self._held: Schedule[Delivery] = Schedule()  # wall clock: due times come from other machines
         self._copies: Schedule[tuple[Delivery, Decision]] = Schedule()  # monotonic
+        self._offset = 0.0  # of the wall clock to the monotonic one, when it was last looked at
         self._bell = Bell()
 
     def again(self, delivery: Delivery, wait: float) -> None:
@@ -50,6 +55,8 @@ class Timers:
 
     def hold(self, delivery: Delivery, due: float) -> None:
         """Run ``delivery`` when the wall clock says ``due``."""
+        if not self._held:
+            self._offset = time.time() - time.monotonic()
         self._held.add(due, delivery)
         self._bell.ring()
 
@@ -82,13 +89,19 @@ class Timers:
         while True:
             await self._bell.heard(self._pause())
             now = time.monotonic()
-            ready = self._in_place.pop_due(now) + self._held.pop_due(time.time())
+            ready = self._in_place.pop_due(now) + self._let_go(now)
             if ready:
                 self._run_again(ready)
             for delivery, decision in self._copies.pop_due(now):
                 self._publish_again(delivery, decision)
             if self._ticking():
                 self._tick(now)
+
+    def _let_go(self, now: float) -> list[Delivery]:
+        """What is held no longer."""
+        wall = time.time()
+        back, self._offset = self._offset - (wall - now), wall - now
+        return self._held.purge(lambda _: True) if back >= _STEP_BACK else self._held.pop_due(wall)
 
     def _pause(self) -> float | None:
         now = time.monotonic()

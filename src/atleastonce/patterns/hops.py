@@ -118,11 +118,14 @@ def retry_copy(
     return _rehead(delivery.message, fields, ours=history.ours)
 
 
-def parked_copy(delivery: Delivery, left: float) -> Message:
-    """The copy that waits once more, ``left`` seconds, because its channel's delay was shorter than its wait."""
+def parked_copy(delivery: Delivery, due: wire.Due, left: float) -> Message:
+    """The copy that waits once more, ``left`` seconds, because its channel's delay was shorter than its wait. It says no later
+    time than was believed, and no longer wait: so it is not believed more with each round, and comes to an end."""
     message = delivery.message
-    headers = message.headers.set({wire.WAIT: wire.millis(left)})
-    return Message(message.id, message.body, message.key, headers, None, message.native)
+    fields: dict[str, HeaderValue] = {wire.WAIT: wire.millis(min(left, due.wait))}
+    if due.clamped:
+        fields[wire.DUE] = wire.millis(due.at)
+    return Message(message.id, message.body, message.key, message.headers.set(fields), None, message.native)
 
 
 def dead_copy(

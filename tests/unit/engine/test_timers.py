@@ -132,6 +132,21 @@ async def test_a_wall_clock_that_steps_back_lets_nothing_run_early(wall: WallClo
         assert wall() >= due
 
 
+async def test_a_wall_clock_that_was_put_back_has_what_is_held_looked_at_anew(wall: WallClock) -> None:
+    """Else it would be held until the clock is there again: for ten minutes, or for as long as it was wrong."""
+    async with ticking() as woken:
+        for item in deliveries(2):
+            woken.timers.hold(item, wall() + 3600)
+        woken.timers.again(delivery("in place"), 3600)
+        wall.offset = -600
+        await until(lambda: woken.runs, within=1)
+        assert woken.batches == [["m0", "m1"]]
+        for item in deliveries(2):
+            woken.timers.hold(item, wall() + 3600)
+        await asyncio.sleep(0.05)  # several looks at a clock that goes on as it should
+        assert len(woken.batches) == 1
+
+
 async def test_steps_of_the_wall_clock_do_not_touch_waits_in_place(wall: WallClock) -> None:
     async with ticking() as woken:
         begin = time.monotonic()
