@@ -13,10 +13,11 @@ import boto3
 import pytest
 import redis.asyncio as redis
 
-from atleastonce import Broker, Context, Queue, RequestError, Service, Topic, connect, wire
+from atleastonce import Broker, Context, Queue, RequestError, RequestTimeout, Service, Topic, connect, wire
 from atleastonce.adapters.kafka import publisher as kafka_publisher
 from atleastonce.adapters.kafka import replies as kafka_replies
 from atleastonce.adapters.sqlite.adapter import SQLiteAdapter
+from atleastonce.adapters.sqs.adapter import SQSAdapter
 from atleastonce.contract import Deletes, Outgoing, Replies, Topology
 from atleastonce.message import Message
 from atleastonce.testing.brokers import killable
@@ -79,6 +80,47 @@ async def test_an_inbox_that_was_deleted_is_made_again(
         assert broker.requests.waiting == 0
 
 
+async def test_a_deleted_stream_of_replies_is_there_again_within_5_s(redis_url: str) -> None:
+    quotes: Queue[int] = Queue(f"t.trouble.{uuid.uuid4().hex[:8]}", int)
+    service, _, _, addresses = shop(redis_url, quotes)
+    client = redis.from_url(redis_url)
+    async with service, connect(redis_url) as broker:
+        for _ in range(2):  # the second time right after it was made: the next sign is furthest away
+            await answered(broker, quotes)
+            assert await client.delete(addresses[-1]) == 1
+            begin = time.monotonic()
+            while not await client.exists(addresses[-1]):
+                assert time.monotonic() - begin <= 5.0
+                await asyncio.sleep(0.05)  # polling a condition with a deadline
+    await client.aclose()
+
+
+async def test_requests_too_short_for_an_inbox_leave_none_behind(sqs_url: str) -> None:
+    """Making a queue takes longer than any of them waits."""
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    async with connect(sqs_url, {"prefix": prefix}) as broker, connect(sqs_url) as looking:
+        assert isinstance(looking.adapter, SQSAdapter)
+        sqs = looking.adapter._clients.sqs
+
+        def inboxes() -> int:
+            return len(sqs.list_queues(QueueNamePrefix=f"{prefix}alo--reply--").get("QueueUrls", ()))
+
+        for _ in range(5):
+            with pytest.raises(RequestTimeout):
+                await broker.request(Queue(f"t.trouble.{prefix}"), 1, timeout="1ms")
+        end = time.monotonic() + DEADLINE
+        while broker._asking()._inbox is None:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)  # polling a condition with a deadline
+        assert await asyncio.to_thread(inboxes) == 1
+        await broker.close()
+        assert await asyncio.to_thread(inboxes) == 0
+        async with connect(sqs_url, {"prefix": prefix}) as hurried:  # closed while it opens one
+            with pytest.raises(RequestTimeout):
+                await hurried.request(Queue(f"t.trouble.{prefix}"), 1, timeout="1ms")
+        assert await asyncio.to_thread(inboxes) == 0
+
+
 @pytest.mark.parametrize("name", ["nats", "rabbitmq", "redis"])
 async def test_the_broker_restarts_while_a_request_is_being_answered(name: str) -> None:
     """It ends in an answer or in a defined failure within its time, and the next ones are answered."""
@@ -102,8 +144,6 @@ async def test_the_broker_restarts_while_a_request_is_being_answered(name: str) 
 
 
 async def test_inboxes_of_the_dead_are_swept(sqs_url: str) -> None:
-    from atleastonce.adapters.sqs.adapter import SQSAdapter
-
     async with connect(sqs_url) as broker:
         adapter = broker.adapter
         assert isinstance(adapter, SQSAdapter)

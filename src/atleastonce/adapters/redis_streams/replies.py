@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from atleastonce.adapters.redis_streams.config import Config
 from atleastonce.adapters.redis_streams.entries import Layout
 from atleastonce.adapters.redis_streams.faults import LinkLost, ReplyError
-from atleastonce.adapters.redis_streams.link import Command, Line, Link
+from atleastonce.adapters.redis_streams.link import Line, Link
 from atleastonce.contract import Arrived, Reply
 from atleastonce.errors import AtLeastOnceError, Closed
 from atleastonce.wire import CORRELATION
@@ -26,8 +27,9 @@ _ADDRESS = re.compile(r"alo\.reply\.[0-9a-f]{32}")
 LIFE: Final = 60
 """Seconds that the stream outlives the last sign of its owner. Shorter: a pause of the owner loses the answers meanwhile. Longer:
 the streams of processes that were killed stay as long."""
-_SIGN: Final = 5.0
-"""Seconds between such signs, and what one read waits; a stream that was deleted is made again within this time."""
+_SIGN: Final = 3.0
+"""Seconds between such signs; a stream that was deleted is noticed by one, and made again. Longer: answers to who asks meanwhile
+are lost for as long. Shorter: two commands more each time, of each process."""
 _MANY: Final = 1000
 """Answers of one read. As many are left in the stream before they are trimmed."""
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -58,7 +60,11 @@ class StreamInbox:
         Raises:
             AtLeastOnceError, LinkLost, ReplyError: the server does not let us.
         """
-        await self._make(await self._line.get())
+        try:
+            await self._make(await self._line.get())
+        except BaseException:
+            self._line.close()  # the stream, if it was made, ends by itself
+            raise
         self._reading = asyncio.create_task(self._keep(), name="redis replies")
 
     def address(self, correlation: str) -> str:
@@ -99,24 +105,27 @@ class StreamInbox:
 
     async def _once(self, link: Link) -> None:
         """One read, and now and then a sign of life."""
-        commands: list[Command] = []
-        sign = self._read >= _MANY or time.monotonic() - self._signed >= _SIGN
-        if sign:
-            # An exact trim of what was read, and only of that.
-            commands = [("EXPIRE", self._name, LIFE), ("XTRIM", self._name, "MINID", self._after())]
-        block = ("XREAD", "COUNT", _MANY, "BLOCK", round(_SIGN * 1000), "STREAMS", self._name, self._last)
-        replies = await link.call([*commands, block], _SIGN + 10.0)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply
-        if sign:
-            self._read, self._signed = 0, time.monotonic()
-            if replies[0] == 0:  # it was deleted, or the server has lost it
-                log.warning("the stream of replies is gone; making it again")
-                await self._make(link)
-                return
-        if replies[-1]:
-            self._take(replies[-1][0][1])
+        left = self._signed + _SIGN - time.monotonic()
+        if self._read >= _MANY or left <= 0:
+            await self._sign(link)
+            left = _SIGN
+        # No longer than until the next sign: nothing wakes who reads a stream that is not there.
+        wait = max(1, math.ceil(left * 1000))  # 0 would be for ever
+        block = ("XREAD", "COUNT", _MANY, "BLOCK", wait, "STREAMS", self._name, self._last)
+        (found,) = _good(await link.call([block], left + 10.0))
+        if found:
+            self._take(found[0][1])
+
+    async def _sign(self, link: Link) -> None:
+        """Not together with the read: its answer would come with that of the read, and be that much later."""
+        now = time.monotonic()
+        # An exact trim of what was read, and only of that.
+        trim = ("XTRIM", self._name, "MINID", self._after())
+        kept, _ = _good(await link.call([("EXPIRE", self._name, LIFE), trim]))
+        self._read, self._signed = 0, now
+        if not kept:  # it was deleted, or the server has lost it
+            log.warning("the stream of replies is gone; making it again")
+            await self._make(link)
 
     def _after(self) -> str:
         millis, _, sequence = self._last.decode().partition("-")
@@ -130,3 +139,11 @@ class StreamInbox:
             message = self._layout.message(self._name, id, fields)
             found.append(Reply(message.headers.get(CORRELATION) or "", message))
         self._arrived(found)
+
+
+def _good(replies: Sequence[Any]) -> Sequence[Any]:
+    """The answers, if none is an error. Else raises the first one."""
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies

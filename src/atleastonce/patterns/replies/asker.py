@@ -115,7 +115,7 @@ class Asker:
         self._refused = refused
         self._limit = limit
         self._inbox: ReplyInbox | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[ReplyInbox] | None = None  # nobody's own: who stops waiting does not end it
         self._closed = False
 
     async def ask(self, item: Outgoing, within: float) -> Message:
@@ -157,6 +157,9 @@ class Asker:
         self._closed = True
         for waiter in self.table.waiting():
             waiter.fail(Closed("the broker was closed while a request waited for its answer"))
+        if self._opening is not None:
+            self._opening.cancel()  # it takes back what it has made so far
+            await asyncio.wait((self._opening,))
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
             await inbox.close()
@@ -176,7 +179,8 @@ class Asker:
         timer = loop.call_at(end, waiter.done)
         try:
             asked = request_of(item, inbox.address(correlation), correlation, deadline)
-            await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=within)
+            left = max(0.0, end - loop.time())  # the inbox has taken its part
+            await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=left)
             await waiter.future
         finally:
             timer.cancel()
@@ -184,13 +188,32 @@ class Asker:
             table.gone(correlation)
 
     async def _opened(self, item: Outgoing, end: float, within: float) -> ReplyInbox:
-        try:
-            async with asyncio.timeout_at(end):
-                return await self._open()
-        except TimeoutError:
+        """The inbox. Opening it may take longer than this request waits, and goes on for the next one."""
+        if self._closed:
+            raise Closed("the broker was closed")
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.create_task(self._open(), name="atleastonce-inbox")
+            opening.add_done_callback(self._has_opened)
+        await asyncio.wait((opening,), timeout=end - asyncio.get_running_loop().time())
+        if not opening.done():
             raise RequestTimeout(
                 f"request to {_named(item)} not sent: the inbox for its answer could not be opened within {within:g} s"
-            ) from None
+            )
+        if self._closed:
+            raise Closed("the broker was closed")
+        return opening.result()
+
+    def _has_opened(self, opening: asyncio.Task[ReplyInbox]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._inbox = opening.result()
+
+    async def _open(self) -> ReplyInbox:
+        try:
+            return await self._replies.open_inbox(self._arrived)
+        except TimeoutError as error:  # a client's own: not the time of whoever asks
+            raise BrokerUnavailable(f"the inbox for replies could not be opened: {error}") from error
 
     def _told(self, item: Outgoing, waiter: Waiter, outcome: Outcome) -> None:
         if outcome.ok or waiter.future.done():
@@ -202,17 +225,6 @@ class Asker:
             waiter.fail(NoResponder(f"nobody answers requests to {_named(item)}: {fault.detail}"))
         else:
             waiter.fail(self._refused(item, outcome))
-
-    async def _open(self) -> ReplyInbox:
-        async with self._opening:
-            if self._closed:
-                raise Closed("the broker was closed")
-            if self._inbox is None:
-                try:
-                    self._inbox = await self._replies.open_inbox(self._arrived)
-                except TimeoutError as error:  # a client's own: not the time of whoever asks
-                    raise BrokerUnavailable(f"the inbox for replies could not be opened: {error}") from error
-            return self._inbox
 
     def _arrived(self, batch: Sequence[Reply]) -> None:
         table = self.table

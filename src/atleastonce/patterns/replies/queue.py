@@ -42,6 +42,9 @@ _ADDRESS = re.compile(r"alo\.reply\.[0-9a-f]{32}")
 _WINDOW = Window(1000, 64 * 2**20)
 _RECEIVE_WAIT = 5.0
 _SIGN_SECONDS = 60.0
+# How long what is half made is waited for, and then its removal. Shorter: it may be made after it was removed, and stays until it
+# is swept. Longer: so long may it hold up the end of its owner, if the broker is silent.
+_UNDO_SECONDS = 10.0
 _REOPEN = Backoff("50ms", factor=2, maximum="2s")
 
 
@@ -82,8 +85,25 @@ class QueueInbox:
         self._kept = 0.0
 
     async def open(self) -> None:
-        """Listen. Raises as `Adapter.subscribe`."""
-        self._reading = asyncio.create_task(self._read(await self._subscribe()), name="atleastonce-replies")
+        """Listen, or leave nothing behind. Raises as `Adapter.subscribe`."""
+        making = asyncio.create_task(self._subscribe(), name="atleastonce-replies")
+        try:
+            subscription = await asyncio.shield(making)
+        except BaseException:
+            await self._undo(making)
+            raise
+        self._reading = asyncio.create_task(self._read(subscription), name="atleastonce-replies")
+
+    async def _undo(self, making: asyncio.Task[Subscription]) -> None:
+        """Not cancelled first: what is under way on a thread goes on, and would make the queue after it was removed."""
+        await asyncio.wait((making,), timeout=_UNDO_SECONDS)
+        if not making.done():
+            making.cancel()
+        elif not making.cancelled() and making.exception() is None:
+            await self._leave(making.result())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNDO_SECONDS):
+                await self._remove()
 
     def address(self, correlation: str) -> str:
         return self._queue.name
@@ -94,6 +114,9 @@ class QueueInbox:
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         self._reading = None
+        await self._remove()
+
+    async def _remove(self) -> None:
         with contextlib.suppress(Exception):  # it is gone, or goes with the broker's own housekeeping
             if isinstance(self._adapter, KeepsInboxes):
                 await self._adapter.remove_inbox(self._queue.name)
