@@ -91,9 +91,9 @@ class Desk:
             _NoInbox: the answer is to go where no answers go.
         """
         headers = delivery.message.headers
-        address, correlation = headers.get(wire.REPLY_TO), headers.get(wire.CORRELATION)
+        address, correlation = headers.get(wire.REPLY_TO), wire.read_id(headers.get(wire.CORRELATION))
         if not address:
-            address, correlation = self._replies.asked_by(delivery)
+            address, correlation = self._replies.asked_by(delivery)  # as it came: only who asks has to make sense of it
         if not address or (headers.get(wire.REDRIVES) is not None):  # whoever asked has long gone
             return None
         known = len(address) <= MAX_ADDRESS and (
@@ -102,9 +102,7 @@ class Desk:
         if not known:
             raise _NoInbox(one_line(address, 200))
         deadline = wire.read_deadline(headers)
-        return Asked(
-            ReplyTo(address, until=math.inf if deadline is None else deadline), wire.read_id(correlation) or ""
-        )
+        return Asked(ReplyTo(address, until=math.inf if deadline is None else deadline), correlation or "")
 
     def answer(self, asked: Asked, answer: Answer) -> Outgoing:
         """``answer`` on its way; an error instead of one that the broker would not take."""

@@ -108,9 +108,13 @@ def read_due(headers: Headers, *, now: float, delay: float) -> Due:
 
 
 def read_deadline(headers: Headers) -> float | None:
-    """When the asker stops waiting, in seconds since the epoch; None where it did not say, or nothing that makes sense."""
-    value = read_int(headers, DEADLINE, default=0, low=1, high=10**17)
-    return value / 1000 if value else None
+    """When the asker stops waiting, in seconds since the epoch; None where it did not say, or nothing that makes sense. What is
+    below zero is as long past as zero."""
+    value = read_int(headers, DEADLINE, default=-1, low=0, high=10**17)
+    if value >= 0:
+        return value / 1000
+    sign, minus, digits = (headers.get(DEADLINE) or "").partition("-")
+    return 0.0 if minus and not sign and digits.isascii() and digits.isdigit() else None
 
 
 def read_id(value: object) -> str | None:

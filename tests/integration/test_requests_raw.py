@@ -48,7 +48,9 @@ def _amqp(url: str) -> pika.BlockingConnection:
     return pika.BlockingConnection(pika.URLParameters(url.replace("rabbitmq://", "amqp://", 1).rstrip("/") + "/%2F"))
 
 
-def _ask_raw(url: str, queue: str, reply_to: str | None, bodies: list[bytes]) -> dict[str, tuple[Any, bytes]]:
+def _ask_raw(
+    url: str, queue: str, reply_to: str | None, bodies: list[bytes], correlation: str = "c-{}"
+) -> dict[str, tuple[Any, bytes]]:
     """What a textbook's client does: ``reply_to``, ``correlation_id``, an inbox, and nothing else."""
     connection = _amqp(url)
     try:
@@ -61,7 +63,7 @@ def _ask_raw(url: str, queue: str, reply_to: str | None, bodies: list[bytes]) ->
 
         channel.basic_consume(inbox, answered, auto_ack=True)
         for number, body in enumerate(bodies):
-            properties = pika.BasicProperties(reply_to=inbox, correlation_id=f"c-{number}")
+            properties = pika.BasicProperties(reply_to=inbox, correlation_id=correlation.format(number))
             channel.basic_publish("", queue, body, properties)
         for _ in range(300):
             if len(found) == len(bodies):
@@ -91,6 +93,16 @@ async def test_a_raw_amqp_client_is_answered(rabbitmq_url: str, reply_to: str | 
         # A direct reply-to is no queue to the broker: answers to it must not come back as unroutable, nor be sent again.
         assert status.counts["done"] == 20
         assert not status.counts.get("unheard")
+
+
+@pytest.mark.parametrize("correlation", ["Grüße {}", "{}\n\t", "日本 {}", "{}" + "x" * 250])
+async def test_a_raw_amqp_clients_correlation_comes_back_as_it_was(rabbitmq_url: str, correlation: str) -> None:
+    quotes = a_queue()
+    service, _ = shop(rabbitmq_url, quotes)
+    bodies = [json.dumps({"n": n}).encode() for n in (1, 2, -1)]
+    async with service:
+        found = await asyncio.to_thread(_ask_raw, rabbitmq_url, quotes.name, None, bodies, correlation)
+    assert set(found) == {correlation.format(n) for n in range(3)}
 
 
 async def test_a_raw_amqp_responder_answers(rabbitmq_url: str) -> None:

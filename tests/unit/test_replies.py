@@ -23,7 +23,7 @@ class Waiting(RuleBasedStateMachine):
         self.waiting: dict[str, int] = {}
         self.answered: list[str] = []
         self.given_up: list[str] = []
-        self.asked = 0
+        self.asked = self.satisfied = 0
 
     @precondition(lambda self: not self.table.full)
     @rule()
@@ -41,12 +41,13 @@ class Waiting(RuleBasedStateMachine):
         self.answered.append(correlation)
 
     @precondition(lambda self: self.waiting)
-    @rule(at=st.integers(0, 99))
-    def give_up(self, at: int) -> None:
+    @rule(at=st.integers(0, 99), satisfied=st.booleans())
+    def give_up(self, at: int, satisfied: bool) -> None:
         correlation = list(self.waiting)[at % len(self.waiting)]
         del self.waiting[correlation]
-        self.table.gone(correlation)
+        self.table.gone(correlation, satisfied=satisfied)
         self.given_up.append(correlation)
+        self.satisfied += satisfied
 
     @precondition(lambda self: self.answered)
     @rule(at=st.integers(0, 99), final=st.booleans())
@@ -75,8 +76,8 @@ class Waiting(RuleBasedStateMachine):
         assert len(self.table) == len(self.waiting)
         assert sorted(self.table.waiting()) == sorted(self.waiting.values())
         assert self.table.full is (len(self.waiting) >= 5)
-        assert self.table.counts["answered"] == len(self.answered)
-        assert self.table.counts["expired"] == len(self.given_up)
+        assert self.table.counts["answered"] == len(self.answered) + self.satisfied
+        assert self.table.counts["expired"] == len(self.given_up) - self.satisfied
 
 
 TestWaiting = Waiting.TestCase
@@ -148,6 +149,22 @@ def test_a_request_says_where_and_until_when() -> None:
     assert ours == sorted(ours)  # a broker that keeps no order need not be told of one
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1e9", "9" * 30, "0", "٣"])
+@pytest.mark.parametrize("text", ["0", "-1", "-1700000000000", "-" + "9" * 30])
+def test_a_deadline_at_or_before_the_epoch_is_past(text: str) -> None:
+    assert wire.read_deadline(Headers([(wire.DEADLINE, text)])) == 0.0
+
+
+@given(st.binary(min_size=1, max_size=255))
+def test_a_raw_clients_correlation_goes_back_as_it_came(came: bytes) -> None:
+    item = reply_of(
+        Answer(b"1", "application/json"), ReplyTo("inbox"), came.decode("utf-8", "surrogateescape"), "quotes"
+    )
+    (back,) = item.message.headers.get_all(wire.CORRELATION)
+    assert back is not None
+    assert (back.encode() if isinstance(back, str) else back) == came
+    assert wire.read_id(item.message.id) == item.message.id
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-", "--1", "- 1", "-1.5", "-٣", "1e9", "9" * 30, "٣"])
 def test_a_deadline_that_makes_no_sense_is_none(text: str) -> None:
     assert wire.read_deadline(Headers([(wire.DEADLINE, text)])) is None

@@ -19,11 +19,13 @@ from atleastonce import (
     NoResponder,
     Overloaded,
     Queue,
+    QuorumMissed,
     RemoteError,
     Requester,
     RequestTimeout,
     Service,
     SQLiteStore,
+    Topic,
     connect,
 )
 from atleastonce.adapters import open_adapter
@@ -184,3 +186,25 @@ def test_a_responder_refuses_what_remembers_no_answers() -> None:
         service.responder(quotes, idempotency=Inbox(SQLiteStore("x.db")))(Shop().quote)
     with pytest.raises(ConfigurationError, match="reply_to"):
         service.responder(quotes, reply_to="legacy.*")
+
+
+async def test_who_asks_all_and_got_answers_was_answered() -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    rates = Topic[int]("rates", int)
+    services = [Service(name, broker=url, drain="0s") for name in ("north", "south")]
+    for factor, service in enumerate(services, 1):
+
+        @service.responder(rates)
+        async def rate(n: int, factor: int = factor) -> int:
+            return n * factor
+
+    async with services[0], services[1], connect(url) as broker:
+        assert sorted(await broker.gather(rates, 5, timeout="200ms", returns=int)) == [5, 10]
+        counts = broker.requests
+        assert (counts.answered, counts.expired, counts.waiting) == (1, 0, 0)
+        with pytest.raises(QuorumMissed):
+            await broker.gather(rates, 5, timeout="200ms", at_least=3)
+        assert (broker.requests.answered, broker.requests.expired) == (1, 1)
+        await broker.declare(Topic("quiet"))
+        assert await broker.gather(Topic("quiet"), 5, timeout="50ms") == []
+        assert (broker.requests.answered, broker.requests.expired) == (1, 2)

@@ -155,6 +155,9 @@ def _encode(message: Message, user: str, now: float, asking: bool) -> bytes:
             if text and text.isascii() and len(text) < 256:
                 parts[bit] = bytes((len(text),)) + text.encode()
                 flags |= 1 << bit
+            elif text and isinstance(value := message.headers.get_all(name)[-1], bytes) and len(value) < 256:
+                parts[bit] = bytes((len(value),)) + value  # a raw client's own, which is not text to us
+                flags |= 1 << bit
     return FLAGS.pack(flags) + b"".join([parts[bit] for bit in bits(flags)])
 
 

@@ -50,7 +50,7 @@ def asked_by(raw: object) -> tuple[str, str]:
         return "", ""
     short = raw.parsed.short
     found = (short.get(Bit.REPLY, b""), short.get(Bit.CORRELATION, b""))
-    return found[0].decode("utf-8", "replace"), found[1].decode("utf-8", "replace")
+    return found[0].decode("utf-8", "replace"), found[1].decode("utf-8", "surrogateescape")
 
 
 class ExclusiveInbox(Sink):

@@ -67,6 +67,11 @@ class Waiter:
             self.done()
         return True
 
+    @property
+    def satisfied(self) -> bool:
+        """Whether all that came in time was asked for, and something came."""
+        return self._enough is None and bool(self.replies or self.errors)
+
     def done(self) -> None:
         """Wait no longer."""
         if not self.future.done():
@@ -177,15 +182,17 @@ class Asker:
             )
         correlation = table.add(waiter)
         timer = loop.call_at(end, waiter.done)
+        satisfied = False
         try:
             asked = request_of(item, inbox.address(correlation), correlation, deadline)
             left = max(0.0, end - loop.time())  # the inbox has taken its part
             await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=left)
             await waiter.future
+            satisfied = waiter.satisfied
         finally:
             timer.cancel()
             waiter.future.cancel()  # if it is not done: what is told later is told nobody
-            table.gone(correlation)
+            table.gone(correlation, satisfied=satisfied)
 
     async def _opened(self, item: Outgoing, end: float, within: float) -> ReplyInbox:
         """The inbox. Opening it may take longer than this request waits, and goes on for the next one."""

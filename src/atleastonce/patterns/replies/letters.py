@@ -86,10 +86,11 @@ def _reply(
     to: ReplyTo, body: bytes, content_type: str, correlation: str, responder: str, *more: tuple[str, HeaderValue]
 ) -> Outgoing:
     fields: list[tuple[str, HeaderValue]] = [(wire.CONTENT_TYPE, content_type)]
-    if correlation:
-        fields.append((wire.CORRELATION, correlation))
+    id = wire.read_id(correlation)
+    if correlation:  # a raw client's may be any bytes, and goes back as those
+        fields.append((wire.CORRELATION, correlation if id else correlation.encode("utf-8", "surrogateescape")))
     fields += *more, (wire.RESPONDER, responder)
-    return Outgoing(to, Message(correlation or new_id(), body, None, Headers(fields)))
+    return Outgoing(to, Message(id or new_id(), body, None, Headers(fields)))
 
 
 def correlation_of(message: Message) -> str:

@@ -29,7 +29,7 @@ class RequestStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         waiting: without an answer yet.
-        answered: with one.
+        answered: with one; with any, where ``gather`` was to wait for all.
         expired: given up without one.
         late: answers that came after their asker had given up; dropped.
         duplicate: further answers to one request; dropped.

@@ -29,7 +29,7 @@ class Table(Generic[W]):
         limit: how many may wait at once.
 
     Attributes:
-        counts: ``answered``, ``late``, ``duplicate`` and ``unknown`` answers; ``expired`` requests.
+        counts: ``answered`` and ``expired`` requests; ``late``, ``duplicate`` and ``unknown`` answers.
     """
 
     def __init__(self, limit: int) -> None:
@@ -67,11 +67,12 @@ class Table(Generic[W]):
             self.counts["answered"] += 1
         return waiter
 
-    def gone(self, correlation: str) -> None:
-        """Nobody waits under ``correlation`` any more; an answer is late. Nothing if it was answered."""
+    def gone(self, correlation: str, *, satisfied: bool = False) -> None:
+        """Nobody waits under ``correlation`` any more; an answer is late. Nothing if it was answered. ``satisfied``: its time was
+        meant to end, and what came in it is what was asked for."""
         if correlation in self._waiting:
             self._end(correlation, "late")
-            self.counts["expired"] += 1
+            self.counts["answered" if satisfied else "expired"] += 1
 
     def waiting(self) -> list[W]:
         """All who wait."""
