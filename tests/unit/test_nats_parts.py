@@ -36,6 +36,7 @@ from atleastonce.errors import BrokerUnavailable, ConfigurationError, Connection
     [
         (ApiFailure(ApiError(404, 10059, "stream not found")), Code.NOT_FOUND, False),
         (ApiFailure(ApiError(400, 10054, "message size exceeds maximum allowed")), Code.TOO_LARGE, False),
+        (ApiFailure(ApiError(400, 10097, "header size exceeds maximum allowed of 64k")), Code.TOO_LARGE, False),
         (ApiFailure(ApiError(503, 10077, "maximum messages exceeded")), Code.OVERLOADED, True),
         (ApiFailure(ApiError(503, 10008, "JetStream system temporarily unavailable")), Code.UNAVAILABLE, True),
         (ApiFailure(ApiError(400, 10058, "stream name already in use")), Code.CONFLICT, False),

@@ -31,7 +31,8 @@ WORK_QUEUE_TAKEN = (10099, 10100)
 
 _FULL = frozenset({10023, 10028, 10047, 10077, 10122})
 """Stream or account limits: more may fit later."""
-_TOO_LARGE = 10054
+_TOO_LARGE = frozenset({10054, 10097})
+"""The message, or its headers, which may have 64 KiB whatever is set: the key is one of them."""
 
 
 class ApiError(msgspec.Struct, rename={"number": "err_code"}):
@@ -60,7 +61,7 @@ class NoResponders(Exception):
 def of_api(error: ApiError) -> Fault:
     """The fault behind JetStream's answer."""
     text = str(error)
-    if error.number == _TOO_LARGE:
+    if error.number in _TOO_LARGE:
         return Fault(Code.TOO_LARGE, False, Scope.MESSAGE, text)
     if error.number in _FULL:
         return Fault(Code.OVERLOADED, True, Scope.MESSAGE, text)
