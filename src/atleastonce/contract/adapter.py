@@ -62,12 +62,13 @@ class Subscription(ABC):
         undo it after that is `Capabilities.settled_within`.
 
         Idempotent: the first verdict of a delivery wins, a repeated one answers ``ok`` and is not sent. One failing item affects
-        no other and does not end the subscription. A lease that is over answers ``rejected`` with `Code.STALE`.
+        no other and does not end the subscription. A lease that is over answers ``rejected`` with `Code.STALE`, who may not
+        settle ``rejected`` with `Code.PERMISSION`: the engine stops reading.
         """
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         """Keep these for ``seconds`` from now and set their ``lease_until``. Called only where leases are ``EXTENDABLE``; a lease
-        that is over answers ``rejected`` with `Code.STALE`."""
+        that is over answers ``rejected`` with `Code.STALE`, and as `settle` who may not."""
         return [rejected(Code.INVALID, "this broker's leases cannot be extended")] * len(deliveries)
 
     @abstractmethod
@@ -159,7 +160,8 @@ class Adapter(ABC):
 
         Raises:
             NotFound: it does not exist; told within seconds, never by hanging.
-            BrokerUnavailable, PermissionDenied: as named.
+            BrokerUnavailable: as named.
+            PermissionDenied: it may not be read, or not be settled, where that can be told before anything is handed out.
             ConfigurationError: ``window`` asks for what this broker does not have.
         """
 

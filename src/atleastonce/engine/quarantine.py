@@ -15,6 +15,7 @@ import random
 from atleastonce.contract import Adapter, Backlog, Leasing, Subscription
 from atleastonce.engine.turnstile import Turnstile
 from atleastonce.engine.worker import Worker
+from atleastonce.errors import PermissionDenied
 from atleastonce.wake import Bell
 
 log = logging.getLogger("atleastonce.engine")
@@ -65,6 +66,7 @@ class Quarantine:
         self._pause = _BUSY_SECONDS
         self._shared = False  # the one that runs is no longer alone
         self._halted = False
+        self._denied: PermissionDenied | None = None
         self._leaving = False  # a subscription is being closed: not to be interrupted
         self._owed = False  # where the broker cannot say what waits: one look more, a lease later
         self._task: asyncio.Task[None] | None = None
@@ -81,9 +83,15 @@ class Quarantine:
             log.info("%s: suspects go on while other messages are read", self.worker.source)
 
     async def wait(self) -> None:
-        """Until it was stopped."""
+        """Until it was stopped.
+
+        Raises:
+            PermissionDenied: what is in the channel may not be settled.
+        """
         if self._task is not None:
             await asyncio.wait([self._task])
+            if not self._task.cancelled():
+                self._task.result()
 
     def halt(self) -> None:
         """One of them has ended the service: take no other."""
@@ -103,6 +111,8 @@ class Quarantine:
             if not self._leaving:
                 self._task.cancel()
             await asyncio.wait([self._task], timeout=0.5)
+        if self._task is not None and not self._task.cancelled():
+            self._task.exception()  # told by `wait` to who asks
         self.worker.state = ("stopped", "")
         return drained
 
@@ -113,12 +123,18 @@ class Quarantine:
             called, self._called = self._called, False
             try:
                 pause = await self._look(called)
-            except Exception as error:  # noqa: BLE001 - whatever ended the visit, what is there must be visited again
-                log.warning(
-                    "%s: the visit ended (%s); again later", self.worker.source, str(error) or type(error).__name__
-                )
+                self.worker.state = ("running", "")
+            except Exception as error:
+                detail = str(error) or type(error).__name__
+                self.worker.state = ("disconnected", detail)
+                if error is self._denied:
+                    log.error("%s: %s; it is read no more", self.worker.source, detail)
+                    raise
+                # Whatever else ended the visit, what is there must be visited again.
+                log.warning("%s: the visit ended (%s); again later", self.worker.source, detail)
                 pause = self._later()
-            self._looked.set()
+            finally:
+                self._looked.set()
 
     async def _look(self, called: bool) -> float:
         """One look, and a visit if there is something; in how many seconds to look again."""
@@ -161,6 +177,9 @@ class Quarantine:
                 if not await self._read_one(subscription, _NEXT_WAIT if came else first_wait):
                     break
                 came += 1
+        except PermissionDenied as error:  # each further visit would run, and count, what it cannot settle
+            self._denied = error
+            raise
         finally:
             self._leaving = True
             worker.lost(None)

@@ -23,14 +23,21 @@ class Renewer:
     Args:
         lease: seconds that a lease, and each renewal of it, lasts.
         lost: called after deliveries were marked as lost.
+        refused: shown what failed for good.
     """
 
-    def __init__(self, lease: float, lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        lease: float,
+        lost: Callable[[], None],
+        refused: Callable[[Delivery, str, Outcome], None] = lambda *_: None,
+    ) -> None:
         self.target: Extend | None = None
         self.table = LeaseTable(lease)
         self._lost = lost
         self._extending: set[Delivery] = set()
         self._extended = Signal()
+        self._refused = refused
         self._bell = Bell()
 
     def watch(self, batch: Sequence[Delivery]) -> None:
@@ -81,6 +88,7 @@ class Renewer:
             if not delivery.lost and (outcome.ok or (passing and delivery.lease_until > now)):
                 kept.append(delivery)
                 continue
+            self._refused(delivery, "renew", outcome)
             delivery.lost = True  # unless the adapter has marked it already
             lost.append(delivery)
             log.warning(

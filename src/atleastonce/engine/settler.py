@@ -28,14 +28,20 @@ class Settler:
 
     Args:
         ended: told of every batch that is over, whatever its outcomes; of each delivery once.
+        refused: shown what failed for good, by its verdict's name.
 
     Attributes:
         target: the current subscription's ``settle``; told anew after each reconnect.
     """
 
-    def __init__(self, ended: Callable[[Sequence[Settlement], Sequence[Outcome]], None]) -> None:
+    def __init__(
+        self,
+        ended: Callable[[Sequence[Settlement], Sequence[Outcome]], None],
+        refused: Callable[[Delivery, str, Outcome], None] = lambda *_: None,
+    ) -> None:
         self.target: Settle | None = None
         self._ended = ended
+        self._refused = refused
         self._pending: list[Settlement] = []
         self._repeats: Schedule[Settlement] = Schedule()  # monotonic
         self._failures: dict[Delivery, int] = {}  # of what waits to be repeated
@@ -112,4 +118,5 @@ class Settler:
                 log.warning(
                     "%s of %s failed (%s); it will be delivered again", name, delivery.message.id, outcome.fault
                 )
+                self._refused(delivery, name, outcome)
         return [item for item, _ in over], [outcome for _, outcome in over]

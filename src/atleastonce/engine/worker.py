@@ -23,6 +23,7 @@ from atleastonce.contract import (
 )
 from atleastonce.engine.admission import Admission, Due, Suspicion
 from atleastonce.engine.decision import Decision, Rejection
+from atleastonce.engine.denial import Denial
 from atleastonce.engine.drains import Drains
 from atleastonce.engine.endings import Endings
 from atleastonce.engine.gate import Gate
@@ -103,8 +104,9 @@ class Worker:
         self._drains = Drains(self._out, self._give_back)
         self._intake = Intake(self.meter, adapter.capabilities.max_batch, self._received, self._drains, rate)
         self.elders, self.betters = self._intake.elders, self._intake.betters
-        self.settler = Settler(self._settled)
-        self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0, self._forget_lost)
+        self._denial = Denial(str(source))
+        self.settler = Settler(self._settled, self._denial.look)
+        self.renewer = Renewer(adapter.capabilities.lease_seconds or 1.0, self._forget_lost, self._denial.look)
         self.timers = Timers(
             run_again=self._woken, publish_again=self._publish_again, tick=self._tick, ticking=self._ticking
         )
@@ -148,9 +150,9 @@ class Worker:
             self._tasks.append(asyncio.create_task(self._gate.run()))
 
     async def read(self, subscription: Subscription) -> None:
-        """Receive from ``subscription`` until it dies (raises) or the worker stops (returns)."""
+        """Receive from ``subscription`` until it dies or may not be settled (raises), or the worker stops (returns)."""
         self._attach(subscription)
-        await self._intake.read(subscription)
+        await self._denial.until(self._intake.read(subscription))
 
     def _attach(self, subscription: Subscription) -> None:
         self.settler.target = self.renewer.after(subscription.settle) if self._leased else subscription.settle
@@ -162,8 +164,11 @@ class Worker:
 
     async def read_one(self, subscription: Subscription, max_wait: float) -> bool:
         """Receive one message from ``subscription``, whose window is one, and return when it has ended; False if none came.
-        No other is handed out meanwhile, nor before the next call."""
+        No other is handed out meanwhile, nor before the next call. Raises as `read`."""
         self._attach(subscription)
+        return await self._denial.until(self._read_one(subscription, max_wait))
+
+    async def _read_one(self, subscription: Subscription, max_wait: float) -> bool:
         with self._intake.of(subscription):
             await subscription.resume()
             batch = await subscription.receive(1, max_wait)

@@ -206,21 +206,33 @@ class Guarded:
 
     def user(self, name: str, *actions: str) -> tuple[str, str]:
         """A user who may do ``actions`` to all queues and nothing else; key and secret."""
+        iam = self._iam()
+        iam.create_user(UserName=name)
+        self.allow(name, *actions)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        return key["AccessKeyId"], key["SecretAccessKey"]
+
+    def allow(self, name: str, *actions: str) -> None:
+        """From now on user ``name`` may do ``actions`` and nothing else."""
+        statement = {"Effect": "Allow", "Action": list(actions), "Resource": "arn:aws:sqs:*:*:*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._iam().put_user_policy(UserName=name, PolicyName="these", PolicyDocument=policy)
+
+    def _iam(self) -> Any:
         import boto3
 
-        iam = boto3.client(
+        return boto3.client(
             "iam",
             endpoint_url=f"http://127.0.0.1:{self._port}",
             region_name="us-east-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",
         )
-        iam.create_user(UserName=name)
-        statement = {"Effect": "Allow", "Action": list(actions), "Resource": "arn:aws:sqs:*:*:*"}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        iam.put_user_policy(UserName=name, PolicyName="these", PolicyDocument=policy)
-        key = iam.create_access_key(UserName=name)["AccessKey"]
-        return key["AccessKeyId"], key["SecretAccessKey"]
+
+    @property
+    def admin_url(self) -> str:
+        """For who may do everything."""
+        return f"sqs://127.0.0.1:{self._port}"
 
     def login(self, name: str, *actions: str) -> str:
         """The URL for a new user."""

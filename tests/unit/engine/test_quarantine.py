@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from engine_kit import LEASED, Rig, ScriptedAdapter, ScriptedSubscription, delivery, until
 
-from atleastonce.contract import Delivery, Window
+from atleastonce.contract import Code, Delivery, Window, rejected
 from atleastonce.engine import quarantine
 from atleastonce.engine.decision import DONE, Decision
 from atleastonce.engine.quarantine import Quarantine
 from atleastonce.engine.turnstile import Turnstile
+from atleastonce.errors import PermissionDenied
 
 
 class Looks:
@@ -71,3 +72,20 @@ async def test_seldom_is_not_never(looks: Looks, monkeypatch: pytest.MonkeyPatch
     looks.adapter.prepared.extend([ScriptedSubscription(), ScriptedSubscription(), looks.with_message("late")])
     await looks.quarantine.start(1.0)
     await until(lambda: looks.ran == ["late"])
+
+
+async def test_suspects_that_may_not_be_settled_are_visited_no_more(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each visit would run one, count it, and in the end blame it for what it did not do."""
+    monkeypatch.setattr(quarantine, "_BUSY_SECONDS", 0.01)
+    suspect = looks.with_message("suspect")
+    suspect.answers.append(lambda batch: [rejected(Code.PERMISSION, "no right to it")] * len(batch))
+    looks.adapter.prepared.extend([suspect, looks.with_message("again")])
+    await looks.quarantine.start(1.0)
+    with pytest.raises(PermissionDenied, match="may not ack: no right to it"):
+        await asyncio.wait_for(looks.quarantine.wait(), 2)
+    looks.quarantine.call()
+    await asyncio.sleep(0.1)  # time in which it would be visited again
+    assert (looks.visits, looks.ran) == (1, ["suspect"])
+    assert looks.quarantine.worker.state[0] == "disconnected"

@@ -7,9 +7,19 @@ import time
 from collections.abc import Collection, Sequence
 
 import pytest
-from engine_kit import Rig, ScriptedSubscription, deliveries, delivery, running, until
+from engine_kit import (
+    LEASED,
+    Rig,
+    ScriptedAdapter,
+    ScriptedSubscription,
+    copy,
+    deliveries,
+    delivery,
+    running,
+    until,
+)
 
-from atleastonce.contract import ACK, RELEASE, Code, Delivery, Fault, Outcome, Settlement, unknown
+from atleastonce.contract import ACK, RELEASE, Code, Delivery, Fault, Outcome, Settlement, rejected, unknown
 from atleastonce.engine import settler as settler_module
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import DONE, Decision
@@ -83,16 +93,18 @@ async def test_a_backoff_that_ends_ends_the_reading_with_its_reason() -> None:
 
 async def test_what_was_out_when_the_connection_died_is_never_settled_on_the_next_one() -> None:
     gate = asyncio.Event()
+    begun: list[str] = []
 
     async def process(item: Delivery) -> Decision:
         if item.message.id.startswith("old"):
+            begun.append(item.message.id)
             await gate.wait()
         return DONE
 
     async with running(Rig(process)) as rig:
         first = rig.subscription
         rig.feed(deliveries(6, prefix="old", body=b"12"))
-        await until(lambda: rig.worker.in_flight == 6)
+        await until(lambda: len(begun) == 4)
         rig.feed(ConnectionLost("gone"))
         await until(lambda: len(rig.scripted.subscriptions) == 2)
         await until(lambda: rig.worker.in_flight == 4)  # what had not started is forgotten at once
@@ -139,6 +151,84 @@ async def test_what_trying_again_does_not_mend_ends_the_reading_and_is_told(erro
         assert rig.subscription.closed
         assert len(rig.scripted.subscriptions) == 1
     assert rig.worker.state == ("stopped", "")
+
+
+def refused(batch: Sequence[object]) -> Sequence[Outcome]:
+    return [rejected(Code.PERMISSION, "no right to it")] * len(batch)
+
+
+async def test_who_may_not_settle_reads_no_more_and_is_told_why() -> None:
+    """What is not settled comes again: it would run, and be copied, for ever."""
+    runs: list[str] = []
+
+    async def process(item: Delivery) -> Decision:
+        runs.append(item.message.id)
+        return DONE
+
+    async with running(Rig(process)) as rig:
+        first = rig.subscription
+        first.answers.append(refused)
+        rig.feed(deliveries(1))
+        with pytest.raises(PermissionDenied, match="orders: may not ack: no right to it"):
+            await asyncio.wait_for(rig.supervisor.wait(), 2)
+        assert rig.worker.state == ("disconnected", "orders: may not ack: no right to it")
+        rig.feed(deliveries(1))
+        await asyncio.sleep(0.05)  # time in which it would be read
+        assert (runs, first.closed, len(rig.scripted.subscriptions)) == (["m0"], 1, 1)
+
+
+async def test_what_is_out_when_a_settlement_is_refused_is_neither_settled_nor_copied() -> None:
+    gate = asyncio.Event()
+
+    async def process(item: Delivery) -> Decision:
+        if item.message.id == "m0":
+            return DONE
+        await gate.wait()
+        return Decision(copies=(copy(),), name="suspected")
+
+    async with running(Rig(process)) as rig:
+        rig.subscription.answers.append(refused)
+        rig.feed(deliveries(3))
+        with pytest.raises(PermissionDenied):
+            await asyncio.wait_for(rig.supervisor.wait(), 2)
+        gate.set()
+        await until(lambda: not rig.worker.in_flight)
+        assert rig.scripted.sends == []
+        assert [name for name, _ in rig.subscription.settled] == ["m0"]
+
+
+async def test_who_may_not_keep_a_lease_reads_no_more() -> None:
+    """Whatever takes longer than the lease would run again and again, beside itself."""
+    async with running(Rig(never, adapter=ScriptedAdapter(LEASED)), grace=0.1) as rig:
+        rig.subscription.extensions.append(refused)
+        rig.feed([delivery(lease_until=time.monotonic() + 0.3)])
+        with pytest.raises(PermissionDenied, match="may not renew"):
+            await asyncio.wait_for(rig.supervisor.wait(), 2)
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code is not Code.PERMISSION])
+async def test_a_settlement_that_is_refused_for_another_reason_costs_its_message_only(code: Code) -> None:
+    async with running(Rig(done)) as rig:
+        rig.subscription.answers.append(lambda batch: [rejected(code, "no")] * len(batch))
+        rig.feed(deliveries(1), deliveries(1, prefix="n"))
+        await rig.ended()
+        await until(lambda: "n0" in rig.subscription.verdicts())
+        assert len(rig.scripted.subscriptions) == 1
+
+
+async def test_a_refusal_that_comes_after_its_subscription_ended_does_not_end_the_next_one() -> None:
+    async with running(Rig(done)) as rig:
+        first = rig.subscription
+        first.answers.append(refused)
+        first.settling.clear()
+        rig.feed(deliveries(1))
+        await until(lambda: rig.worker.settler.busy)
+        rig.feed(ConnectionLost("gone"))
+        await until(lambda: len(rig.scripted.subscriptions) == 2)
+        first.settling.set()
+        rig.feed(deliveries(1, prefix="n"))
+        await rig.ended()
+        assert rig.subscription.verdicts() == {"n0": ACK}
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), BrokerUnavailable("no"), PermissionDenied("no")])

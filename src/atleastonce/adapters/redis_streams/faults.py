@@ -53,6 +53,8 @@ _REPLIES: Final = {
     "MISCONF": (Code.OVERLOADED, True, Scope.MESSAGE),  # it cannot write its disk
     "BUSY": (Code.UNAVAILABLE, True, Scope.MESSAGE),  # somebody's script runs and runs
 }
+# What the servers say of a command, or of a key, that the user may not use and a script does: newer ones, older ones.
+_DENIED_IN_SCRIPT: Final = ("ACL failure in script", "The user executing the script can't")
 _ELSEWHERE: Final = frozenset({"MOVED", "ASK"})
 
 GONE: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "MOVED"})
@@ -64,6 +66,8 @@ def _reply(text: str) -> Fault:
     # An error inside one of our scripts carries the cause's own text.
     if word == "ERR" and "maxmemory" in text:
         word = "OOM"
+    if word == "ERR" and any(said in text for said in _DENIED_IN_SCRIPT):
+        word = "NOPERM"
     if word in _ELSEWHERE:
         return Fault(Code.UNAVAILABLE, True, Scope.CONNECTION, f"this node of a cluster has other keys ({mask(text)})")
     code, retryable, scope = _REPLIES.get(word, (Code.INVALID, False, Scope.MESSAGE))

@@ -66,6 +66,28 @@ class Settling:
         # An answer takes up to this long before we give up: within it the server may run the command.
         self._margin = min(config.lease / 4, config.operation_timeout)
 
+    async def ensure_allowed(self, link: Link) -> None:
+        """Ask for what settling takes, of an entry that nobody has: it changes nothing, and shows what is forbidden before anything
+        is handed out. Who may read and not settle would run the same entries for ever.
+
+        Raises:
+            ReplyError: the server's words for what we may not do.
+            LinkLost: as `Link.call`.
+        """
+        stream, group, nobody = self._keys.stream, self._keys.group, b"0-0"
+        commands: list[Command] = [
+            ("XACK", stream, group, nobody),
+            ("XCLAIM", stream, group, self._me, 0, nobody, "JUSTID"),
+            ("ZADD", self._keys.parked, "XX", 0, nobody),
+        ]
+        if self._deletes:
+            commands.append(("XDEL", stream, nobody))
+        if self._exact:
+            commands.append(("XACKDEL", stream, group, "ACKED", "IDS", 1, nobody))
+        for reply in await link.call(commands):
+            if isinstance(reply, ReplyError) and classify(reply).code is Code.PERMISSION:
+                raise reply
+
     async def settle(self, batch: Sequence[Settlement]) -> tuple[list[Outcome], float]:
         """The outcomes, and in how many seconds the first of what was given back is due (infinity: nothing was)."""
         outcomes: list[Outcome] = [OK] * len(batch)

@@ -90,7 +90,7 @@ class RedisSubscription(Subscription):
         self._error: AtLeastOnceError | None = None
 
     async def begin(self) -> None:
-        """Connect, and see that the group is there.
+        """Connect, and see that the group is there and that what is read may be settled.
 
         Raises:
             NotFound, BrokerUnavailable, PermissionDenied: as named.
@@ -98,6 +98,7 @@ class RedisSubscription(Subscription):
         try:
             link = await self._connected()
             await self._turn(link, 0)
+            await self._settling.ensure_allowed(link)
         except FAILURES as error:
             raise self._failed(error) from error
 

@@ -204,6 +204,10 @@ class SQSAdapter(Adapter):
             raise Closed("the adapter is closed")
         polls, calls = self._pools
         config, clients = self._config, self._clients
+        settling = Settling(clients, self._directory, calls, url, dead, config.operation_timeout)
+        await settling.ensure_allowed(source.name)
+        if self._closed:
+            raise Closed("the adapter is closed")
         if len(self._subscriptions) >= polls.limit:
             raise ConfigurationError(
                 f"sqs: connections={config.connections} are enough for {polls.limit} subscriptions; give more"
@@ -215,7 +219,7 @@ class SQSAdapter(Adapter):
             listener,
             config,
             lambda arrived: Polls(config, clients, polls, url, queue.endswith(names.FIFO), arrived),
-            Settling(clients, self._directory, calls, url, dead, config.operation_timeout),
+            settling,
         )
         self._subscriptions.add(subscription)
         subscription.on_end = self._subscriptions.discard

@@ -12,7 +12,8 @@ from atleastonce.adapters.sqs.clients import Clients
 from atleastonce.adapters.sqs.directory import Directory
 from atleastonce.adapters.sqs.entries import encode
 from atleastonce.adapters.sqs.threads import Threads
-from atleastonce.contract import Code, Delivery, Outcome, unknown
+from atleastonce.contract import Code, Delivery, Outcome, Status, unknown
+from atleastonce.errors import PermissionDenied
 
 MAX_VISIBILITY: Final = 43_200
 """Seconds that one delivery can be kept, or kept away: twelve hours from when it was received."""
@@ -39,6 +40,28 @@ class Settling:
         self._url = url
         self._dead_letters = dead_letters
         self._patience = patience
+
+    async def ensure_allowed(self, source: str) -> None:
+        """Ask for what settling takes, with a receipt that is none: SQS looks at the rights first. So it shows before anything is
+        handed out: who may read and not settle would run the same messages for ever.
+
+        Raises:
+            PermissionDenied: as SQS says.
+        """
+        none = {"Id": "0", "ReceiptHandle": "none"}
+        calls: list[tuple[str, batches.Entry]] = [
+            ("DeleteMessageBatch", none),
+            ("ChangeMessageVisibilityBatch", {**none, "VisibilityTimeout": 0}),
+        ]
+
+        def ask(name: str, entry: batches.Entry) -> list[Outcome]:
+            return batches.run(lambda part: self._clients.call(name, QueueUrl=self._url, Entries=part), [entry])
+
+        running = [self._threads.submit(partial(ask, name, entry)) for name, entry in calls]
+        done, _ = await asyncio.wait(running, timeout=self._patience)
+        for (outcome,) in [future.result() for future in running if future in done]:
+            if outcome.status is Status.REJECTED and outcome.fault and outcome.fault.code is Code.PERMISSION:
+                raise PermissionDenied(f"reading {source}: {outcome.fault.detail}")
 
     async def settle(
         self,
