@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 
@@ -10,6 +11,8 @@ import pytest
 pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed")
 
 from confluent_kafka import Consumer, Producer
+from guarded_brokers import CAN_CERTIFY, Guard, guard
+from guarded_brokers import kafka as guarded_kafka
 
 from atleastonce.brokers import Running
 from atleastonce.channels import Queue
@@ -58,7 +61,8 @@ class KafkaHarness(Harness):
     name = "kafka" if PROTOCOL == "classic" else f"kafka ({PROTOCOL} protocol)"
     settle_lag = 2.0  # commit.interval, and a busy machine
 
-    def __init__(self, broker: Running) -> None:
+    def __init__(self, broker: Running, guard: Guard | None) -> None:
+        self._guard = guard if CAN_CERTIFY else None
         self.url = broker.url
         self.raw = RawKafka(broker.url)
         self.killable = can_kill("kafka")
@@ -73,6 +77,9 @@ class KafkaHarness(Harness):
 
     def unreachable(self) -> Adapter:
         return self.adapter(url=NOBODY)
+
+    def unauthorised(self) -> Adapter | None:
+        return None if self._guard is None else self.adapter(url=self._guard.refused)
 
     def conflicting(self, name: str) -> tuple[Queue[Any], Queue[Any]]:
         return Queue(name, partitions=2), Queue(name, partitions=4)
@@ -97,14 +104,20 @@ class SharingHarness(KafkaHarness):
         "is about to go: one kill counts twice, now and then",
     }
 
-    def __init__(self, broker: Running) -> None:
-        super().__init__(broker)
+    def __init__(self, broker: Running, guard: Guard | None) -> None:
+        super().__init__(broker, guard)
         del self.options["group.protocol"]  # of the rooms of retries and dead letters, which consumer groups read
         self.options |= {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
         self.options |= {"share.groups": "true", "share.lock": self.lease}
 
 
+@pytest.fixture(scope="module")
+def guarded(kafka_broker: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard | None]:
+    with guard(kafka_broker, guarded_kafka, tmp_path_factory) as made:
+        yield made
+
+
 class TestKafka(ConformanceSuite):
     @pytest.fixture
-    def harness(self, kafka_broker: Running) -> Harness:
-        return SharingHarness(kafka_broker) if PROTOCOL == "share" else KafkaHarness(kafka_broker)
+    def harness(self, kafka_broker: Running, guarded: Guard | None) -> Harness:
+        return (SharingHarness if PROTOCOL == "share" else KafkaHarness)(kafka_broker, guarded)

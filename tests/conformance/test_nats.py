@@ -1,5 +1,6 @@
 """NATS JetStream: streams, durable pull consumers, delayed naks and the duplicate window."""
 
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 pytest.importorskip("nats", reason="nats-py is not installed")
 
 import nats
+from guarded_brokers import Guard, guard
+from guarded_brokers import nats as guarded_nats
 
 from atleastonce.brokers import Running
 from atleastonce.channels import Queue
@@ -52,7 +55,8 @@ class NatsHarness(Harness):
     options = {"ack_wait": 4.0}  # noqa: RUF012
     short_lease = {"ack_wait": 4.0}  # noqa: RUF012
 
-    def __init__(self, broker: Running) -> None:
+    def __init__(self, broker: Running, guard: Guard | None) -> None:
+        self._guard = guard
         self.url = broker.url
         self.raw = RawNats(broker.url)
         self.killable = can_kill("nats")
@@ -64,6 +68,9 @@ class NatsHarness(Harness):
     def unreachable(self) -> Adapter:
         return self.adapter(url=NOBODY)
 
+    def unauthorised(self) -> Adapter | None:
+        return None if self._guard is None else self.adapter(url=self._guard.refused)
+
     def conflicting(self, name: str) -> tuple[Queue[Any], Queue[Any]]:
         return Queue(name), Queue(name, options={"nats": {"max_msgs": 10}})
 
@@ -71,7 +78,13 @@ class NatsHarness(Harness):
         return killable("nats")
 
 
+@pytest.fixture(scope="module")
+def guarded(nats_broker: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard | None]:
+    with guard(nats_broker, guarded_nats, tmp_path_factory) as made:
+        yield made
+
+
 class TestNats(ConformanceSuite):
     @pytest.fixture
-    def harness(self, nats_broker: Running) -> Harness:
-        return NatsHarness(nats_broker)
+    def harness(self, nats_broker: Running, guarded: Guard | None) -> Harness:
+        return NatsHarness(nats_broker, guarded)

@@ -12,10 +12,12 @@ pytest.importorskip("google.pubsub_v1", reason="google-cloud-pubsub is not insta
 import grpc
 from google.api_core.client_options import ClientOptions
 from google.api_core.exceptions import DeadlineExceeded
+from google.auth.credentials import AnonymousCredentials
 from google.pubsub_v1 import PublisherClient, PubsubMessage, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from atleastonce.adapters import open_adapter
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.brokers import Running
 from atleastonce.brokers.addresses import from_environment, required
@@ -77,6 +79,7 @@ class PubSubHarness(Harness):
     known_gaps = {  # noqa: RUF012
         "55": "pstest keeps everything in memory: what was confirmed is gone with the process",
         "55b": "pstest keeps everything in memory: its subscriptions are gone with the process",
+        "60": "pstest has neither TLS nor credentials: everybody may do everything",
     }
 
     def __init__(self, broker: Running) -> None:
@@ -93,6 +96,12 @@ class PubSubHarness(Harness):
 
     def unreachable(self) -> Adapter:
         return self.adapter(url=NOBODY)
+
+    def unauthorised(self) -> Adapter:
+        """Without credentials. An emulator can be shown none: they are sent over TLS alone."""
+        if not from_environment("pubsub"):
+            return self.adapter()
+        return open_adapter(self.url, {**self.options, "credentials": AnonymousCredentials()})
 
     def conflicting(self, name: str) -> tuple[Queue[Any], Queue[Any]]:
         return Queue(name), Queue(name, fifo=True)
@@ -124,6 +133,7 @@ class GoogleHarness(PubSubHarness):
         self.known_gaps = {
             "55": "the emulator keeps everything in memory: what was confirmed is gone with the process",
             "55b": "the emulator keeps everything in memory: its subscriptions are gone with the process",
+            "60": "the emulator has neither TLS nor credentials: everybody may do everything",
         }
         self.options = {}
         self.raw = RawPubSub(Config.build(BrokerUrl.parse(self.url), {}))

@@ -3,12 +3,16 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
 pytest.importorskip("boto3", reason="boto3 is not installed")
+
+from guarded_brokers import Guard, guard
+from guarded_brokers import sqs as guarded_sqs
 
 from atleastonce.adapters.sqs import names
 from atleastonce.adapters.sqs.clients import Clients
@@ -62,7 +66,8 @@ class SQSHarness(Harness):
     short_lease = {"lease": 2}  # noqa: RUF012
     lease = 2.0
 
-    def __init__(self, broker: Running) -> None:
+    def __init__(self, broker: Running, guard: Guard | None) -> None:
+        self._guard = guard
         self.url = broker.url
         self._version = broker.version
         config = Config.build(BrokerUrl.parse(self.url), {})
@@ -86,7 +91,7 @@ class SQSHarness(Harness):
 
     def unauthorised(self) -> Adapter | None:
         if not self._real:
-            return None  # the emulator believes everybody
+            return None if self._guard is None else self.adapter(url=self._guard.refused)
         region = BrokerUrl.parse(self.url).hosts[0][0]
         return self.adapter(url=f"sqs://AKIAIOSFODNN7EXAMPLE:wrong@{region}")
 
@@ -97,10 +102,16 @@ class SQSHarness(Harness):
         return killable("sqs")
 
 
+@pytest.fixture(scope="module")
+def guarded(sqs_broker: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard | None]:
+    with guard(sqs_broker, guarded_sqs, tmp_path_factory) as made:
+        yield made
+
+
 class TestSQS(ConformanceSuite):
     @pytest.fixture
-    def harness(self, sqs_broker: Running) -> Harness:
-        return SQSHarness(sqs_broker)
+    def harness(self, sqs_broker: Running, guarded: Guard | None) -> Harness:
+        return SQSHarness(sqs_broker, guarded)
 
 
 TOPICS = ("12b", "13", "19", "19b", "20", "22", "24", "24d", "34", "42", "42b", "63", "65", "72", "73b")
@@ -113,16 +124,20 @@ class ElasticMQHarness(SQSHarness):
     name = "sqs (ElasticMQ)"
 
     def __init__(self, broker: Running) -> None:
-        super().__init__(broker)
+        super().__init__(broker, None)
         self.killable = can_kill("elasticmq")
         self.known_gaps = {
             **dict.fromkeys(TOPICS, "ElasticMQ has no SNS, and so no topics"),
             "55": "ElasticMQ keeps messages in memory: what was confirmed is gone with the process",
             "55b": "ElasticMQ keeps messages in memory: what was confirmed is gone with the process",
+            "60": "ElasticMQ looks at no credentials",
         }
 
     def broker_version(self) -> str:
         return f"ElasticMQ {self._version or ''}".strip()
+
+    def unauthorised(self) -> Adapter:
+        return self.adapter(url=self.url.replace("sqs://", "sqs://AKIAIOSFODNN7EXAMPLE:wrong@"))
 
     def own_broker(self) -> AbstractAsyncContextManager[KillableBroker]:
         return killable("elasticmq")

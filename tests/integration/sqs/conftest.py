@@ -1,8 +1,6 @@
 """Puts this folder's `sqs_kit` within reach of its tests, and names that no other run uses."""
 
-import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atleastonce.brokers import Running, sqs
-from atleastonce.brokers.model import NotReady, Place
-from atleastonce.brokers.ports import free_port
-from atleastonce.brokers.progress import Silent
+from atleastonce.brokers import Running
 from atleastonce.channels import Queue, Topic
 
 if TYPE_CHECKING:
@@ -39,31 +34,12 @@ def topic() -> Callable[..., Topic[object]]:
 @pytest.fixture(scope="module")
 def guarded(sqs_broker: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Guarded"]:
     """See `Guarded`. Beside the shared broker, whose installation it uses."""
-    from sqs_kit import Guarded
+    from sqs_kit import guarding
 
     if sqs_broker.origin != "native":
         pytest.skip("needs ministack as it is installed here, not a service that the environment names")
-    port = free_port()
-    folder = tmp_path_factory.mktemp("guarded")
-    command = sqs.prepare(sqs.install(Silent()), Place(folder, {"main": port}))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command.argv, env={**command.env, "AUTH": "true"}, cwd=folder, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                sqs.list_queues("127.0.0.1", port)
-                break
-            except (NotReady, OSError):
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.05)
-        yield Guarded(port)
-    finally:
-        process.kill()
-        process.wait()
+    with guarding(tmp_path_factory.mktemp("guarded")) as running:
+        yield running
 
 
 def pytest_configure(config: pytest.Config) -> None:

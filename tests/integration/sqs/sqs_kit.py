@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +17,10 @@ from atleastonce.adapters import open_adapter
 from atleastonce.adapters.sqs import SQSAdapter, names
 from atleastonce.adapters.sqs.clients import Clients
 from atleastonce.adapters.sqs.config import Config
+from atleastonce.brokers import sqs
+from atleastonce.brokers.model import NotReady, Place
+from atleastonce.brokers.ports import free_port
+from atleastonce.brokers.progress import Silent
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Delivery, Outcome, Outgoing, Subscription, Topology, Window
 from atleastonce.message import Headers, HeaderValue, Message, new_id
@@ -242,3 +248,28 @@ class Guarded:
         """A queue that exists."""
         raw_client(f"sqs://127.0.0.1:{self._port}").create_queue(QueueName=name)
         return Queue(name)
+
+
+@contextmanager
+def guarding(folder: Path) -> Iterator[Guarded]:
+    """A `Guarded` that runs in ``folder``, of the installation of the shared broker."""
+    port = free_port()
+    command = sqs.prepare(sqs.install(Silent()), Place(folder, {"main": port}))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command.argv, env={**command.env, "AUTH": "true"}, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                sqs.list_queues("127.0.0.1", port)
+                break
+            except (NotReady, OSError):
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield Guarded(port)
+    finally:
+        process.kill()
+        process.wait()
