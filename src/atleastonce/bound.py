@@ -32,7 +32,7 @@ from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import AtLeastOnceError, DeadLetter, Rejected
 from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure, room
 from atleastonce.patterns.floodgate import Floodgate
-from atleastonce.patterns.history import History, Past, past_of, read_history, tries_of
+from atleastonce.patterns.history import History, Past, past_of, read_history, tries_of, undecoded
 from atleastonce.patterns.hops import bare_copy, dead_copy, one_line, parked_copy, retry_copy, words
 
 log = logging.getLogger("atleastonce")
@@ -206,6 +206,8 @@ class Bound:
                 return decision
         now = time.time()
         history = self._history(delivery)
+        if (unread := undecoded(delivery)) is not None:  # a copy of it to try again would have lost its key and fields
+            return self._give_up(delivery, history, Dead("decode", unread), now)
         first = self._first_failed(delivery, history, now)
         if history.first_failed is None:
             history = History(history.attempt, first, history.redrives, history.ours)

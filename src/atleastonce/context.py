@@ -9,7 +9,7 @@ from atleastonce.channels import Channel, Source
 from atleastonce.contract import Delivery, Outgoing
 from atleastonce.errors import ConfigurationError
 from atleastonce.message import Headers, HeaderValue, Message
-from atleastonce.patterns.history import History, tries_of
+from atleastonce.patterns.history import History, tries_of, undecoded
 
 Compose = Callable[..., Outgoing]
 Past = Callable[[Delivery], History]
@@ -54,13 +54,19 @@ class Context:
 
     @property
     def message(self) -> Message:
-        """The message as it came: id, key, headers, body."""
+        """The message as it came: id, key, headers, body.
+
+        Raises:
+            DecodeError: its adapter could not read it.
+        """
+        if (unread := undecoded(self.delivery)) is not None:
+            raise unread
         return self.delivery.message
 
     @property
     def headers(self) -> Headers:
-        """The message's headers."""
-        return self.delivery.message.headers
+        """The message's headers. Raises as `message`."""
+        return self.message.headers
 
     @property
     def source(self) -> Source:

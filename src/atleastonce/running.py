@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from atleastonce import check, preflight
 from atleastonce.broker import Broker
 from atleastonce.channels import Channel
@@ -189,6 +191,10 @@ class Running:
         found = [status for runtime in self.runtimes for status in runtime.status()]
         if not self._started and not self.stopping.is_set():
             found += [self._waits(made.consumer) for made in self._made if made not in self.runtimes]
+        if (
+            error := self.fatal_error
+        ) is not None:  # `serve` stops at once; with `start` that is up to the caller, who looks here
+            found = [msgspec.structs.replace(each, state="stopping", detail=repr(error)) for each in found]
         return found + relays
 
     def _waits(self, consumer: Consumer) -> ConsumerStatus:

@@ -60,7 +60,8 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     Attributes:
         source: what it reads.
         handler: for whom.
-        state: starting, running, disconnected, blocked, paused, stopped.
+        state: starting, running, disconnected, blocked, paused, stopping (an error ended the service, and whoever started it is to
+            stop it), stopped.
         detail: why.
         in_flight, bytes: received and unsettled.
         counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;
@@ -278,6 +279,7 @@ class Runtime:
             judged=None if line is None else line.judged,
             exited=self._suspects.exited if line is None else None,  # in order it comes again where it was
             send=self._send,
+            broken=self._fatal,
         )
         if line is not None:
             line.ended = worker.ended
@@ -296,6 +298,7 @@ class Runtime:
             exited=self._suspects.exited,
             gate=self._claims(),
             send=self._send,
+            broken=self._fatal,
         )
 
     def _ended_by_suspect(self, error: BaseException) -> None:

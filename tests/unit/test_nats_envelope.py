@@ -57,6 +57,25 @@ def test_nothing_a_message_holds_adds_a_line_to_its_block(
     assert len(acting) == 1, "a field of the user's acts on the server"
 
 
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [b"alo-b64-x", b"alo-b64-", b"alo-as-x", b"alo-as-", b"alo-key", b"alo-id", b"Nats-Msg-Id", b"x", b""]
+        ),
+        st.binary(max_size=20).filter(lambda data: b"\r\n" not in data) | st.just(b"[" * 5000) | st.just(b"9" * 5000),
+    ),
+    max_size=8,
+)
+
+
+@given(LINES)
+def test_fields_that_look_like_ours_can_be_read_and_travel_on(lines: list[tuple[bytes, bytes]]) -> None:
+    block = b"NATS/1.0\r\n" + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n"
+    message = read_message(block, b"", "q-7", 1.0)
+    assert read_answer(block, b"", "c").id
+    assert encode(message, None).endswith(b"\r\n\r\n")
+
+
 @given(st.binary(max_size=200))
 def test_any_block_can_be_read(block: bytes) -> None:
     message = read_message(block, b"", "q-7", 1.0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import random
+import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from atleastonce import offsets
 from atleastonce.offsets import METADATA_LIMIT, OffsetTracker, Point, decode, encode
 
 
@@ -256,6 +258,18 @@ def test_round_trip_never_invents_and_never_exceeds_the_limit(
             remaining.pop(0)
         assert remaining
         assert remaining[0][0] <= start < end <= remaining[0][1]
+
+
+@given(st.binary(max_size=300), st.integers(0, 255), st.integers(0, 2**63 - 1))
+def test_a_forged_text_with_a_right_checksum_is_read_without_raising(
+    payload: bytes, codec: int, committed: int
+) -> None:
+    data = offsets._HEAD.pack(codec, committed) + payload
+    text = "alo1:" + base64.b64encode(data + zlib.crc32(data).to_bytes(4, "big")).decode()
+    for ranges in (decode(text, committed), decode(text + "=", committed)):
+        assert ranges is None or all(committed < start < end <= 2**63 for start, end in ranges)
+    mark = offsets.read_mark(text, committed)
+    assert mark is None or mark.begun > 0
 
 
 @given(st.text(max_size=300), st.binary(max_size=300), st.integers(0, 2**63 - 1))

@@ -36,6 +36,19 @@ def test_what_is_written_is_read(body: bytes, key: bytes | None, items: list[tup
     assert found == wanted
 
 
+FORGED = st.sampled_from([b"body", b"alo-key", b"~body", b"~~alo-key", b"alo-id", b"~", b"", b"\xff"]) | st.binary()
+
+
+@given(st.lists(st.tuples(FORGED, st.binary() | st.just(b"[" * 5000) | st.just(b"9" * 5000)), min_size=1, max_size=8))
+def test_whatever_others_wrote_is_read_and_can_travel_on(pairs: list[tuple[bytes, bytes]]) -> None:
+    fields = [part for pair in pairs for part in pair]
+    layout = Layout("body")
+    delivery = EntryDelivery(layout, Source(Queue("q")), "q", 1, b"17-1", fields, 1, 0.0)
+    assert delivery.message.body == delivery.body
+    assert delivery.unreadable is None
+    assert layout.fields(delivery.message)
+
+
 @given(st.lists(st.tuples(st.binary(), st.binary()), min_size=1, max_size=8))
 def test_a_raw_entry_is_written_again_as_it_came(pairs: list[tuple[bytes, bytes]]) -> None:
     fields = [part for pair in pairs for part in pair]

@@ -388,6 +388,22 @@ async def test_a_handler_that_ends_the_process_gives_its_message_back(error: Bas
         await watcher.adapter.purge(there)  # type: ignore[attr-defined]
 
 
+async def test_an_error_that_ends_a_service_in_ones_own_loop_is_in_its_status() -> None:
+    """There is nobody who stops it at once."""
+    service = Service("s", broker="memory://own")
+
+    @service.consumer(QUEUE)
+    async def fatal(number: int) -> None:
+        raise SystemExit(3)
+
+    async with service, connect("memory://own") as publisher:
+        assert service.status()[0].state == "running"
+        await publisher.publish(QUEUE, 1)
+        await until(lambda: service.status()[0].state == "stopping")
+        assert service.status()[0].detail == "SystemExit(3)"
+        await publisher.adapter.purge(Source(QUEUE).suspects_channel)  # type: ignore[attr-defined]
+
+
 async def _ends(service: Service) -> BaseException | None:
     try:
         await service.serve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,48 @@ def received(message: Message, *, grouped: bool = False, as_text: bool = False) 
         "Attributes": system,
         "MessageAttributes": dict(reversed(attributes.items())),
     }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**30) | st.floats() | st.text() | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+DEEP = st.sampled_from(["[" * 100_000, '[["a",' * 50_000, "9" * 5000, "1e999", '{"a":' * 50_000])
+FORGED = (
+    st.text()
+    | st.just("\ud800")
+    | JSON.map(json.dumps)
+    | st.lists(st.lists(JSON, max_size=3), max_size=3).map(json.dumps)
+    | DEEP
+)
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["alo-headers", "alo-key", "alo-body", "alo-id", "alo-redrives", "x"]),
+    st.fixed_dictionaries(
+        {
+            "DataType": st.sampled_from(["String", "String.base64", "String.empty", "Number", "Weird"]),
+            "StringValue": FORGED,
+        }
+    )
+    | st.fixed_dictionaries({"DataType": st.sampled_from(["Binary", "Binary.png"]), "BinaryValue": st.binary()}),
+)
+
+
+@given(ATTRIBUTES, st.text(min_size=1))
+def test_whatever_others_wrote_is_read_and_can_travel_on(attributes: dict[str, Any], text: str) -> None:
+    raw = {
+        "MessageId": "native",
+        "ReceiptHandle": "r",
+        "Body": text,
+        "Attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": "1700000000123"},
+        "MessageAttributes": attributes,
+    }
+    delivery = SQSDelivery(raw, Source(Queue("q")), "q", 1, 0.0, 30.0)
+    assert delivery.message.body == delivery.body
+    assert delivery.unreadable is None
+    for grouped in (False, True):
+        encode(delivery.message, grouped=grouped)
+    assert deduplication_of(delivery.message)
+    assert group_of(delivery.message)
 
 
 names = st.from_regex(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,20}", fullmatch=True) | st.sampled_from(

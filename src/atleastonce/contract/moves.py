@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -11,13 +12,15 @@ from atleastonce.channels import Channel, Source
 from atleastonce.contract.verdicts import Verdict
 from atleastonce.message import Message
 
+log = logging.getLogger("atleastonce.engine")
+
 
 class Delivery:
     """One hand-out of a message. Created by the adapter, one per message and nothing else: it is the hot path.
 
     An adapter whose client makes a message's parts expensive may derive a class that makes ``message`` when somebody first
-    looks at it; it then gives ``size`` and ``body`` without that, which is all that the engine and most handlers ask for, and
-    ``key`` where it can, which order asks for.
+    looks at it, by `read`; it then gives ``size`` and ``body`` without that, which is all that the engine and most handlers
+    ask for, and ``key`` where it can, which order asks for.
 
     Attributes:
         message: the message.
@@ -40,6 +43,8 @@ class Delivery:
         returned: whether the broker brought it back from a `DelayChannel` of this source: only then does a delivery from the
             source itself carry the header fields of a retry that anybody may believe.
         raw: the client library's own object, for users who need it; None where there is none.
+        unreadable: why `read` could not make ``message``, which then has the body and nothing else; None as nearly always. Known
+            once somebody has looked at ``message``.
     """
 
     __slots__ = (
@@ -58,9 +63,11 @@ class Delivery:
         "stream",
         "token",
         "tries",
+        "unreadable",
     )
 
     past: Any
+    unreadable: Exception | None
 
     def __init__(
         self,
@@ -88,6 +95,36 @@ class Delivery:
         self.size = message.size
         self.tries = 0
         self.settled = False
+
+    def late(self, name: str) -> Any:
+        """What is not set from the start, when it is first looked at. For ``__getattr__``, and not seen by type checkers, to whom
+        every name would be one.
+
+        Raises:
+            AttributeError: there is no such attribute, or it is not set.
+        """
+        if name == "message":
+            self.message = self._made()
+            return self.message
+        if name == "unreadable":
+            return None
+        raise AttributeError(name)
+
+    if not TYPE_CHECKING:
+        __getattr__ = late
+
+    def _made(self) -> Message:
+        # Looked at by whatever holds the delivery: a reader of foreign bytes that raises must end none of them.
+        try:
+            return self.read()
+        except Exception as error:
+            self.unreadable = error
+            log.exception("%s: what lies at %s:%s cannot be read", self.source.name, self.stream, self.position)
+            return Message(f"{self.stream}/{self.position}", self.body)
+
+    def read(self) -> Message:
+        """Make the message, if it was not given. May raise: then the delivery is a failure of its decoding."""
+        raise NotImplementedError
 
     @property
     def body(self) -> bytes:

@@ -68,6 +68,7 @@ class Worker:
         gate: asked before a delivery may run, and told before it is settled; None where nobody is.
         rate: see `Intake`.
         send: publishes copies; None for the adapter's own.
+        broken: told when one of the worker's own tasks has died, after which nothing here goes on.
 
     Attributes:
         elders, betters: see `Intake`.
@@ -91,8 +92,10 @@ class Worker:
         exited: Callable[[Delivery], Decision] | None = None,
         rate: TokenBucket | None = None,
         send: Send | None = None,
+        broken: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.source = source
+        self._broken = broken
         self.window = window
         self.meter = WindowMeter(window)
         self.lanes = lanes
@@ -148,6 +151,16 @@ class Worker:
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
         if self._gate is not None:
             self._tasks.append(asyncio.create_task(self._gate.run()))
+        for task in self._tasks:
+            task.add_done_callback(self._part_ended)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        # They end by being cancelled. A bug that ends one leaves a worker that receives and settles nothing more: never in silence.
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("%s: a part of its reader has failed; nothing of it goes on", self.source, exc_info=error)
+        if self._broken is not None:
+            self._broken(error)
 
     async def read(self, subscription: Subscription) -> None:
         """Receive from ``subscription`` until it dies or may not be settled (raises), or the worker stops (returns)."""

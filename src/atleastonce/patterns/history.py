@@ -9,6 +9,7 @@ import msgspec
 from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
+from atleastonce.errors import DecodeError
 
 
 class History(msgspec.Struct, frozen=True):
@@ -37,6 +38,16 @@ class Past(NamedTuple):
 
     history: History
     tries: int
+
+
+def undecoded(delivery: Delivery) -> DecodeError | None:
+    """Why the message of ``delivery`` is not what was published: its adapter could not read it. None as nearly always."""
+    delivery.message  # noqa: B018 - it is read when it is looked at
+    if (unreadable := getattr(delivery, "unreadable", None)) is None:
+        return None
+    error = DecodeError(f"the message cannot be read: {type(unreadable).__name__}: {unreadable}")
+    error.__cause__ = unreadable
+    return error
 
 
 def past_of(delivery: Delivery) -> Past | None:

@@ -303,6 +303,7 @@ class Rig:
             make_pool=make_pool,
             rejection=rejection,
             due=due,
+            broken=self.fatal.append,
         )
         self.supervisor = Supervisor(self.adapter, self.worker, backoff=backoff)
 

@@ -56,6 +56,50 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools_module, "SELF_CANCELLED", Decision(again=0.002, name="released"))
 
 
+class Broken(Delivery):
+    """Its adapter has a bug in reading."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(Message("m", b"body"), Source(Queue("q")), "s", "7", 1, "t")
+        del self.message
+
+    @property
+    def body(self) -> bytes:
+        return b"body"
+
+    def read(self) -> Message:
+        raise OverflowError("cannot fit")
+
+
+async def test_a_message_that_cannot_be_read_ends_like_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Names in log lines, keys and due times are looked at all over the engine: none of it may die of that."""
+    broken = Broken()
+    async with running(Rig(done, due=lambda item: float(bool(item.message.published_at)))) as rig:
+        rig.feed([delivery("a"), broken, delivery("b")])
+        await rig.ended()
+        assert rig.counts["done"] == 3
+    assert isinstance(broken.unreadable, OverflowError)
+    assert (broken.message.id, broken.message.body) == ("s/7", b"body")
+    assert caplog.text.count("q: what lies at s:7 cannot be read") == 1
+    assert delivery("a").unreadable is None
+
+
+async def test_a_part_that_dies_is_told() -> None:
+    """Without it nothing more is settled, and nobody would know."""
+    rig = Rig(done)
+
+    async def dies() -> None:
+        raise OverflowError("a bug")
+
+    rig.worker.settler.run = dies  # type: ignore[method-assign]
+    await rig.supervisor.start()
+    await until(lambda: rig.fatal)
+    assert isinstance(rig.fatal[0], OverflowError)
+    await rig.supervisor.stop(0)
+
+
 async def done(item: Delivery) -> Decision:
     return DONE
 

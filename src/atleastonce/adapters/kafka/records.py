@@ -123,11 +123,9 @@ class RecordDelivery(Delivery):
         self.tries = 0
         self.settled = False
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "message":  # the one that is not set from the start
-            raise AttributeError(name)
-        self.message = read_message(self.raw)
-        return self.message
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_message(self.raw)
 
     @property
     def body(self) -> bytes:

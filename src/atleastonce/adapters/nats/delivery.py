@@ -8,6 +8,7 @@ from typing import Any, Final
 from atleastonce.adapters.nats.envelope import fields_of, read_message
 from atleastonce.channels import Source
 from atleastonce.contract import Ack, Delivery, Release, Retry, Verdict
+from atleastonce.message import Message
 
 OPEN: Final = 0
 SETTLED: Final = 1
@@ -86,14 +87,14 @@ class NatsDelivery(Delivery):
         self.state = OPEN
 
     def __getattr__(self, name: str) -> Any:
-        if name == "message":  # not set from the start
-            position = f"{self.stream}-{self.sequence}"
-            self.message = read_message(self.block, self.payload, position, int(self.nanos) / 1e9)
-            return self.message
-        if name == "raw":
+        if name == "raw":  # not set from the start
             self.raw = Raw(self.subject, self.token, self.block, self.payload)
             return self.raw
-        raise AttributeError(name)
+        return self.late(name)
+
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_message(self.block, self.payload, f"{self.stream}-{self.sequence}", int(self.nanos) / 1e9)
 
     @property
     def body(self) -> bytes:

@@ -36,14 +36,14 @@ class PubSubDelivery(Delivery):
         self.verdict: Verdict | None = None
 
     def __getattr__(self, name: str) -> Any:
-        # These are not set from the start.
-        if name == "message":
-            self.message = read_message(self.raw.message)
-            return self.message
-        if name == "position":
+        if name == "position":  # not set from the start
             self.position = self.raw.message.message_id
             return self.position
-        raise AttributeError(name)
+        return self.late(name)
+
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_message(self.raw.message)
 
     @property
     def body(self) -> bytes:

@@ -159,14 +159,14 @@ class EntryDelivery(Delivery):
         self.settled = False
 
     def __getattr__(self, name: str) -> Any:
-        # The ones that are not set from the start.
-        if name == "message":
-            self.message = self.layout.message(self.stream, self.token, self.raw)
-            return self.message
-        if name == "position":
+        if name == "position":  # not set from the start
             self.position = self.token.decode()
             return self.position
-        raise AttributeError(name)
+        return self.late(name)
+
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return self.layout.message(self.stream, self.token, self.raw)
 
     @property
     def body(self) -> bytes:

@@ -116,7 +116,7 @@ def group_of(message: Message) -> str:
     """The message group on a FIFO queue."""
     key = message.key
     if key is None:
-        return UNKEYED + hashlib.sha256(message.id.encode()).hexdigest()[:40]
+        return UNKEYED + hashlib.sha256(message.id.encode("utf-8", "surrogatepass")).hexdigest()[:40]
     text = key.decode("latin-1")
     if _TOKEN.fullmatch(text) and not text.startswith((UNKEYED, _HASHED)):
         return text
@@ -130,7 +130,7 @@ def deduplication_of(message: Message) -> str:
     for name, field in (("redrive", wire.REDRIVES), ("suspect", wire.SUSPECTED_AT)):
         if (value := message.headers.get(field)) is not None:
             text += f":{name}:{value}"
-    return text if _TOKEN.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()
+    return text if _TOKEN.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------- headers

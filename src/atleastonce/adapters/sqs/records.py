@@ -50,11 +50,9 @@ class SQSDelivery(Delivery):
         self.settled = False
         self.received = now
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "message":  # the one that is not set from the start
-            raise AttributeError(name)
-        self.message = read_message(self.raw)
-        return self.message
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_message(self.raw)
 
     @property
     def body(self) -> bytes:
@@ -100,7 +98,7 @@ def _key(attribute: Mapping[str, Any] | None, group: str | None) -> bytes | None
         if attribute.get("DataType") == EMPTY:
             return b""
         value = value_of(attribute)
-        return value.encode() if isinstance(value, str) else value
+        return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return None if group is None or group.startswith(UNKEYED) else group.encode()
 
 
