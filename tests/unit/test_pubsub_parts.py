@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from typing import Any
 
@@ -143,9 +144,52 @@ def test_headers_and_keys_come_back_as_they_went(
     assert found == key
 
 
-@given(st.dictionaries(st.sampled_from(["alo-order", "alo-more-0", "alo-more-1", "alo-key-64", "x"]), st.text()))
-def test_forged_attributes_never_raise(found: dict[str, str]) -> None:
-    read_attributes(found, "")
+ON_THE_WIRE = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**30) | st.floats() | st.text() | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+ENTRIES = st.lists(st.tuples(st.integers() | JSON, st.text() | JSON, st.text() | JSON), max_size=4).map(json.dumps)
+NAMES = st.sampled_from(["alo-order", "alo-more-0", "alo-more-1", "alo-key-64", "x"])
+
+
+@given(st.dictionaries(NAMES, ON_THE_WIRE | JSON.map(json.dumps) | ENTRIES))
+def test_forged_attributes_never_raise_and_can_travel_on(found: dict[str, str]) -> None:
+    headers, key = read_attributes(found, "")
+    again = attributes_of(Message("m", b"x", key, headers))
+    assert all(name.encode() and value.encode() for name, value in again.items() if value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"alo-more-0": f'[[{10**30},"a","b"]]'},
+        {"alo-more-0": '[[-1,"a","b"]]'},
+        {"alo-more-0": '[[true,"a","b"]]'},
+        {"alo-more-0": '[[0,"a",[{}]]]'},
+        {"alo-more-0": '[[0,"x","\\ud800"]]'},
+        {"alo-more-0": '[[0,"\\ud800","x"]]'},
+        {"alo-more-0": "9" * 5000},
+        {f"alo-more-{number}": "[" * 1024 for number in range(90)},
+    ],
+    ids=["huge", "negative", "bool", "object", "surrogate", "surrogate-name", "digits", "deep"],
+)
+def test_what_is_packed_otherwise_than_we_do_stays_an_attribute(more: dict[str, str]) -> None:
+    headers, key = read_attributes({"k": "v", **more}, "")
+    assert dict(headers.items()) == {"k": "v", **more}
+    assert key is None
+
+
+def test_an_order_of_huge_numbers_is_no_order() -> None:
+    headers, _ = read_attributes({"alo-order": f"0 {'9' * 5000}", "a": "1", "b": "2"}, "")
+    assert headers.items() == (("a", "1"), ("b", "2"))
+
+
+@pytest.mark.parametrize("headers", [[("x", "\ud800")], [("\ud800", "x")], [("x", "y" * 300 + "\ud800")]])
+def test_half_a_surrogate_pair_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(Refused) as refused:
+        attributes_of(Message("m", b"x", None, Headers(headers)))
+    assert refused.value.code is Code.INVALID
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,13 @@ async def reading(adapter: PubSubAdapter, what: Queue[Any] | Source, listener: L
     return await adapter.subscribe(source, Window(1000, 1 << 26), listener or Listening())
 
 
-async def take(subscription: Subscription, count: int, *, most: int = 1000) -> list[Delivery]:
-    """Exactly ``count``, unsettled."""
+async def take(subscription: Subscription, count: int, *, most: int = 1000, wait: float = 1.0) -> list[Delivery]:
+    """Exactly ``count``, unsettled; ``wait`` seconds for each receive."""
     found: list[Delivery] = []
     end = time.monotonic() + PATIENCE
     while len(found) < count:
         assert time.monotonic() < end, f"{len(found)} of {count} came"
-        found += await subscription.receive(min(most, count - len(found)), 1.0)
+        found += await subscription.receive(min(most, count - len(found)), wait)
     return found
 
 

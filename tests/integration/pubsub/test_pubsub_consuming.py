@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from pubsub_kit import Listening, message, opened, publish, raw, reading, take, topology, until
+from pubsub_kit import Listening, message, opened, publish, raw, reading, send, take, topology, until
 
+from atleastonce import Context, FailurePolicy, Service
 from atleastonce.adapters.pubsub import channel as api
+from atleastonce.adapters.pubsub import presence, records
 from atleastonce.brokers import Running
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import ACK, RELEASE, Code, Level, Retry, Status, Window
+from atleastonce.engine import intake
 from atleastonce.errors import ConfigurationError, NotFound
+from atleastonce.message import Headers
 from atleastonce.testing.brokers import killable
 from atleastonce.testing.proxy import FaultProxy
 
@@ -178,6 +182,127 @@ async def test_a_subscription_that_is_deleted_while_it_is_read_is_told(pubsub_ur
         with pytest.raises(NotFound, match=f"reading {work.name}: .*not found"):
             await asyncio.wait_for(receiving, 30)
         await subscription.close()
+
+
+async def test_a_topic_that_is_deleted_while_it_is_read_is_told(
+    pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pull says so: it waits as if nothing had been published."""
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.2)
+    async with opened(pubsub_url) as adapter, raw(pubsub_url) as (link, config):
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, message())
+        subscription = await reading(adapter, work)
+        (got,) = await take(subscription, 1)
+        assert (await subscription.settle([(got, ACK)]))[0].ok
+        await link.call("DeleteTopic", api.DeleteTopicRequest(topic=config.topic(work.name)), seconds=5)
+        with pytest.raises(NotFound, match="topic of this subscription was deleted"):
+            await take(subscription, 1, wait=0.1)
+        await subscription.close()
+
+
+async def test_a_reader_whose_topic_was_deleted_says_so_in_its_status(
+    pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(intake, "_RECEIVE_WAIT", 0.1)
+    service = Service("s", broker=pubsub_url)
+    work = queue()
+
+    @service.consumer(work, retry=["1s"])
+    async def handle(payload: bytes) -> None: ...
+
+    async with service, raw(pubsub_url) as (link, config):
+        await link.call("DeleteTopic", api.DeleteTopicRequest(topic=config.topic(work.name)), seconds=5)
+
+        def told() -> bool:
+            status = service.status()[0]
+            return status.state == "disconnected" and "topic of this subscription was deleted" in status.detail
+
+        await until(told)
+
+
+async def test_a_publisher_believes_no_longer_in_a_subscription_that_its_reader_misses(
+    pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published to a topic without any succeeds, and is lost."""
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.2)
+    async with opened(pubsub_url) as adapter, raw(pubsub_url) as (link, config):
+        await adapter.declare(topology(work := queue()))
+        await publish(adapter, work, message())
+        subscription = await reading(adapter, work)
+        (got,) = await take(subscription, 1)
+        assert (await subscription.settle([(got, ACK)]))[0].ok
+        request = api.DeleteSubscriptionRequest(subscription=config.subscription(work.name))
+        await link.call("DeleteSubscription", request, seconds=5)
+        with pytest.raises(NotFound):
+            await take(subscription, 1, wait=0.1)
+        (outcome,) = await send(adapter, work, message())
+        assert outcome.fault is not None
+        assert outcome.fault.code is Code.UNROUTABLE
+        await subscription.close()
+
+
+async def test_what_others_packed_into_attributes_harms_nothing(pubsub_url: str, queue: MakeQueue) -> None:
+    """What looks like our own attributes and is not fails, and becomes a dead letter, as it came."""
+    service = Service("s", broker=pubsub_url)
+    handled: list[bytes] = []
+    work = queue()
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None, chain=None))
+    async def handle(payload: bytes) -> None:
+        handled.append(payload)
+        if payload.startswith(b"evil"):
+            raise ValueError("boom")
+
+    evil = {
+        b"evil-surrogate": {"alo-more-0": '[[0,"x","\\ud800"]]'},
+        b"evil-huge": {"alo-more-0": f'[[{10**30},"a","b"]]'},
+        b"evil-deep": {f"alo-more-{number}": "[" * 1024 for number in range(14)},
+    }
+    async with service, raw(pubsub_url) as (link, config):
+        request = api.PublishRequest(topic=config.topic(work.name))
+        for body, attributes in {b"good-1": {}, **evil, b"good-2": {}}.items():
+            request.messages.append(api.PubsubMessage(data=body, attributes=attributes))
+        await link.call("Publish", request, seconds=5)
+        await until(lambda: {b"good-1", *evil, b"good-2"} <= set(handled))
+        await until(lambda: service.status()[0].counts.get("dead", 0) == 3 and not service.status()[0].in_flight)
+    async with opened(pubsub_url) as adapter:
+        letters = await take(await reading(adapter, Source(work).dead_letter_channel), 3)
+        for letter in letters:
+            items = dict(letter.message.headers.items())
+            assert evil[letter.body].items() <= items.items()
+
+
+async def test_a_message_that_cannot_be_read_fails_as_one_that_does_not_decode(
+    pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a bug in reading raises costs that message alone."""
+    read = records.read_attributes
+
+    def broken(found: Mapping[str, str], ordering_key: str) -> tuple[Headers, bytes | None]:
+        if found.get("evil"):
+            raise OverflowError("cannot fit")
+        return read(found, ordering_key)
+
+    monkeypatch.setattr(records, "read_attributes", broken)
+    service = Service("s", broker=pubsub_url)
+    seen: list[tuple[bytes, str]] = []
+    work = queue()
+
+    @service.consumer(work, retry=["1s"])
+    async def handle(payload: bytes, ctx: Context) -> None:
+        seen.append((payload, ctx.message.id))
+
+    async with service, opened(pubsub_url) as adapter:
+        await publish(adapter, work, message(b"1"), message(b"2", headers=[("evil", "yes")]), message(b"3"))
+        await until(lambda: len(seen) == 2 and service.status()[0].counts.get("dead") == 1)
+        assert service.status()[0].state == "running"
+        monkeypatch.undo()
+        (letter,) = await take(await reading(adapter, Source(work).dead_letter_channel), 1)
+        assert letter.body == b"2"
+        assert letter.message.headers.get("alo-error-stage") == "decode"
+        assert "OverflowError: cannot fit" in (letter.message.headers.get("alo-error-message") or "")
 
 
 async def test_a_backlog_is_unknown_and_never_nothing(pubsub_url: str, queue: MakeQueue) -> None:

@@ -175,3 +175,14 @@ async def test_what_is_no_utf_8_is_refused_where_it_is_published(pubsub_url: str
                 await publish_bytes(foreign)
         await publish(adapter, work, good := message())
         assert [each.message.id for each in await take(await reading(adapter, work), 1)] == [good.id]
+
+
+async def test_an_item_that_cannot_be_encoded_costs_itself_alone(pubsub_url: str, queue: MakeQueue) -> None:
+    async with opened(pubsub_url) as adapter:
+        await adapter.declare(topology(work := queue()))
+        broken = [message(b"2", headers=[("x", "\ud800")]), message(b"3", headers=[("x", "y" * 400 + "\udfff")])]
+        outcomes = await send(adapter, work, message(b"1"), *broken, message(b"4"))
+        assert [outcome.ok for outcome in outcomes] == [True, False, False, True]
+        assert [outcome.fault.code for outcome in outcomes if not outcome.ok] == [Code.INVALID] * 2
+        got = await take(await reading(adapter, work), 2)
+        assert sorted(each.body for each in got) == [b"1", b"4"]

@@ -11,12 +11,13 @@ import grpc
 
 from atleastonce.adapters.pubsub import describing, faults, inboxes, inspecting
 from atleastonce.adapters.pubsub.attributes import MAX_HEADER_BYTES
-from atleastonce.adapters.pubsub.channel import GetSubscriptionRequest, Link
+from atleastonce.adapters.pubsub.channel import GetSubscriptionRequest, Link, is_missing
 from atleastonce.adapters.pubsub.config import MAX_DEADLINE, Config
 from atleastonce.adapters.pubsub.declaring import Maker, remove
+from atleastonce.adapters.pubsub.presence import ensure_topic
 from atleastonce.adapters.pubsub.publisher import MAX_MESSAGE_BYTES, Publisher
 from atleastonce.adapters.pubsub.subscription import PubSubSubscription
-from atleastonce.adapters.pubsub.topology import DEAD_LETTERS, DELETED_TOPIC, plan
+from atleastonce.adapters.pubsub.topology import DEAD_LETTERS, plan
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import (
     NONE,
@@ -39,7 +40,7 @@ from atleastonce.contract import (
     Topology,
     Window,
 )
-from atleastonce.errors import ConfigurationError, NotFound
+from atleastonce.errors import ConfigurationError
 from atleastonce.urls import BrokerUrl
 
 log = logging.getLogger("atleastonce.pubsub")
@@ -141,14 +142,12 @@ class PubSubAdapter(Adapter):
             found = await self._link.call("GetSubscription", request, seconds=config.operation_timeout)
         except grpc.RpcError as error:
             # roles/pubsub.subscriber may read messages and not settings: then it is as we would have made it.
+            if is_missing(error):
+                self._publisher.forget()
             if faults.classify(error).code is not Code.PERMISSION or error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise faults.as_error(error, f"reading {source.name}") from error
         else:
-            if found.topic == DELETED_TOPIC:
-                raise NotFound(
-                    f"reading {source.name}: the topic of this subscription was deleted, and it cannot get another; read it "
-                    "empty with another client, delete it, and declare it anew"
-                )
+            ensure_topic(found, source)
             counted = bool(found.dead_letter_policy.dead_letter_topic)
             uncounted = source.name.endswith(DEAD_LETTERS) or source.name.startswith(inboxes.PREFIX)
             if config.max_delivery_attempts and not counted and not uncounted:
@@ -158,7 +157,15 @@ class PubSubAdapter(Adapter):
                 )
             deadline, ordered = float(found.ack_deadline_seconds), found.enable_message_ordering
         subscription = PubSubSubscription(
-            config, self._link, source, window, listener, next(_epochs), deadline=deadline, ordered=ordered
+            config,
+            self._link,
+            source,
+            window,
+            listener,
+            next(_epochs),
+            deadline=deadline,
+            ordered=ordered,
+            missing=self._publisher.forget,
         )
         self._subscriptions = {each for each in self._subscriptions if not each.closed} | {subscription}
         listener.condition("connected", config.address)

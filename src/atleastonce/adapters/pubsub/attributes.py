@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from atleastonce.contract import Code
-from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
+from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message, is_utf8
 
 MAX_ATTRIBUTES: Final = 100
 MAX_VALUE: Final = 1024
@@ -34,6 +34,7 @@ EMPTY: Final = "alo-empty"
 
 _RESERVED: Final = ("goog", KEY, ORDER, MORE, EMPTY)
 _DIRECT: Final = 80  # attributes for fields; the rest of the hundred is for what is packed, 18 KiB of it
+_PLACES: Final = 1 << 16  # more fields than their bytes leave room for: a place beyond is none that we have written
 
 
 class Refused(Exception):
@@ -46,21 +47,21 @@ class Refused(Exception):
 
 @lru_cache(4096)
 def _travels(name: str) -> bool:
-    return not name.startswith(_RESERVED) and 0 < len(name.encode("utf-8", "replace")) <= MAX_NAME
+    return not name.startswith(_RESERVED) and is_utf8(name) and 0 < len(name.encode()) <= MAX_NAME
 
 
 def attributes_of(message: Message) -> dict[str, str]:
     """The attributes of ``message``, but for its key.
 
     Raises:
-        Refused: too much for a hundred attributes.
+        Refused: too much for a hundred attributes, or text that UTF-8 has no bytes for.
     """
     items = message.headers.items()
     order = _order_of(tuple([name for name, _ in items]))
     if order is None:
         return _packed(message)
     for _, value in items:
-        if value.__class__ is not str or len(value) > 256:
+        if value.__class__ is not str or len(value) > 256 or not (value.isascii() or is_utf8(value)):
             return _packed(message)
     attributes: dict[str, str] = dict(items)  # type: ignore[arg-type]
     if order:
@@ -90,6 +91,8 @@ def _packed(message: Message) -> dict[str, str]:
     attributes: dict[str, str] = {}
     more: list[list[Any]] = []
     for place, (name, value) in enumerate(items):
+        if not is_utf8(name) or (isinstance(value, str) and not is_utf8(value)):
+            raise Refused(Code.INVALID, f"header {name!r} holds half of a surrogate pair, which UTF-8 cannot carry")
         fits = (
             isinstance(value, str)
             and latest[name] == place
@@ -161,25 +164,36 @@ def read_attributes(found: Mapping[str, str], ordering_key: str) -> tuple[Header
 
 
 def _unpacked(fields: dict[str, str]) -> list[tuple[int, str, HeaderValue]]:
+    """What `MORE` holds, which is taken out of ``fields``; nothing, and it stays there as it came, where it is not as we write
+    it: then it travels on unchanged."""
     names = [name for number in range(MAX_ATTRIBUTES) if (name := f"{MORE}{number}") in fields]
     try:
-        found: list[tuple[int, str, HeaderValue]] = []
-        for place, name, value in json.loads("".join(fields[name] for name in names)):
-            if isinstance(value, list):
-                value = base64.b64decode(value[0], validate=True)
-            if not (isinstance(place, int) and isinstance(name, str) and isinstance(value, str | bytes | None)):
-                return []
-            found.append((place, name, value))
-    except (ValueError, TypeError, IndexError):
+        found = [_field(*entry) for entry in json.loads("".join(fields[name] for name in names))]
+    except (ValueError, TypeError, LookupError, RecursionError):
         return []
     for name in names:
         del fields[name]
     return found
 
 
+def _field(place: object, name: object, value: object) -> tuple[int, str, HeaderValue]:
+    if isinstance(value, list):
+        value = base64.b64decode(value[0], validate=True)
+    if (
+        not isinstance(place, int)
+        or isinstance(place, bool)
+        or not isinstance(name, str)
+        or not isinstance(value, str | bytes | None)
+    ):
+        raise TypeError("not as we write it")
+    if not 0 <= place < _PLACES or not is_utf8(name) or (isinstance(value, str) and not is_utf8(value)):
+        raise ValueError("not as we write it")
+    return place, name, value
+
+
 def _ordered(items: list[tuple[str, HeaderValue]], order: str) -> list[tuple[str, HeaderValue]]:
     places = order.split()
-    if len(places) != len(items) or not all(place.isascii() and place.isdigit() for place in places):
+    if len(places) != len(items) or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in places):
         return items
     positions = [int(place) for place in places]
     if sorted(positions) != list(range(len(items))):

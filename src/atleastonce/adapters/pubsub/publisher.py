@@ -109,7 +109,7 @@ class Publisher:
 
     def forget(self) -> None:
         """Whatever was known of topics may be otherwise now."""
-        self._heard.clear()
+        self._heard = {}  # another one: an answer that is on its way was asked for before
 
     async def _send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = [OK] * len(batch)
@@ -175,7 +175,12 @@ class Publisher:
                         yield found
                     found = open_jobs[topic] = Job(topic)
                 job = found
-            write_message(message, attributes, ordering_key, job.request)
+            try:
+                write_message(message, attributes, ordering_key, job.request)
+            except (ValueError, TypeError) as error:  # one that cannot be written costs itself, and not its neighbours
+                del job.request.messages[len(job.places) :]
+                outcomes[place] = rejected(Code.INVALID, f"protobuf cannot carry it: {error}")
+                continue
             job.places.append(place)
             job.bytes += size
         for job in open_jobs.values():
@@ -214,8 +219,8 @@ class Publisher:
 
     async def _unheard(self, topic: str) -> Outcome | None:
         """Why nothing should be published to ``topic``: it does not exist, or nobody would get it."""
-        now = time.monotonic()
-        if self._heard.get(topic, 0.0) > now:
+        now, heard = time.monotonic(), self._heard
+        if heard.get(topic, 0.0) > now:
             return None
         request = ListTopicSubscriptionsRequest(topic=topic, page_size=1)
         try:
@@ -230,7 +235,7 @@ class Publisher:
         else:
             if not answer.subscriptions:
                 return rejected(Code.UNROUTABLE, f"{topic} has no subscription: nobody would get the message")
-        self._heard[topic] = now + _BELIEVED
+        heard[topic] = now + _BELIEVED
         return None
 
 

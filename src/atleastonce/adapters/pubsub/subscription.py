@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -16,6 +16,7 @@ from atleastonce.adapters.pubsub import faults
 from atleastonce.adapters.pubsub.channel import Link, PublishRequest, PubsubMessage, Pulled, PullRequest
 from atleastonce.adapters.pubsub.config import MAX_DEADLINE, Config
 from atleastonce.adapters.pubsub.leases import Leases
+from atleastonce.adapters.pubsub.presence import Presence
 from atleastonce.adapters.pubsub.records import PubSubDelivery
 from atleastonce.adapters.pubsub.topology import net_of
 from atleastonce.channels import Source
@@ -37,7 +38,7 @@ from atleastonce.contract import (
     Window,
     rejected,
 )
-from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost
+from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
 
 _MOST: Final = 1000
 """Messages that one pull may ask for."""
@@ -56,6 +57,7 @@ class PubSubSubscription(Subscription):
     Args:
         deadline: the subscription's own acknowledgement deadline, with which each pull's leases begin.
         ordered: whether messages of one key come one batch after the other.
+        missing: told when the subscription, or its topic, turns out not to be there any more.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PubSubSubscription(Subscription):
         *,
         deadline: float,
         ordered: bool,
+        missing: Callable[[], None],
     ) -> None:
         self.listener = listener
         self._config = config
@@ -79,7 +82,9 @@ class PubSubSubscription(Subscription):
         self._epoch = epoch
         self._deadline = deadline
         self._ordered = ordered
+        self._missing = missing
         self._leases = Leases(link, self._name, config.operation_timeout)
+        self._presence = Presence(link, source, self._name, config.operation_timeout, self._end)
         self._out: set[Delivery] = set()
         self._out_bytes = 0
         self._buffer: deque[list[PubSubDelivery]] = deque()  # lists of one pull, of one lease each
@@ -119,6 +124,8 @@ class PubSubSubscription(Subscription):
             now = time.monotonic()
             again = math.inf if self._paused else self._pull_more(max_messages, now)
             if now >= end:
+                if all(delivery.lease_until <= now for delivery in self._out):  # what is out may still be acknowledged
+                    self._presence.silent(now)
                 return ()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(end, again) - now):
@@ -206,6 +213,8 @@ class PubSubSubscription(Subscription):
             return
         received = answer.messages
         now = time.monotonic()
+        if received:
+            self._presence.heard(now)
         self._failures = 0
         if self._blocked:
             self._blocked = False
@@ -242,7 +251,7 @@ class PubSubSubscription(Subscription):
         if fault.code is Code.TIMEOUT:
             return  # nothing came
         if not fault.retryable:
-            self._ended = faults.as_error(error, f"reading {self._source.name}", lost=True)
+            self._end(faults.as_error(error, f"reading {self._source.name}", lost=True))
             return
         self._not_before = time.monotonic() + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
@@ -250,6 +259,12 @@ class PubSubSubscription(Subscription):
         if fault.code is Code.OVERLOADED and not self._blocked:
             self._blocked = True
             self.listener.condition("blocked", fault.detail)
+
+    def _end(self, error: AtLeastOnceError) -> None:
+        self._ended = error
+        self._changed.set()
+        if isinstance(error, NotFound):
+            self._missing()
 
     # ----------------------------------------------------------------------------------------------------------- settle
 
@@ -407,6 +422,7 @@ class PubSubSubscription(Subscription):
 
     async def _end_pulls(self) -> None:
         """Before anything is given back: to a pull that waits it would be handed out once more, and counted once more."""
+        await self._presence.close()
         if not self._pulls:
             return
         await asyncio.wait(list(self._pulls), timeout=_GRACE)
