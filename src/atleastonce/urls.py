@@ -22,6 +22,7 @@ _OPTION = re.compile(r"(?<=[?&;])([^=&;?\s]{1,256})=([^&\s]+)")
 _SETTING = re.compile(
     r"""(?i)((?:password|passwd|pwd|secret|token)[\w.-]{0,64}(?:=|["']\s{0,8}:\s{0,8}))(?![=\s])("[^"]*"?|'[^']*'?|[^\s,;&"')}\]]+)"""
 )
+_PORT = re.compile(r"[0-9:]{0,6}")  # or what may have been meant as one
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -98,8 +99,27 @@ def mask_url(url: str) -> str:
     head, scheme, tail = text.partition("://")
     if not scheme:
         head, tail = "", text
-    masked = _OPTION.sub(_hidden_option, _USERINFO.sub(_hidden_user, f"://{tail}"))
+    masked = _OPTION.sub(_hidden_option, _USERINFO.sub(_hidden_user, _without_host(f"://{tail}")))
     return (f"{head}{masked}" if scheme else masked[3:]).replace("%20", " ")
+
+
+def _without_host(text: str) -> str:
+    """``text`` without what stands where a port does and is none: a password, where the host was forgotten. It may hold "/", "?"
+    and "#", so nothing behind it is shown either."""
+    if "@" in text:
+        return text
+    at = len("://")
+    for item in re.split("[/?#]", text[at:], maxsplit=1)[0].split(","):
+        if _is_password(item):
+            return f"{text[: at + item.index(':')]}:***"
+        at += len(item) + 1
+    return text
+
+
+def _is_password(item: str) -> bool:
+    """Whether ``item``, which stands where a host does, may be a user and a password."""
+    _, colon, port = item.partition(":")
+    return bool(colon) and not item.startswith("[") and not _PORT.fullmatch(port)
 
 
 def _quoted(text: str, special: str) -> str:
@@ -156,6 +176,11 @@ class BrokerUrl:
             host = re.fullmatch(r"(\[[^\[\]\s]+\]|[^:\[\]\s]+)(?::([0-9]{1,5}))?", item)
             if host is None or (host[2] is not None and not 0 < int(host[2]) < 65536):
                 wrong = _TYPED if "@" in query_text else f'"{item}" is no host:port'
+                if _is_password(item) and "@" not in url:
+                    user = item.partition(":")[0]
+                    wrong = (
+                        f'"{user}:***" is no host:port; a user and a password stand before the host: user:password@host'
+                    )
                 raise ConfigurationError(f"{shown}: {wrong}")
             hosts.append((host[1].strip("[]"), int(host[2]) if host[2] else None))
         query: dict[str, str] = {}

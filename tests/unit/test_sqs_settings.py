@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atleastonce.adapters.sqs import names
+from atleastonce.adapters.sqs.clients import Clients
 from atleastonce.adapters.sqs.config import Config
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.errors import ConfigurationError
@@ -84,6 +85,25 @@ def test_secrets_are_in_no_text() -> None:
     with pytest.raises(ConfigurationError) as caught:
         config("sqs://AKIA:hush@eu-west-1?session_token=quiet&nonsense=1")
     assert "hush" not in str(caught.value)
+
+
+def test_a_session_token_is_not_in_the_log_of_the_client(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """botocore writes down what it signs."""
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    url = f"sqs://AKIA:hushhush@127.0.0.1:{unused_tcp_port}?region=eu-west-1&session_token=quiet/quiet%2B1=="
+    clients = Clients(config(url))
+    with caplog.at_level("DEBUG", "botocore"):
+        for service in (clients.sqs, clients.sts):
+            with pytest.raises(Exception, match="connect to the endpoint"):
+                getattr(service, "list_queues" if service is clients.sqs else "get_caller_identity")()
+        with pytest.raises(Exception, match="connect to the endpoint"):
+            clients.call("ReceiveMessage", QueueUrl=f"http://127.0.0.1:{unused_tcp_port}/000000000000/q")
+    clients.close()
+    assert caplog.text.lower().count("x-amz-security-token") > 2
+    assert "quiet/quiet" not in caplog.text
+    assert "hushhush" not in caplog.text
 
 
 def test_the_adapter_needs_no_client_until_it_opens() -> None:

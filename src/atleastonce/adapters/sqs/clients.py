@@ -10,6 +10,7 @@ from typing import Any
 
 from atleastonce.adapters.sqs.config import Config
 from atleastonce.adapters.sqs.direct import Direct
+from atleastonce.adapters.sqs.quiet import mask_botocore
 
 _lock = threading.Lock()
 _sessions: dict[str | None, Any] = {}
@@ -87,6 +88,7 @@ class Clients:
                 verify=config.cafile,
                 config=ClientConfig(**settings),
             )
+            mask_botocore()
             if service == "sqs":
                 self._made["direct"] = Direct(client)
             self._made[service] = client
