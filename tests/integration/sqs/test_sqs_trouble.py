@@ -174,12 +174,13 @@ async def test_a_queue_that_others_made_is_looked_at_though_it_has_no_dead_lette
     try:
         async with opened(sqs_url) as adapter:
             drifts = await adapter.declare(topology, create=False)
-            assert [(drift.setting, drift.name) for drift in drifts] == [
-                ("missing", names.queue_name(Source(dead), ""))
+            assert [(drift.setting, drift.name, drift.found) for drift in drifts] == [
+                ("missing", names.queue_name(Source(dead), ""), ""),
+                ("MessageRetentionPeriod", name, "345600"),  # SQS' own default
             ]
             found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
             assert "RedrivePolicy" not in found
-            assert list(await adapter.declare(topology)) == []
+            assert [drift.setting for drift in await adapter.declare(topology)] == ["MessageRetentionPeriod"]
             found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
             assert names.queue_name(Source(dead), "") in found["RedrivePolicy"]
             await adapter.delete(topology)
@@ -203,6 +204,32 @@ async def test_attributes_that_differ_are_a_drift_and_stay(sqs_url: str, queue: 
         async with reading(adapter, work) as reader:
             (delivery,) = await take(reader, 1)
             assert delivery.lease_until > time.monotonic() + 20
+
+
+async def test_a_queue_that_keeps_less_takes_less_or_waits_longer_is_a_drift(sqs_url: str, queue: MakeQueue) -> None:
+    """Though the code says nothing about it: such a queue loses, refuses or delays what ours would not."""
+    work, dead = queue("w"), queue("d")
+    wanted = Topology(channels=(work,), dead_letters=(dead,))
+    client = raw_client(sqs_url)
+    async with opened(sqs_url) as adapter, declared(adapter, work, dead):
+        assert list(await adapter.declare(wanted)) == [], "what we have made ourselves is as we want it"
+        less = {"MessageRetentionPeriod": "60", "MaximumMessageSize": "2048", "DelaySeconds": "30"}
+        for each in (work, dead):
+            client.set_queue_attributes(QueueUrl=raw_url(client, each), Attributes=less)
+        for create in (True, False):
+            drifts = await adapter.declare(wanted, create=create)
+            found = {(drift.name, drift.setting): (drift.found, drift.breaks) for drift in drifts}
+            assert found == {
+                (names.of_queue(each, ""), setting): (value, False)
+                for each in (work, dead)
+                for setting, value in less.items()
+            }
+        told: Queue[Any] = Queue(work.name, options={"sqs": dict(less)})
+        assert list(await adapter.declare(Topology(channels=(told,)))) == [], "what the code asks for is no drift"
+        more = {"MessageRetentionPeriod": "1209600", "MaximumMessageSize": "262144", "DelaySeconds": "0"}
+        client.set_queue_attributes(QueueUrl=raw_url(client, work), Attributes=more)
+    async with opened(sqs_url, max_message_bytes="64KiB") as adapter, declared(adapter, work):
+        assert list(await adapter.declare(Topology(channels=(work,)))) == [], "more is no less"
 
 
 @pytest.mark.parametrize("verdict", [ACK, Retry(1.0), Reject("no")])

@@ -233,11 +233,7 @@ class Maker:
     def _check(self, wanted: QueuePlan, found: Mapping[str, str]) -> None:
         """Compare, and add what is beside the queue and not in it: the way in from a topic, the net below."""
         self._compare(wanted.name, wanted.given, found)
-        kept = int(found.get("MessageRetentionPeriod", self._config.retention))
-        if wanted.keeps and "MessageRetentionPeriod" not in wanted.given and kept < self._config.retention:
-            self.drifts.append(
-                Drift(wanted.name, "MessageRetentionPeriod", str(self._config.retention), str(kept), breaks=False)
-            )
+        self._compare_defaults(wanted, found)
         add: dict[str, str] = {}
         if self._create and wanted.net is not None and not found.get("RedrivePolicy"):
             add["RedrivePolicy"] = self._net(wanted.net)  # who only looks may find no queue of dead letters to name
@@ -256,6 +252,16 @@ class Maker:
                     wanted.name, "Policy", f"sns.amazonaws.com may send, from {wanted.topic}", "it may not", breaks=True
                 )
             )
+
+    def _compare_defaults(self, wanted: QueuePlan, found: Mapping[str, str]) -> None:
+        """What the code says nothing about, where the queue does less than one that we make: it loses messages sooner, hands them
+        out later, or refuses those that we publish."""
+        largest = self._config.topic_max_message_bytes if wanted.topic is not None else self._config.max_message_bytes
+        ours = {"MessageRetentionPeriod": self._config.retention, "MaximumMessageSize": largest, "DelaySeconds": 0}
+        for setting, value in ours.items():
+            there = int(found.get(setting, value))
+            if setting not in wanted.given and (there > value if setting == "DelaySeconds" else there < value):
+                self.drifts.append(Drift(wanted.name, setting, str(value), str(there), breaks=False))
 
     def _compare(self, name: str, given: Mapping[str, str], found: Mapping[str, str]) -> None:
         for setting, value in given.items():
