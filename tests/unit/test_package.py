@@ -19,7 +19,7 @@ HEAVY = {
     # broker and store clients
     "aiokafka", "boto3", "botocore", "confluent_kafka", "google.cloud", "nats", "pika", "psycopg", "redis",
     # the command line, the test kit, optional codecs and loops
-    "hypothesis", "pydantic", "pytest", "rich", "testcontainers", "typer", "uvloop",
+    "hypothesis", "prometheus_client", "pydantic", "pytest", "rich", "testcontainers", "typer", "uvloop",
 }  # fmt: skip
 
 

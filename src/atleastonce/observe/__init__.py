@@ -1,0 +1,1 @@
+"""What a service shows to the systems that watch it; each module needs its extra."""
