@@ -201,6 +201,31 @@ async def test_a_topic_that_is_deleted_while_it_is_read_is_told(
         await subscription.close()
 
 
+async def test_a_look_that_fails_is_not_the_last_one(
+    pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its error was: else a reader without a topic would wait in silence for ever."""
+    monkeypatch.setattr(presence, "LOOK_SECONDS", 0.2)
+    ask, failed = presence.ensure_topic, 0
+
+    def fails_once(found: object, source: Source) -> None:
+        nonlocal failed
+        failed += 1
+        if failed == 1:
+            raise ValueError("an answer that nobody thought of")
+        ask(found, source)
+
+    async with opened(pubsub_url) as adapter, raw(pubsub_url) as (link, config):
+        await adapter.declare(topology(work := queue()))
+        subscription = await reading(adapter, work)
+        monkeypatch.setattr(presence, "ensure_topic", fails_once)
+        await link.call("DeleteTopic", api.DeleteTopicRequest(topic=config.topic(work.name)), seconds=5)
+        with pytest.raises(NotFound, match="topic of this subscription was deleted"):
+            await take(subscription, 1, wait=0.1)
+        assert failed == 2
+        await subscription.close()
+
+
 async def test_a_reader_whose_topic_was_deleted_says_so_in_its_status(
     pubsub_url: str, queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

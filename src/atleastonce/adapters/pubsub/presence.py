@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from atleastonce.adapters.pubsub.topology import DELETED_TOPIC
 from atleastonce.channels import Source
 from atleastonce.contract import Code
 from atleastonce.errors import AtLeastOnceError, Closed, NotFound
+
+log = logging.getLogger("atleastonce.pubsub")
 
 LOOK_SECONDS: Final = 30.0
 """Between two looks of one reader. Shorter: the looks of many idle readers use up the 6000 administrator requests that a project
@@ -92,4 +95,6 @@ class Presence:
                 self._missing(faults.as_error(error, f"reading {self._source.name}", lost=True))
             elif code is Code.PERMISSION:  # roles/pubsub.subscriber may read messages and not settings
                 return  # and so it will stay: no further look
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may tell more
+            log.warning("looking whether %s is there: %r", self._source, error)
         self._look = None

@@ -39,6 +39,21 @@ local function map(flat)
 end
 """
 
+# The group ARGV[1] of the stream KEYS[1]. A script that begins with it answers nil where there is none.
+_MINE = (
+    _MAP
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+local mine
+local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+for _, flat in ipairs(groups) do
+  local each = map(flat)
+  if each.name == ARGV[1] then mine = each end
+end
+if not mine then return false end
+"""
+)
+
 # KEYS: stream, parked, later, due, tick, strays, about. ARGV: group, me, room, my lease, tick (ms), whether the server has
 # XNACK, whether it is a queue, whether to take anything (0: see `ALONE`). Answers {{id, fields, count}...}, milliseconds until
 # something is due (-1: nothing is known to be), how many strays are among them.
@@ -420,16 +435,8 @@ return {type, kind or '', had}
 BACKLOG = Script(
     4,
     _NOW
-    + _MAP
+    + _MINE
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-local mine
-local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
-for _, flat in ipairs(groups) do
-  local each = map(flat)
-  if each.name == ARGV[1] then mine = each end
-end
-if not mine then return false end
 local lag = mine.lag
 if ARGV[3] == '1' and #groups == 1 and redis.call('HGET', KEYS[4], 'whole') then
   -- All that is not pending waits, also what was pending for a consumer that somebody deleted.
@@ -469,15 +476,8 @@ return {
 # no such group. In one step, so that what is read meanwhile is not missed between the two.
 WAITING = Script(
     1,
-    _MAP
+    _MINE
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-local mine
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local each = map(flat)
-  if each.name == ARGV[1] then mine = each end
-end
-if not mine then return false end
 local found, limit = {}, tonumber(ARGV[2])
 for _, held in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', limit)) do
   local entry = redis.call('XRANGE', KEYS[1], held[1], held[1])[1]
@@ -496,15 +496,8 @@ return found
 # KEYS: stream, parked, later, due. ARGV: group. Answers how many were removed; nil: no such group.
 PURGE = Script(
     4,
-    _MAP
+    _MINE
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-local mine
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local each = map(flat)
-  if each.name == ARGV[1] then mine = each end
-end
-if not mine then return false end
 local gone = 0
 local after = '(' .. mine['last-delivered-id']
 while true do
