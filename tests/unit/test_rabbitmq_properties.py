@@ -13,7 +13,7 @@ import pika
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atleastonce.adapters.rabbitmq.envelope import Envelope, delivery_count, identity, parse
+from atleastonce.adapters.rabbitmq.envelope import Envelope, Properties, delivery_count, identity, parse
 from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES, Refused, encode, to_message
 from atleastonce.adapters.rabbitmq.table import encode_name, encode_table, encode_value, read_table
 from atleastonce.contract import Code
@@ -228,3 +228,12 @@ def test_an_order_that_does_not_fit_is_ignored() -> None:
         )
         encoded = struct.pack(">H", 1 << 13) + encode_table(content)
         assert read(encoded).headers.items() == (("a", "1"), ("b", "2"))
+
+
+@pytest.mark.parametrize("forged", ["--5", "-1", "\u00b2", "\u0663", "9" * 5000, "", "1.5", b"3", None])
+def test_a_count_that_is_none_is_not_believed(forged: HeaderValue) -> None:
+    """A classic queue leaves ``x-delivery-count`` as its producer wrote it; one that raised would end the reader of all others."""
+    content = encode_name("x-delivery-count") + encode_value(forged)
+    properties = Properties({}, read_table(content, 0, len(content)), None)
+    assert delivery_count(properties, redelivered=False) == 1
+    assert delivery_count(properties, redelivered=True) == 0

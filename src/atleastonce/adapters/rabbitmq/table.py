@@ -41,6 +41,9 @@ class Field(NamedTuple):
     nested: bool = False
 
 
+# Of a count, more than any broker reaches; Python takes quadratic time for thousands of digits, and then refuses.
+_DIGITS: Final = 18
+
 # What a named tuple's own constructor does, without its arguments' binding: messages have a dozen fields each.
 _NEW: Final = tuple.__new__
 
@@ -136,8 +139,10 @@ def encode_table(content: bytes) -> bytes:
 
 
 def count_of(fields: list[Field], name: str) -> int | None:
-    """The whole number in field ``name``, None where there is none."""
+    """The whole number in field ``name``, None where there is none. Of a classic queue it is whatever a producer wrote."""
     for field in fields:
-        if field[0] == name and isinstance(field.value, str) and field.value.lstrip("-").isdigit():
-            return int(field.value)
+        if field.name == name:
+            text = field.value
+            known = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= _DIGITS
+            return int(text) if known else None  # type: ignore[arg-type]
     return None

@@ -182,7 +182,10 @@ def _credentials(url: BrokerUrl) -> dict[str, Any]:
 def _place(url: BrokerUrl, region: str | None, tls: Any) -> dict[str, Any]:
     """Region and endpoint, from what stands where the host does."""
     if url.path:
-        raise ConfigurationError(f'broker URL "{url}": SQS has no path; options go behind a "?"')
+        # Not shown: of sqs://KEY:12/SECRET, without its region, the path is a part of the secret.
+        raise ConfigurationError(
+            'broker URL "sqs://...": SQS has no path; options go behind a "?", and a "/" in a secret is written as %2F'
+        )
     if len(url.hosts) > 1:
         raise ConfigurationError(f'broker URL "{url}": one region or endpoint, please')
     secure = _yes_or_no(tls)
