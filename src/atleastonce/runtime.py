@@ -60,8 +60,8 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     Attributes:
         source: what it reads.
         handler: for whom.
-        state: starting, running, disconnected, blocked, paused, stopping (an error ended the service, and whoever started it is to
-            stop it), stopped.
+        state: starting, running, disconnected, blocked, paused, draining (it receives nothing more), stopping (an error ended the
+            service, and whoever started it is to stop it), stopped.
         detail: why.
         in_flight, bytes: received and unsettled.
         counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;

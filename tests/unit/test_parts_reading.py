@@ -41,7 +41,7 @@ class Stub(Subscription):
         self.settled: list[tuple[str, object]] = []
         self.ends: Exception | None = None
         self.refuses: Outcome = OK
-        self.paused = self.closed = False
+        self.paused = self.left = self.closed = False
         self._come = asyncio.Event()
 
     def bring(self, *ids: str, lease: float = 0.0, ends: Exception | None = None) -> None:
@@ -68,6 +68,10 @@ class Stub(Subscription):
 
     async def resume(self) -> None:
         self.paused = False
+
+    async def leave(self) -> None:
+        assert not self.settled, "nothing is given back while more may be asked for"
+        self.left = True
 
     async def close(self) -> None:
         self.closed = True
@@ -184,6 +188,27 @@ async def test_nothing_is_asked_for_while_it_is_paused(broker: Broker) -> None:
     assert not any(stub.paused for stub in broker.parts.values())
     broker.parts[PARTS[0]].bring("two")
     assert ids([*first, *await take(subscription, 1)]) == ["one", "two"]
+    await subscription.close()
+
+
+async def test_who_leaves_lets_go_of_each_part_once_nothing_of_it_is_out(broker: Broker) -> None:
+    """Whoever stands by does not wait for what runs in other parts."""
+    subscription = await broker.read()
+    running, kept, idle = (broker.parts[name] for name in PARTS[:3])
+    running.bring("slow", "quick")
+    found = await take(subscription, 2)
+    kept.bring("kept")
+    await until(lambda: not kept.brought)
+    await subscription.leave()
+    assert all(stub.left for stub in broker.parts.values())
+    assert kept.settled == [("kept", RELEASE)]
+    assert (running.closed, kept.closed, idle.closed) == (False, True, True)
+    (slow,) = (each for each in found if each.message.id == "slow")
+    (quick,) = (each for each in found if each.message.id == "quick")
+    assert await subscription.settle([(quick, RELEASE)]) == [OK]
+    assert not running.closed, "something of it still runs"
+    assert await subscription.settle([(slow, ACK)]) == [OK]
+    assert running.closed
     await subscription.close()
 
 

@@ -77,6 +77,8 @@ class Supervisor:
 
         Returns whether everything ended by itself. Idempotent; a second call with less grace cuts the first one short.
         """
+        if self.worker.state[0] != "stopped":
+            self.worker.state = ("draining", "")
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])

@@ -298,7 +298,8 @@ class Worker:
 
     def condition(self, state: str, detail: str) -> None:
         """See `Listener.condition`."""
-        self.state = (_RUNNING.get(state, state), detail)
+        if self.state[0] != "draining" or state not in _RUNNING:  # a connection that comes back does not make it read again
+            self.state = (_RUNNING.get(state, state), detail)
         log.info("%s: %s %s", self.source, state, detail)
 
     # -------------------------------------------------------------------------------------- the flow

@@ -30,7 +30,10 @@ except ModuleNotFoundError as missing:
 _READER = ("source", "handler")
 
 # Each has a series, 1 for the present one and 0 for the others, so that a query on one of them never finds nothing.
-_STATES = ("starting", "running", "disconnected", "blocked", "paused", "waiting", "standing by", "stopping", "stopped")
+_STATES = (
+    *("starting", "running", "disconnected", "blocked", "paused", "draining", "stopping", "stopped"),
+    *("waiting", "standing by"),  # relays
+)
 
 # What a relay counts anew at each look is no counter.
 _ROWS = {"waiting": "waiting", "delayed": "delayed", "parked now": "parked"}

@@ -140,6 +140,17 @@ class Part:
                 break
         await self._let_go()
 
+    async def retire(self) -> None:
+        """See `Subscription.leave`. Where nothing is out it is let go of at once: whoever stands by does not wait for what runs in
+        other parts."""
+        self._paused = True
+        self._wanted.clear()
+        if self.subscription is not None:
+            await self.subscription.leave()
+        await self._stop()
+        if not self.out:
+            await self._let_go()
+
     async def close(self) -> None:
         """Let go of it. What was handed on and is unsettled is left to its lease, or to the broker's notice of our leaving."""
         await self._stop()

@@ -61,6 +61,7 @@ class PartedSubscription(Subscription):
         self._ready: deque[Part] = deque()
         self._news = Signal()
         self._error: Exception | None = None
+        self._leaving = False
         self._closed = False
 
     async def begin(self) -> None:
@@ -114,6 +115,10 @@ class PartedSubscription(Subscription):
         for (delivery, _), outcome in zip(batch, outcomes, strict=True):
             if outcome.status is not Status.UNKNOWN and (part := self._parts.get(delivery.stream)) is not None:
                 part.out.discard(delivery)
+        if self._leaving:  # the last of a part is done: whoever stands by has the part next
+            streams = {delivery.stream for delivery, _ in batch}
+            touched = (part for stream in streams if (part := self._parts.get(stream)) is not None)
+            await asyncio.gather(*(part.close() for part in touched if not part.out))
         return outcomes
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
@@ -157,6 +162,13 @@ class PartedSubscription(Subscription):
     async def resume(self) -> None:
         for part in self._parts.values():
             await part.resume()
+
+    async def leave(self) -> None:
+        self._leaving = True
+        if self._sharing is not None:
+            await self._sharing.close()
+        self._ready.clear()
+        await asyncio.gather(*(part.retire() for part in self._parts.values()))
 
     async def close(self) -> None:
         if self._closed:

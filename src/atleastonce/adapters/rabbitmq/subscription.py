@@ -142,6 +142,13 @@ class RabbitMQSubscription(Subscription):
         self._intake.paused = False
         await self._steer_quietly()
 
+    async def leave(self) -> None:
+        # Of a queue with a single active consumer nothing is given back before the channel is closed: the next one would
+        # be handed what comes later as soon as this one is cancelled, and what was given back one by one would be behind it.
+        self._intake.ended = not self._keep
+        await self.pause()
+        self._give_back()
+
     async def close(self) -> None:
         if self._closed:
             return
@@ -153,15 +160,18 @@ class RabbitMQSubscription(Subscription):
         if self._steering is not None:
             await self._steering
         if self._channel.closed is None:
-            # Of a queue with a single active consumer nothing is given back before the channel is closed: the next one would
-            # be handed what comes later as soon as this one is cancelled, and what was given back one by one would be behind it.
-            if self._buffer and not self._keep:
-                self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
+            self._give_back()
             self._channel.on_closed = None
             await self._channel.close(at_once=self._keep)
         self._buffer.clear()
         self._tags.lose()
         self.on_end(self)
+
+    def _give_back(self) -> None:
+        """What came and was never handed out, where it may go before the channel does: see `leave`."""
+        if self._buffer and not self._keep and self._channel.closed is None:
+            self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
+            self._buffer.clear()
 
     # --------------------------------------------------------------------------- told by the broker
 

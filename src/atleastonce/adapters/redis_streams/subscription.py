@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -400,31 +401,46 @@ class RedisSubscription(Subscription):
         self._turn_due = 0.0
         self._changed.set()
 
+    async def leave(self) -> None:
+        await self.pause()
+        await self._read_out()
+        with contextlib.suppress(*FAILURES):  # `close` tries once more
+            async with asyncio.timeout(_GRACE):
+                await self._give_back()
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._changed.set()
-        if (reading := self._reading) is not None:
-            self._nudge()
-            done, _ = await asyncio.wait([reading], timeout=self._poll + 1.0)
-            if not done:
-                reading.cancel()
-                await asyncio.wait([reading])
+        await self._read_out()
         link = self._control.current
         if link is not None and link.closed is None:
             try:
                 async with asyncio.timeout(_GRACE):
-                    if self._buffer:
-                        await self._settling.settle(
-                            [(delivery, RELEASE) for batch in self._buffer for delivery in batch]
-                        )
+                    await self._give_back()
                     await link.run(LEAVE, [[self._keys.stream, self._keys.group, self.consumer]], _GRACE)
             except FAILURES:
                 pass  # what could not be released comes back when its lease ends
         self._buffer.clear()
         self._line.close()
         self.on_end(self)
+
+    async def _read_out(self) -> None:
+        """Have the read that is under way end, soon."""
+        if (reading := self._reading) is not None:
+            self._nudge()
+            done, _ = await asyncio.wait([reading], timeout=self._poll + 1.0)
+            if not done:
+                reading.cancel()
+                await asyncio.wait([reading])
+
+    async def _give_back(self) -> None:
+        """What was fetched and never handed out. Raises what the connection raises."""
+        kept = [delivery for batch in self._buffer for delivery in batch]
+        if kept:
+            await self._settling.settle([(delivery, RELEASE) for delivery in kept])
+            self._buffer.clear()
 
 
 def _place(found: tuple[bytes, Any, Any]) -> tuple[int, int]:
