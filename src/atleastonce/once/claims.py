@@ -16,7 +16,6 @@ from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.gate import Host
 from atleastonce.engine.leases import LeaseTable
-from atleastonce.errors import InvalidIdempotencyKey
 from atleastonce.once.grant import Grant
 from atleastonce.once.lease import LeaseBound, overtaken
 from atleastonce.patterns.once.options import Lease
@@ -174,8 +173,7 @@ class Claims:
             self._bound.waiting.join(grant.item.key, grant.item.delivery, self._host)
             wait = min(claim.retry_after, _BUSY.wait(grant.waits) or 0.0)
             return Decision(again=max(0.01, wait) * random.uniform(1.0, 1.2), name="busy")
-        error = InvalidIdempotencyKey(claim.fault.detail if claim.fault is not None else "the store refuses this key")
-        return self._bound.park(grant.item.delivery, "key", error)
+        return self._bound.items.refused(grant.item, claim.fault.detail if claim.fault else "the store refuses it")
 
     def _trouble(self, fault: Fault | None) -> None:
         if fault is not None and fault.code is not Code.CONFLICT:

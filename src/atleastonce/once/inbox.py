@@ -12,7 +12,7 @@ from atleastonce.context import InboxContext
 from atleastonce.contract import Code, Delivery
 from atleastonce.engine.decision import DONE, Decision, again
 from atleastonce.engine.threads import on_a_thread
-from atleastonce.errors import ConfigurationError, TransactionEnded
+from atleastonce.errors import ConfigurationError, InvalidMessage, TransactionEnded
 from atleastonce.once.book import Book
 from atleastonce.once.inquiry import Inquiry
 from atleastonce.once.item import DUPLICATE, Item, Items
@@ -200,5 +200,7 @@ class InboxBound(Bound):
         elif fault is not None:
             wait = random.uniform(0.01, _CONFLICT_SECONDS)
             decisions[items[0].delivery] = again(items[0].delivery, wait, "conflicts")
+        elif run.stage is Stage.CLAIM and isinstance(error, InvalidMessage):
+            decisions[items[0].delivery] = self._items.refused(items[0], str(error))
         else:
             decisions[items[0].delivery] = self.failed(items[0].delivery, error)

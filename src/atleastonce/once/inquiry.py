@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from atleastonce.contract import Code, Fault
-from atleastonce.errors import Control, TransactionEnded
+from atleastonce.errors import Control, InvalidMessage, TransactionEnded
 from atleastonce.once.book import Book
 from atleastonce.once.item import Item
 from atleastonce.once.run import Run, Stage
@@ -84,6 +84,8 @@ class Inquiry:
         if any(isinstance(cause, Control | TransactionEnded) for cause in chain):
             return None
         if run.stage is Stage.CLAIM:
+            if isinstance(error, InvalidMessage):  # a key that this database cannot hold
+                return None
             found = [self._store.classify(cause) for cause in chain]
             return next((fault for fault in found if fault.code is not Code.INTERNAL), found[0])
         at_commit = run.stage is Stage.COMMIT

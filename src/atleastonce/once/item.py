@@ -55,6 +55,11 @@ class Items:
         except Exception as error:  # noqa: BLE001 - one bad message costs only itself
             return self._bound.failed(delivery, error)
 
+    def refused(self, item: Item, why: str) -> Decision:
+        """What becomes of a message whose key its store refuses."""
+        error = InvalidIdempotencyKey(f'the idempotency key "{one_line(item.key, 100)}": {why}')
+        return self._bound.park(item.delivery, "key", error)
+
     def mismatch(self, item: Item) -> Decision:
         """What becomes of a message whose key is known with another body."""
         error = IdempotencyMismatch(f'the idempotency key "{one_line(item.key, 100)}" is known with another body')

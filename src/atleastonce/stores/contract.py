@@ -278,7 +278,10 @@ class TransactionalStore(LeaseStore):
             ttl: seconds.
 
         Raises:
-            InvalidMessage: an id or fingerprint that no store takes; nothing was recorded.
+            InvalidMessage: an id or fingerprint that no store takes, or an id that this database's encoding cannot hold; nothing
+                was recorded, and the transaction may be of no more use.
+            ConfigurationError, StoreUnavailable: what the database answered is not understood. An id is `Entry.SEEN` only if the
+                database said so.
             The driver's own errors: a serialization failure or deadlock undoes the whole transaction, so it is not tried
             again here. `classify` tells them; whoever began the transaction begins it again.
         """

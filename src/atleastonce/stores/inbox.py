@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from atleastonce.errors import InvalidMessage
+from atleastonce.errors import ConfigurationError, InvalidMessage, StoreUnavailable
 from atleastonce.stores.records import Entry, flaw, span_flaw
 
 
@@ -33,14 +33,28 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def finish(asked: Asked, new: Collection[str], known: Mapping[str, bytes]) -> list[Entry]:
-    """The answer to each id, where ``new`` were inserted now and ``known`` had these fingerprints."""
+    """The answer to each id, where ``new`` were inserted now and ``known`` had these fingerprints.
+
+    Raises:
+        ConfigurationError: the database named ids that were not asked for: it was not understood. Nothing is seen that it did
+            not say was seen, for what is seen is settled without a run.
+        StoreUnavailable: an id was neither inserted nor found. It was purged in between, and will be new the next time; or
+            something hides the table's rows, and it must not be taken for a duplicate.
+    """
+    if strange := {*new, *known} - asked.distinct.keys():
+        raise ConfigurationError(
+            f"the inbox answered for {min(strange)!r}, which was not asked for; give the store a connection that converts "
+            "nothing, and its tables the columns of its schema()"
+        )
     entries, left = [], set(new)
     for id, fingerprint in zip(asked.ids, asked.fingerprints, strict=True):
         first = asked.distinct[id] if id in new else known.get(id)
         if first is None:
-            # Neither inserted nor found: it was purged between the two statements, so it was seen.
-            entries.append(Entry.SEEN)
-        elif first != fingerprint:
+            raise StoreUnavailable(
+                f"the inbox neither took {id!r} nor has it: it was purged at this moment, or a trigger, rule or policy of the "
+                "table hides rows"
+            )
+        if first != fingerprint:
             entries.append(Entry.MISMATCH)
         elif id in left:
             left.discard(id)

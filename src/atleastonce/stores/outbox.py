@@ -36,6 +36,7 @@ from atleastonce.contract.moves import Outgoing
 from atleastonce.errors import ConfigurationError, InvalidMessage
 from atleastonce.message import Headers, HeaderValue, Message
 from atleastonce.stores.contract import TransactionalStore
+from atleastonce.stores.texts import as_text, shown
 
 SLOTS = 8
 """How many relays of one outbox can work at a time; more of them stand by. Part of the schema."""
@@ -95,20 +96,21 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
         cls,
         seq: int,
         slot: int,
-        destination: str,
-        settings: str | None,
-        id: str,
+        destination: str | bytes,
+        settings: str | bytes | None,
+        id: str | bytes,
         key: bytes | None,
-        headers: str,
+        headers: str | bytes,
         body: bytes,
     ) -> OutboxRow:
         """From the columns in `FETCHED`. A row that somebody else's SQL has written badly is given with its flaw."""
         try:
-            channel = _channel(destination, settings)
-            fields = _decoded(headers)
+            where, name = as_text(destination), as_text(id)
+            channel = _channel(where, None if settings is None else as_text(settings))
+            fields = _decoded(as_text(headers))
         except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
-            return cls(seq, slot, destination, None, f"the row cannot be read: {error}")
-        return cls(seq, slot, destination, Outgoing(channel, Message(id, body, key, Headers(fields))))
+            return cls(seq, slot, shown(destination), None, f"the row cannot be read: {error}")
+        return cls(seq, slot, where, Outgoing(channel, Message(name, body, key, Headers(fields))))
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -156,18 +158,18 @@ class ParkedRow(msgspec.Struct, frozen=True):
     def of(
         cls,
         seq: int,
-        id: str,
-        destination: str,
+        id: str | bytes,
+        destination: str | bytes,
         key: bytes | None,
         size: int,
-        reason: str,
+        reason: str | bytes,
         blocking: bool,
         *ages: float,
     ) -> ParkedRow:
         """From columns, in the attributes' order."""
-        text = None if key is None else key.decode("utf-8", "replace")
+        text = None if key is None else shown(key)
         age, parked_for = (max(0.0, float(each)) for each in ages)
-        return cls(seq, id, destination, text, size, reason, bool(blocking), age, parked_for)
+        return cls(seq, shown(id), shown(destination), text, size, shown(reason), bool(blocking), age, parked_for)
 
 
 class OutboxStats(msgspec.Struct, frozen=True):

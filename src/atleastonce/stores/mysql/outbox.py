@@ -109,12 +109,7 @@ class MySQLOutbox(PooledStore["Connection"]):
             for slot in slots
         )
         rows = await self._outbox(lambda: self._ask(look))
-        return [
-            OutboxRow.of(
-                seq, slot, _text(destination) or "", _text(settings), _text(id) or "", key, _text(headers) or "", body
-            )
-            for seq, slot, destination, settings, id, key, headers, body in sorted(rows, key=lambda row: int(row[0]))
-        ]
+        return [OutboxRow.of(*row) for row in sorted(rows, key=lambda row: int(row[0]))]
 
     async def outbox_remove(self, seqs: Sequence[int]) -> None:
         if seqs:
@@ -154,7 +149,7 @@ class MySQLOutbox(PooledStore["Connection"]):
         )
         return [
             ParkedRow.of(
-                seq, _text(id) or "", _text(where) or "", key, size, _text(reason) or "", bool(blocking),
+                seq, id, where, key, size, reason or "", bool(blocking),
                 *(float(each) / SECOND for each in ages),
             )
             for seq, id, where, key, size, reason, blocking, *ages in rows
@@ -193,7 +188,3 @@ def _or_null(value: bytes | str | None) -> str:
 
 def _numbers(values: Iterable[int]) -> str:
     return ", ".join(f"{value:d}" for value in values)
-
-
-def _text(value: bytes | str | None) -> str | None:
-    return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else value

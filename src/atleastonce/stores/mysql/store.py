@@ -30,6 +30,7 @@ from atleastonce.stores.records import (
     Lease,
     Stats,
 )
+from atleastonce.stores.texts import as_text
 
 if TYPE_CHECKING:
     from aiomysql import Connection
@@ -291,11 +292,10 @@ class MySQLStore(MySQLOutbox):
             return finish(asked, asked.distinct, {})
         new, known = set[str](), dict[str, bytes]()
         for id, fingerprint, seen in await rows_of(tx, self._sql.recorded(scope, asked.distinct)):
-            name = bytes(id).decode()
-            if seen:
-                known[name] = bytes(fingerprint)
+            if int(seen):
+                known[as_text(id)] = bytes(fingerprint)
             else:
-                new.add(name)
+                new.add(as_text(id))
         return finish(asked, new, known)
 
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:

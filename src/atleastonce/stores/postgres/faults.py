@@ -28,6 +28,15 @@ _CODES: dict[str, tuple[Code, bool]] = {
 }
 
 
+def is_unholdable(error: BaseException) -> bool:
+    """Whether a text has characters that the database's encoding does not have, as the client or the server says."""
+    if isinstance(error, UnicodeEncodeError):
+        return True
+    from psycopg import errors
+
+    return isinstance(error, errors.UntranslatableCharacter | errors.CharacterNotInRepertoire)
+
+
 def classify(error: BaseException) -> Fault:
     """The fault behind ``error``."""
     if isinstance(error, PermissionDenied):

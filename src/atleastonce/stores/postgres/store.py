@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atleastonce.contract.outcomes import Code, Fault
 from atleastonce.durations import Duration, seconds, whole
-from atleastonce.errors import AtLeastOnceError, MissingExtra
+from atleastonce.errors import AtLeastOnceError, InvalidMessage, MissingExtra
 from atleastonce.stores import protocol
 from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
@@ -27,12 +27,16 @@ from atleastonce.stores.records import (
     Entry,
     Lease,
     Stats,
+    Status,
 )
+from atleastonce.stores.texts import as_text
 from atleastonce.urls import mask_url
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _EXACT = 100_000  # rows up to which counting them all is cheap
 
 
@@ -140,6 +144,27 @@ class PostgresStore(PostgresOutbox):
     # ---------------------------------------------------------------------------------------------------------- leases
 
     async def _claim(self, requests: Sequence[ClaimRequest]) -> Sequence[Claim]:
+        return await self._apart(requests, self._claim_all, _unholdable)
+
+    async def _apart(
+        self,
+        items: Sequence[_T],
+        ask: Callable[[Sequence[_T]], Awaitable[Sequence[_R]]],
+        refuse: Callable[[Exception], _R],
+    ) -> Sequence[_R]:
+        """What ``ask`` says of ``items``; ``refuse`` for each whose text the database's encoding cannot hold. Such a one fails the
+        statement for all: it is looked for by halves."""
+        try:
+            return await ask(items)
+        except Exception as error:
+            if not faults.is_unholdable(error):
+                raise
+            if len(items) == 1:
+                return [refuse(error)]
+            half = len(items) // 2
+            return [*await self._apart(items[:half], ask, refuse), *await self._apart(items[half:], ask, refuse)]
+
+    async def _claim_all(self, requests: Sequence[ClaimRequest]) -> Sequence[Claim]:
         asked = {
             "scopes": [each.scope for each in requests],
             "ids": [each.id for each in requests],
@@ -173,18 +198,22 @@ class PostgresStore(PostgresOutbox):
         return answers
 
     async def _change(self, statement: str, leases: Sequence[Lease], **arrays: Sequence[Any]) -> Sequence[bool]:
-        asked = {
-            "scopes": [each.scope for each in leases],
-            "ids": [each.id for each in leases],
-            "tokens": [each.token for each in leases],
-            **arrays,
-        }
+        async def change(places: Sequence[int]) -> Sequence[bool]:
+            asked = {
+                "scopes": [leases[place].scope for place in places],
+                "ids": [leases[place].id for place in places],
+                "tokens": [leases[place].token for place in places],
+                **{name: [values[place] for place in places] for name, values in arrays.items()},
+            }
 
-        async def ask(connection: AsyncConnection[Any]) -> list[Any]:
-            return await (await connection.execute(statement.encode(), asked)).fetchall()
+            async def ask(connection: AsyncConnection[Any]) -> list[Any]:
+                return await (await connection.execute(statement.encode(), asked)).fetchall()
 
-        held = {position for (position,) in await self._run(ask)}
-        return [position in held for position in range(1, len(leases) + 1)]
+            held = {position for (position,) in await self._run(ask)}
+            return [position in held for position in range(1, len(places) + 1)]
+
+        # What cannot be held was never granted.
+        return await self._apart(range(len(leases)), change, lambda _: False)
 
     async def _extend(self, leases: Sequence[Lease], seconds: float) -> Sequence[bool]:
         return await self._change(self._sql.extend, leases, spans=[float(seconds)] * len(leases))
@@ -267,11 +296,18 @@ class PostgresStore(PostgresOutbox):
         """``tx``: a psycopg 3 connection or cursor, async or sync (a sync one blocks the loop that awaits this)."""
         asked = Asked.of(scope, ids, fingerprints, ttl)
         given = (scope, float(ttl), list(asked.distinct), list(asked.distinct.values()))
-        new = {row[0] for row in await rows_of(tx, self._sql.insert_inbox, given, then=f"SAVEPOINT {SAVEPOINT}")}
+        try:
+            rows = await rows_of(tx, self._sql.insert_inbox, given, then=f"SAVEPOINT {SAVEPOINT}")
+        except Exception as error:
+            if faults.is_unholdable(error):
+                raise InvalidMessage(_unheld(error)) from None
+            raise
+        new = {as_text(row[0]) for row in rows}
         known: dict[str, bytes] = {}
         if len(new) < len(asked.distinct):
             others = [id for id in asked.distinct if id not in new]
-            known = {id: bytes(value) for id, value in await rows_of(tx, self._sql.read_inbox, (scope, others))}
+            found = await rows_of(tx, self._sql.read_inbox, (scope, others))
+            known = {as_text(id): bytes(value) for id, value in found}
         return finish(asked, new, known)
 
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
@@ -282,3 +318,12 @@ class PostgresStore(PostgresOutbox):
         except (errors.InvalidSavepointSpecification, errors.NoActiveSqlTransaction):
             return False
         return True
+
+
+def _unheld(error: Exception) -> str:
+    why = " ".join(str(error).split())
+    return f"the database's encoding cannot hold it ({why}); make the key ASCII, a digest for instance, or the database UTF8"
+
+
+def _unholdable(error: Exception) -> Claim:
+    return Claim(Status.REJECTED, fault=Fault(Code.INVALID, detail=_unheld(error)))

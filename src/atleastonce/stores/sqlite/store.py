@@ -23,6 +23,7 @@ from atleastonce.stores.records import WEEK, Claim, ClaimRequest, Completion, Co
 from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite.desk import NOW, Desk
 from atleastonce.stores.sqlite.outbox import SQLiteOutbox
+from atleastonce.stores.texts import as_text
 
 _COLUMNS = "state, token, fence, attempts, doubt, lease_until, fingerprint, result, created, expires"
 
@@ -229,13 +230,14 @@ class SQLiteStore(SQLiteOutbox):
         rows = json.dumps([[id, value.hex()] for id, value in asked.distinct.items()])
         fresh = await _all(
             tx,
-            # Hex, since JSON has no bytes and `unhex` came with 3.41; the clock once for all.
+            # Hex, since JSON has no bytes and `unhex` came with 3.41 (and `->>` with 3.38); the clock once for all.
             f"INSERT INTO {self._prefix}_inbox (scope, id, fingerprint, created, expires) "
-            f"SELECT ?, j.value ->> 0, j.value ->> 1, n.t, n.t + ? FROM json_each(?) j, (SELECT {NOW} AS t) n WHERE true "
+            "SELECT ?, json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]'), n.t, n.t + ? "
+            f"FROM json_each(?) j, (SELECT {NOW} AS t) n WHERE true "
             "ON CONFLICT DO NOTHING RETURNING id",
             (scope, micros(ttl), rows),
         )
-        new = {row[0] for row in fresh}
+        new = {as_text(row[0]) for row in fresh}
         known: dict[str, bytes] = {}
         if len(new) < len(asked.distinct):
             others = json.dumps([id for id in asked.distinct if id not in new])
@@ -245,7 +247,7 @@ class SQLiteStore(SQLiteOutbox):
                 "WHERE scope = ? AND id IN (SELECT value FROM json_each(?))",
                 (scope, others),
             )
-            known = {id: bytes.fromhex(value) for id, value in found}
+            known = {as_text(id): bytes.fromhex(as_text(value)) for id, value in found}
         if tx.in_transaction:  # outside of one a savepoint would begin it, and its release commit
             await _all(tx, f"SAVEPOINT {SAVEPOINT}", ())
         return finish(asked, new, known)
@@ -293,9 +295,13 @@ def _values(record: Record) -> tuple[Any, ...]:
 
 
 async def _all(tx: Any, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-    """All rows, from sqlite3 or from a driver that awaits."""
-    cursor = tx.execute(sql, parameters)
+    """All rows as tuples, from sqlite3 or from a driver that awaits, whatever its row factory."""
+    cursor = tx.cursor()
     if hasattr(cursor, "__await__"):
         cursor = await cursor
+    cursor.row_factory = None
+    done = cursor.execute(sql, parameters)
+    if hasattr(done, "__await__"):
+        await done
     rows = cursor.fetchall()
     return list(await rows if hasattr(rows, "__await__") else rows)
