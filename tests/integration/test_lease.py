@@ -29,6 +29,7 @@ from atleastonce import (
     RetryChain,
     Service,
     SQLiteStore,
+    connect,
     wire,
 )
 from atleastonce.stores import LeaseStore
@@ -163,6 +164,75 @@ async def test_a_lone_message_that_fails_runs_again_in_place() -> None:
         await service.broker.publish(orders, Order(1))
         await until(lambda: counts(service)["done"] == 1 and settled(service), service)
     assert runs == [1, 1]
+
+
+async def test_what_the_broker_refuses_of_a_run_is_published_by_its_redrive(
+    queue: MakeQueue, make_store: MakeStore
+) -> None:
+    """The message is a dead letter, and so it is not done: as a duplicate it would lose what it had to publish."""
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    orders, invoices = queue("orders"), queue("invoices")
+    runs: list[bool] = []
+    arrived: list[int] = []
+    size = 17 << 20  # the broker takes 16 MiB
+
+    @service.consumer(orders, idempotency=Lease(make_store()), failure=FailurePolicy(in_place=None))
+    async def charge(order: Order, ctx: Context) -> None:
+        runs.append(ctx.in_doubt)
+        await ctx.publish(invoices, bytes(size))
+
+    @service.consumer(invoices)
+    async def take(body: bytes) -> None:
+        arrived.append(len(body))
+
+    async with service:
+        await service.broker.publish(orders, Order(1), id="o1")
+        await until(lambda: counts(service)["dead"] == 1 and settled(service), service)
+        size = 10
+        await service.broker.dead_letters(orders).redrive()
+        await until(lambda: bool(arrived), service)
+        assert not counts(service)["duplicates"]
+    assert arrived == [10]
+    assert runs == [False, True]  # the first one's own effect has happened
+
+
+async def test_a_run_whose_messages_were_not_confirmed_is_in_doubt(
+    queue: MakeQueue, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has succeeded: given back as if it had failed, its effect would happen twice without a word."""
+    from atleastonce.adapters.memory import MemoryAdapter
+    from atleastonce.contract import Code, unknown
+
+    broker, orders, invoices = f"memory://{uuid.uuid4().hex}", queue("orders"), queue("invoices")
+    runs: list[bool] = []
+    send = MemoryAdapter.send
+
+    async def unconfirmed(self: Any, batch: Any) -> Any:
+        kept = iter(await send(self, [each for each in batch if each.destination.name != invoices.name]))
+        silence = unknown(Code.UNAVAILABLE, "no confirmation")
+        return [silence if each.destination.name == invoices.name else next(kept) for each in batch]
+
+    def make() -> Service:
+        service = Service("billing", broker=broker)
+
+        @service.consumer(orders, idempotency=Lease(make_store()))
+        async def charge(order: Order, ctx: Context) -> None:
+            runs.append(ctx.in_doubt)
+            await ctx.publish(invoices, order)
+
+        return service
+
+    async with connect(broker) as keep:  # a memory broker lasts as long as somebody is connected
+        await keep.declare(orders, invoices)
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryAdapter, "send", unconfirmed)
+            async with make() as first:
+                await keep.publish(orders, Order(1), id="o1")
+                await until(lambda: bool(runs), first)
+                await first.stop(0)
+        async with make() as second:
+            await until(lambda: counts(second)["done"] == 1, second)
+    assert runs == [False, True]
 
 
 async def test_same_key_with_another_body_is_parked(queue: MakeQueue, make_store: MakeStore) -> None:

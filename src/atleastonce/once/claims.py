@@ -31,6 +31,8 @@ log = logging.getLogger("atleastonce")
 _BUSY = Backoff("100ms", factor=2, maximum="5s")
 # A list that another client's changes were in the way of is asked for again after this.
 _CONFLICT_SECONDS = 0.05
+# A lease that is to end now and in doubt, which giving it back would not leave.
+_AT_ONCE = 0.001
 
 
 class Claims:
@@ -210,7 +212,9 @@ class Claims:
             else:
                 self._over(grant, verdict)
         # Should that not be heard, the lease ends by itself.
-        await self._store.release([_lease(grant) for grant in back])
+        await self._store.release([_lease(grant) for grant in back if not grant.half_done])
+        if half := [_lease(grant) for grant in back if grant.half_done]:
+            await self._store.extend(half, _AT_ONCE)  # ends without a word: whoever runs it next is told that it is in doubt
         for grant, verdict in batch:
             if not _is_done(grant, verdict):
                 self._over(grant, verdict)

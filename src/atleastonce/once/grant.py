@@ -28,6 +28,7 @@ class Grant:
         cut: whether a run began and did not end by itself. Its effect may have happened: the lease is left to end.
         result: what the handler gave, encoded, once it has succeeded.
         copies: whether what it published has to be confirmed before it is done.
+        refused: whether the broker refuses for good something that it published, so that it is not done after all.
         leaving: whether it has its verdict.
         waits: how often it was busy.
     """
@@ -42,6 +43,7 @@ class Grant:
         "leaving",
         "lost",
         "payload",
+        "refused",
         "request",
         "result",
         "until",
@@ -54,7 +56,7 @@ class Grant:
         self.payload = item.payload
         self.lease: Lease | None = None
         self.fence = 0
-        self.in_doubt = self.lost = self.cut = self.copies = self.leaving = False
+        self.in_doubt = self.lost = self.cut = self.copies = self.leaving = self.refused = False
         self.result: bytes | None = None
         self.waits = 0
         self.until = 0.0
@@ -105,6 +107,16 @@ class Grant:
         self.result = result
         if len(result) > MAX_RESULT:
             self._not_kept(f"it has {len(result)} bytes and may have {MAX_RESULT}; return a reference to it")
+
+    def not_done(self) -> None:
+        """Something that it published is refused for good: its message ends otherwise, and a later run has to publish it."""
+        if self.result is not None:
+            self.result, self.refused = None, True
+
+    @property
+    def half_done(self) -> bool:
+        """Of what is not done: whether the handler has succeeded all the same, and not all that it published is with the broker."""
+        return self.refused or self.result is not None
 
     def _not_kept(self, why: str) -> None:
         self.result = b""

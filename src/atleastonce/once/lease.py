@@ -7,7 +7,7 @@ from typing import Any
 
 from atleastonce.bound import Bound
 from atleastonce.context import Context, LeaseContext
-from atleastonce.contract import ACK, Delivery
+from atleastonce.contract import ACK, Delivery, Fault
 from atleastonce.engine.decision import DONE, Decision, again
 from atleastonce.once.grant import Grant
 from atleastonce.once.item import DUPLICATE, Items
@@ -81,6 +81,12 @@ class LeaseBound(Bound):
         grant.cut = False
         grant.succeeded(result, copies=bool(outputs))
         return Decision(ACK, outputs) if outputs else DONE
+
+    def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
+        other = super().rejected(delivery, decision, fault)
+        if other is not None and (grant := self.grants.get(delivery)) is not None:
+            grant.not_done()  # else its redrive would be a duplicate, and what it publishes lost
+        return other
 
     def duplicate(self, delivery: Delivery, result: bytes) -> Decision:
         """What becomes of a message that was done before, with ``result``."""

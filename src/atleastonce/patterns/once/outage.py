@@ -116,6 +116,10 @@ class Outage:
                 self.begin(fault)
 
     async def _watching(self) -> None:
+        while self.detail:  # it may be away again before all readers have been told that it is back
+            await self._outlast()
+
+    async def _outlast(self) -> None:
         log.error("%s: paused: %s", self._name, self.detail)
         for worker in self._workers:
             await worker.pause(REASON)

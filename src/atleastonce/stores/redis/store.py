@@ -167,16 +167,16 @@ class RedisStore(LeaseStore):
         if self._client is None:
             raise RuntimeError("the store is open and has no client")
         async with asyncio.timeout(self._timeout), self._slots:
-            pipe: Any = self._client.pipeline(transaction=False)
-            for positions in calls:
-                keys = [self._key(leases[at].scope, leases[at].id) for at in positions]
-                pipe.evalsha(digest, len(keys), *keys, *(value for at in positions for value in arguments(at)))
-            replies = await pipe.execute(raise_on_error=False)
-            missing = [at for at, reply in enumerate(replies) if faults.no_script(reply)]
-            if missing:
+            while True:
+                pipe: Any = self._client.pipeline(transaction=False)
+                for positions in calls:
+                    keys = [self._key(leases[at].scope, leases[at].id) for at in positions]
+                    pipe.evalsha(digest, len(keys), *keys, *(value for at in positions for value in arguments(at)))
+                replies = await pipe.execute(raise_on_error=False)
+                if not any(faults.no_script(reply) for reply in replies):
+                    break
                 # A new or restarted server: all calls may be repeated, since each is recognised by its token.
                 await self._client.script_load(script)
-                return await self._ask(script, leases, arguments)
             for positions, reply in zip(calls, replies, strict=True):
                 if isinstance(reply, Exception):
                     raise reply
