@@ -142,6 +142,7 @@ class InboxBound(Bound):
         except BaseException:
             await self._inquiry.ask(tx, run)
             raise
+        run.stage = Stage.OUTPUTS
         if not await self._inquiry.holds(tx, run.driver):
             raise TransactionEnded(UNDONE)
         if failures := {

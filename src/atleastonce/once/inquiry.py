@@ -19,6 +19,7 @@ from atleastonce.patterns.once.sessions import (
     is_same,
     is_spoilt,
     raised_after,
+    tells,
     was_closed,
 )
 from atleastonce.stores.contract import TransactionalStore
@@ -50,10 +51,12 @@ class Inquiry:
     async def ask(self, tx: Any, run: Run) -> None:
         """Write down in ``run`` whether the handler, which raised, has left its transaction as it was."""
         try:
+            run.spoilt = is_spoilt(run.driver)
             run.sure = was_closed(tx, run.driver)
             run.held = await self.holds(tx, run.driver, failed=True)
         except Exception:  # noqa: BLE001 - a lost connection, or a session that refuses everything after an error
             run.held = None
+        run.spoilt = run.spoilt or not run.held
 
     async def ended(self, items: list[Item], run: Run, error: BaseException) -> TransactionEnded | None:
         """Why the messages of ``run`` must not be tried again: their rows may be committed, and the next run would find them."""
@@ -88,14 +91,27 @@ class Inquiry:
                 return None
             found = [self._store.classify(cause) for cause in chain]
             return next((fault for fault in found if fault.code is not Code.INTERNAL), found[0])
-        at_commit = run.stage is Stage.COMMIT
+        after = run.stage is not Stage.HANDLER
         for cause in chain:
             if isinstance(cause, NoAnswer):
                 return self._store.classify(cause)
-            # A connection's own error, without the driver's name: at the commit nobody but the database is spoken to.
-            raw = at_commit and isinstance(cause, OSError)
-            if run.driver is not None and (raw or is_drivers(cause, run.driver)):
-                fault = self._store.classify(cause)
-                if fault.retryable and (at_commit or is_spoilt(run.driver)):
-                    return fault
+            # A connection's own error, without the driver's name: after the handler nobody but the database is spoken to.
+            raw = after and isinstance(cause, OSError)
+            if run.driver is None or not (raw or is_drivers(cause, run.driver)):
+                continue
+            fault = self._store.classify(cause)
+            if fault.retryable and (raw or self._is_stores(run, fault, cause)):
+                return fault
         return None
+
+    def _is_stores(self, run: Run, fault: Fault, error: BaseException) -> bool:
+        """Whether ``error`` of the store's driver is its fault. The handler may speak to another database over the same driver, and
+        what its own statements do too slowly, or wait for too long, would do so again for ever."""
+        if fault.code is Code.TIMEOUT:
+            return False
+        if run.stage is not Stage.HANDLER:
+            return True
+        if fault.code is Code.CONFLICT:
+            return self._store.lost_a_race(error)
+        # Of those that do not tell, a full disk undoes the statement alone.
+        return run.spoilt or (fault.code is Code.OVERLOADED and not tells(run.driver))

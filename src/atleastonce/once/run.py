@@ -14,6 +14,8 @@ class Stage(enum.Enum):
 
     CLAIM = "claim"
     HANDLER = "handler"
+    OUTPUTS = "outputs"
+    """The handler has succeeded: whether its transaction is whole, and the rows of what it published."""
     COMMIT = "commit"
 
 
@@ -26,6 +28,7 @@ class Run:
         entries: what the claim said.
         held: of a handler that raised, whether the transaction was still the one it was given; None: the connection does not say.
         sure: ``held`` is the handler's doing, and not the database's.
+        spoilt: of a handler that raised, whether its transaction could not go on.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class Run:
         self.driver: Any = None
         self.entries: list[Entry] = []
         self.held: bool | None = True
-        self.sure = False
+        self.sure = self.spoilt = False
 
 
 class Looked(Exception):

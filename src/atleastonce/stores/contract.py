@@ -286,6 +286,11 @@ class TransactionalStore(LeaseStore):
             again here. `classify` tells them; whoever began the transaction begins it again.
         """
 
+    def lost_a_race(self, error: BaseException) -> bool:
+        """Whether ``error``, a driver's, says that the database undid a transaction for another one's sake, so that it is begun
+        again: a serialization failure or a deadlock. Not that a lock was waited for too long."""
+        return self.classify(error).code is Code.CONFLICT
+
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
         """Whether ``tx`` is still the transaction of `claim_in`. Asked once, before it is committed or rolled back.
 

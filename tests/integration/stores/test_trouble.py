@@ -211,7 +211,8 @@ class TestRedis:
                 assert (await store.claim([ClaimRequest(SCOPE, "a")]))[0].status is Status.NEW
 
     async def test_flushed_scripts_come_back(self, redis_broker: Running) -> None:
-        async with Redis.from_url(redis_broker.url) as admin, RedisStore(redis_broker.url) as store:
+        """With its one connection in use for the very question."""
+        async with Redis.from_url(redis_broker.url) as admin, RedisStore(redis_broker.url, connections=1) as store:
             scope = scope_key("svc", uuid.uuid4().hex, "h")
             for turn in range(3):
                 await admin.script_flush()

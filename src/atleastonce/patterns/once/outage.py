@@ -121,8 +121,7 @@ class Outage:
 
     async def _outlast(self) -> None:
         log.error("%s: paused: %s", self._name, self.detail)
-        for worker in self._workers:
-            await worker.pause(REASON)
+        await self._tell(lambda worker: worker.pause(REASON))
         if time.monotonic() - self._ended > _SAME:
             self._tried = 0
         while True:
@@ -135,13 +134,19 @@ class Outage:
         self.detail = ""
         self._ended = time.monotonic()
         log.warning("%s: the store answers again", self._name)
-        for worker in self._workers:
-            await worker.resume(REASON)
+        await self._tell(lambda worker: worker.resume(REASON))
         held, self._held = self._held, set()
         for worker in self._workers:
             worker.hasten(held.__contains__)
         for listener in self._listeners:
             listener()
+
+    async def _tell(self, call: Callable[[Worker], Awaitable[None]]) -> None:
+        for worker in self._workers:
+            try:
+                await call(worker)
+            except Exception as error:  # noqa: BLE001 - its subscription has ended; the next one is told how it is then
+                log.debug("%s: its subscription was not told: %r", self._name, error)
 
 
 def probe_of(store: LeaseStore, scope: str) -> Callable[[], Awaitable[Fault | None]]:

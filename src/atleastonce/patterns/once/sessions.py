@@ -234,10 +234,14 @@ def raised_after(handler: str, error: str) -> TransactionEnded:
 
 
 def is_spoilt(driver: Any) -> bool:
-    """Whether the transaction cannot go on, as far as the driver says; True where it says nothing."""
-    if getattr(driver, "closed", False) or getattr(driver, "broken", False):
-        return True
-    return _state(driver) not in ("INTRANS", "ACTIVE")
+    """Whether the transaction cannot go on, as far as the driver says. Asked before anything is undone."""
+    lost = getattr(driver, "closed", False) or getattr(driver, "broken", False) or getattr(driver, "open", True) is False
+    return bool(lost) or (tells(driver) and _state(driver) not in ("INTRANS", "ACTIVE"))
+
+
+def tells(driver: Any) -> bool:
+    """Whether ``driver`` says of its transaction that a statement of it has failed."""
+    return _state(driver) is not None
 
 
 def is_drivers(error: BaseException, driver: Any) -> bool:

@@ -298,6 +298,9 @@ class MySQLStore(MySQLOutbox):
                 new.add(as_text(id))
         return finish(asked, new, known)
 
+    def lost_a_race(self, error: BaseException) -> bool:
+        return faults.number_of(error) in faults.LOST_RACES
+
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
         try:
             await affected(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} SAVEPOINT {SAVEPOINT}")

@@ -6,6 +6,8 @@ from atleastonce.contract.outcomes import Code, Fault, Scope
 from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionDenied
 from atleastonce.urls import mask
 
+LOST_RACES = ("40001", "40P01")
+
 # Exact codes first, then classes (the first two characters).
 _CODES: dict[str, tuple[Code, bool]] = {
     "40001": (Code.CONFLICT, True),  # serialization failure

@@ -310,6 +310,9 @@ class PostgresStore(PostgresOutbox):
             known = {as_text(id): bytes(value) for id, value in found}
         return finish(asked, new, known)
 
+    def lost_a_race(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) in faults.LOST_RACES
+
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
         from psycopg import errors
 

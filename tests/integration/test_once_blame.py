@@ -1,0 +1,134 @@
+"""Whose fault it is when a transaction of an inbox is undone: the store's, which is waited for, or its handler's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pymysql
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from once_kit import Database, Order, counts, dead_letters, until
+
+from atleastonce import Context, FailurePolicy, Inbox, Queue, Service, wire
+
+MakeQueue = Callable[[str], Queue[Any]]
+ONCE = FailurePolicy(in_place=None, chain=None)
+
+
+@pytest.fixture
+def database(inbox_database: Database) -> Database:
+    return inbox_database
+
+
+def billing() -> Service:
+    return Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.mark.parametrize("form", ["async", "sync"])
+async def test_another_database_that_is_away_is_no_outage_of_the_store(
+    queue: MakeQueue, database: Database, form: str, tmp_path: Path
+) -> None:
+    """Over the same driver: the message that needs it fails, and its neighbours notice nothing."""
+    orders, service = queue("orders"), billing()
+    locked = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+    locked.execute("BEGIN EXCLUSIVE")
+
+    def other() -> None:
+        if database.kind == "postgres":
+            psycopg.connect("postgresql://127.0.0.1:1/other", connect_timeout=2)
+        elif database.kind == "mysql":
+            pymysql.connect(host="127.0.0.1", port=1, user="other", connect_timeout=2)
+        else:
+            with contextlib.closing(sqlite3.connect(tmp_path / "locked.db", timeout=0.05)) as second:
+                second.execute("CREATE TABLE t (n)")
+
+    if form == "async":
+
+        @service.consumer(orders, idempotency=Inbox(database.make()), failure=ONCE)
+        async def handle(order: Order, ctx: Context) -> None:
+            await database.effect(ctx, order.n)
+            if order.n == 0:
+                await asyncio.to_thread(other)
+
+    else:
+
+        @service.consumer(orders, idempotency=Inbox(database.make()), failure=ONCE)
+        def handle_sync(order: Order, ctx: Context) -> None:
+            database.execute_sync(ctx, database.insert, (order.n,))
+            if order.n == 0:
+                other()
+
+    async with service:
+        for n in range(3):
+            await service.broker.publish(orders, Order(n), id=f"o{n}")
+        await until(lambda: counts(service)["dead"] == 1 and counts(service)["done"] == 2, service)
+        assert not counts(service)["held"] + counts(service)["conflicts"]
+    assert database.effects() == Counter([1, 2])
+    locked.close()
+
+
+@pytest.mark.parametrize("limit", ["a statement", "a lock"])
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+async def test_a_statement_of_the_handlers_that_takes_too_long_is_its_failure(
+    queue: MakeQueue, request: pytest.FixtureRequest, kind: str, limit: str
+) -> None:
+    """It would take too long each time: neither waited for as if the store were away, nor tried again for ever."""
+    database: Database = request.getfixturevalue(f"{kind}_database")
+    orders, service = queue("orders"), billing()
+    database.query(f"INSERT INTO {database.table} VALUES (-1)")
+    update = f"UPDATE {database.table} SET n = n WHERE n = -1"
+
+    @service.consumer(orders, idempotency=Inbox(database.make()), failure=ONCE)
+    async def handle(order: Order, ctx: Context) -> None:
+        if order.n:
+            await database.effect(ctx, order.n)
+        elif kind == "postgres":
+            await ctx.tx.execute(f"SET LOCAL {'statement' if limit == 'a statement' else 'lock'}_timeout = '100ms'")
+            await ctx.tx.execute("SELECT pg_sleep(10)" if limit == "a statement" else update)
+        elif limit == "a statement":
+            await database.execute(
+                ctx,
+                "SET STATEMENT max_statement_time = 0.1 FOR SELECT count(*) "
+                "FROM information_schema.columns a, information_schema.columns b, information_schema.columns c",
+            )
+        else:
+            await database.execute(ctx, "SET SESSION innodb_lock_wait_timeout = 1")
+            await database.execute(ctx, update)
+
+    with _holding(database, update):
+        async with service:
+            for n in range(3):
+                await service.broker.publish(orders, Order(n), id=f"o{n}")
+            await until(lambda: counts(service)["dead"] == 1 and counts(service)["done"] == 2, service)
+            assert not counts(service)["held"] + counts(service)["conflicts"]
+            (letter,) = await dead_letters(service, 1)
+            assert letter.message.headers.get(wire.ERROR_STAGE) == "handler"
+    assert database.effects() == Counter([-1, 1, 2])
+
+
+@contextlib.contextmanager
+def _holding(database: Database, update: str) -> Any:
+    """Somebody else's transaction, which holds the row of ``update``."""
+    if database.kind == "mysql":
+        with contextlib.closing(database.mysql()) as my, my.cursor() as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")  # locks this row, and no gap
+            my.begin()
+            cursor.execute(update)
+            yield
+            my.rollback()
+    else:
+        with psycopg.connect(database.where) as pg:
+            pg.execute(update.encode())
+            yield
+            pg.rollback()
