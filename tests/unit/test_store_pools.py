@@ -12,6 +12,14 @@ from atleastonce.stores.pools import BlockingPool, Pool
 class Connection:
     def __init__(self) -> None:
         self.idle, self.broken, self.dropped = True, False, False
+        self.mark = ""
+        self.stubborn = False  # cannot be restored
+
+
+def restored(connection: Connection) -> None:
+    if connection.stubborn:
+        raise OSError("nobody answers")
+    connection.mark = ""
 
 
 class Threads(BlockingPool[Connection]):
@@ -24,10 +32,13 @@ class Threads(BlockingPool[Connection]):
         return self.made[-1]
 
     def is_idle(self, connection: Connection) -> bool:
-        return connection.idle and not connection.broken
+        return connection.idle and not connection.broken and not connection.dropped
 
     def is_broken(self, connection: Connection) -> bool:
         return connection.broken
+
+    def restore(self, connection: Connection) -> None:
+        restored(connection)
 
     def drop(self, connection: Connection) -> None:
         connection.dropped = True
@@ -44,10 +55,13 @@ class Loop(Pool[Connection]):
         return self.made[-1]
 
     def is_idle(self, connection: Connection) -> bool:
-        return connection.idle and not connection.broken
+        return connection.idle and not connection.broken and not connection.dropped
 
     def is_broken(self, connection: Connection) -> bool:
         return connection.broken
+
+    async def restore(self, connection: Connection) -> None:
+        restored(connection)
 
     async def drop(self, connection: Connection) -> None:
         connection.dropped = True
@@ -109,3 +123,16 @@ async def test_no_more_than_its_size_and_none_kept_after_close() -> None:
         await pool.close()
     assert held.dropped
     assert (await waiting) is not held
+
+
+async def test_what_was_lent_is_restored_or_given_to_nobody() -> None:
+    pool, threads = Loop(1), Threads(1)
+    for stubborn in (False, True, False):
+        async with pool.lent() as first:
+            assert not first.mark
+            first.mark, first.stubborn = "somebody's", stubborn
+        with threads.lent() as second:
+            assert not second.mark
+            second.mark, second.stubborn = "somebody's", stubborn
+    assert len(pool.made) == len(threads.made) == 2
+    assert [each.mark for each in (pool.made[1], threads.made[1])] == ["", ""]

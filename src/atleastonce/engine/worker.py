@@ -298,7 +298,8 @@ class Worker:
 
     def condition(self, state: str, detail: str) -> None:
         """See `Listener.condition`."""
-        if self.state[0] != "draining" or state not in _RUNNING:  # a connection that comes back does not make it read again
+        # A connection that comes back does not make it read again.
+        if self.state[0] != "draining" or state not in _RUNNING:
             self.state = (_RUNNING.get(state, state), detail)
         log.info("%s: %s %s", self.source, state, detail)
 

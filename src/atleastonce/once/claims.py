@@ -214,7 +214,7 @@ class Claims:
         # Should that not be heard, the lease ends by itself.
         await self._store.release([_lease(grant) for grant in back if not grant.half_done])
         if half := [_lease(grant) for grant in back if grant.half_done]:
-            await self._store.extend(half, _AT_ONCE)  # ends without a word: whoever runs it next is told that it is in doubt
+            await self._store.extend(half, _AT_ONCE)  # whoever runs it next is told that it is in doubt
         for grant, verdict in batch:
             if not _is_done(grant, verdict):
                 self._over(grant, verdict)

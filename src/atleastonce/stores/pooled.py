@@ -18,11 +18,12 @@ _T = TypeVar("_T")
 
 class PooledStore(OutboxStore, Generic[C]):
     """What its kinds share. A kind sets in its constructor whether the tables are created at `open`, how many seconds a call may
-    take, and its pool."""
+    take, and its pools: of its own, and of what it lends to handlers, who may keep that for as long as they like and change it."""
 
     _create: bool
     _timeout: float
     _pool: Pool[C]
+    _lent: Pool[C]
 
     @property
     @abstractmethod
@@ -63,7 +64,7 @@ class PooledStore(OutboxStore, Generic[C]):
         self._ensure_driver()
         if self._create:
             await self.init()
-        self._pool = self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool()
         try:
             await self._told(self._run(self._check_schema))
         except BaseException:

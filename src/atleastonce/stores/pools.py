@@ -45,6 +45,25 @@ class Pool(ABC, Generic[C]):
     async def drop(self, connection: C) -> None:
         """Close it. What it raises is nobody's business any more."""
 
+    @abstractmethod
+    async def restore(self, connection: C) -> None:
+        """Make it again as `make` gives it, whatever somebody has set on it, or raise."""
+
+    @contextlib.asynccontextmanager
+    async def lent(self) -> AsyncIterator[C]:
+        """`connection`, for somebody who may do with it what they like: the next one gets it restored."""
+        async with self.connection() as connection:
+            try:
+                yield connection
+            finally:
+                if self.is_idle(connection):
+                    try:
+                        await self.restore(connection)
+                    except BaseException as error:
+                        await self._drop(connection)
+                        if not isinstance(error, Exception):
+                            raise
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[C]:
         """One for the block; thrown away if it comes back anything but idle."""
@@ -107,6 +126,23 @@ class BlockingPool(ABC, Generic[C]):
     @abstractmethod
     def drop(self, connection: C) -> None:
         """As `Pool.drop`."""
+
+    @abstractmethod
+    def restore(self, connection: C) -> None:
+        """As `Pool.restore`."""
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[C]:
+        """As `Pool.lent`."""
+        with self.connection() as connection:
+            try:
+                yield connection
+            finally:
+                if self.is_idle(connection):
+                    try:
+                        self.restore(connection)
+                    except Exception:  # noqa: BLE001 - thrown away, whatever it was
+                        self._drop(connection)
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[C]:

@@ -235,8 +235,9 @@ def raised_after(handler: str, error: str) -> TransactionEnded:
 
 def is_spoilt(driver: Any) -> bool:
     """Whether the transaction cannot go on, as far as the driver says. Asked before anything is undone."""
-    lost = getattr(driver, "closed", False) or getattr(driver, "broken", False) or getattr(driver, "open", True) is False
-    return bool(lost) or (tells(driver) and _state(driver) not in ("INTRANS", "ACTIVE"))
+    if getattr(driver, "closed", False) or getattr(driver, "broken", False) or getattr(driver, "open", True) is False:
+        return True
+    return tells(driver) and _state(driver) not in ("INTRANS", "ACTIVE")
 
 
 def tells(driver: Any) -> bool:

@@ -47,6 +47,11 @@ class Address:
             "autocommit": True,
         }
 
+    @property
+    def use(self) -> str:
+        """The statement that makes its database the default."""
+        return "USE `{}`".format(self.arguments["database"].replace("`", "``"))
+
     def __str__(self) -> str:
         return str(self._url)
 

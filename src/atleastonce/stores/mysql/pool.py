@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pymysql.connections import Connection as BlockingConnection
 
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+_RESET = 0x1F  # COM_RESET_CONNECTION: variables, tables, locks; neither the database nor what the handshake has set
 
 
 class Session:
@@ -26,11 +27,12 @@ class Session:
 
     def __init__(self, lock_timeout: float, idle: float) -> None:
         self.idle = idle
+        limits = (
+            f"innodb_lock_wait_timeout = {max(1, round(lock_timeout))}, SESSION wait_timeout = {max(1, round(idle))}"
+        )
         self.statements = (
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-            "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')",
-            f"SET SESSION innodb_lock_wait_timeout = {max(1, round(lock_timeout))}",
-            f"SET SESSION wait_timeout = {max(1, round(idle))}",
+            f"SET NAMES utf8mb4, autocommit = 1, SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), SESSION {limits}",
         )
 
 
@@ -56,6 +58,21 @@ class Pool(pools.Pool["Connection"]):
     async def drop(self, connection: Connection) -> None:
         connection.close()  # without a word to the server, which may not be there
 
+    async def restore(self, connection: Connection) -> None:
+        from aiomysql.cursors import Cursor
+
+        connection.cursorclass = Cursor
+        async with asyncio.timeout(self._timeout):
+            await connection._execute_command(_RESET, b"")
+            await connection._read_ok_packet()
+            await self._begin(connection, self._address.use)
+
+    async def _begin(self, connection: Connection, *before: str) -> None:
+        statements = (*before, *self._session.statements)
+        await connection.query(";".join(statements))
+        for _ in statements[1:]:
+            await connection.next_result()
+
     async def make(self) -> Connection:
         from atleastonce.stores.mysql.connections import Awaited, Encrypted
 
@@ -66,9 +83,7 @@ class Pool(pools.Pool["Connection"]):
         try:
             async with asyncio.timeout(self._timeout):
                 await connection._connect()
-                await connection.query(";".join(self._session.statements))
-                for _ in self._session.statements[1:]:
-                    await connection.next_result()
+                await self._begin(connection)
         except BaseException:
             connection.close()
             raise
@@ -90,6 +105,15 @@ class BlockingPool(pools.BlockingPool["BlockingConnection[Any]"]):
 
     def drop(self, connection: BlockingConnection[Any]) -> None:
         connection._force_close()
+
+    def restore(self, connection: BlockingConnection[Any]) -> None:
+        from pymysql.cursors import Cursor
+
+        connection.cursorclass = Cursor
+        connection._execute_command(_RESET, b"")
+        connection._read_ok_packet()
+        for statement in (self._address.use, *self._session.statements):
+            connection.query(statement)
 
     def make(self) -> BlockingConnection[Any]:
         from atleastonce.stores.mysql.connections import Blocking

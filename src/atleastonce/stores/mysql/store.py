@@ -51,7 +51,8 @@ class MySQLStore(MySQLOutbox):
             ``?unix_socket=`` instead of a host.
         prefix: begins the names of the tables; may name a database (``messaging.alo``).
         create: make the tables where they are missing (needs the right to).
-        connections: at most so many at a time. Fewer: lists wait for each other. More: the server has more to hold.
+        connections: at most so many at a time for handlers on the loop, for those on threads, and for what the store asks itself.
+            Fewer: they wait for each other. More: the server has more to hold.
         lock_timeout: how long a row is waited for, in whole seconds. Shorter: more repeats under contention. Longer: a hanging
             transaction holds up its duplicates as long.
         timeout: how long a call may take.
@@ -85,7 +86,7 @@ class MySQLStore(MySQLOutbox):
             seconds(lock_timeout, name="lock_timeout", minimum=1.0),
             seconds(idle_in_transaction, name="idle_in_transaction", minimum=1.0),
         )
-        self._pool = self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool()
         self._threads = BlockingPool(self._address, self._size, self._connect_timeout, self._session)
 
     def __repr__(self) -> str:
@@ -141,6 +142,7 @@ class MySQLStore(MySQLOutbox):
 
     async def _disconnect(self) -> None:
         await self._pool.close()
+        await self._lent.close()
         self._threads.close()
 
     def _lacks_table(self, error: Exception) -> bool:
@@ -233,7 +235,7 @@ class MySQLStore(MySQLOutbox):
 
             async def begin() -> Connection:
                 async with contextlib.AsyncExitStack() as tried:
-                    connection = await tried.enter_async_context(self._pool.connection())
+                    connection = await tried.enter_async_context(self._lent.lent())
                     async with asyncio.timeout(self._timeout):
                         await connection.begin()
                     stack.push_async_exit(tried.pop_all())
@@ -254,7 +256,7 @@ class MySQLStore(MySQLOutbox):
 
             def begin() -> BlockingConnection[Any]:
                 with contextlib.ExitStack() as tried:
-                    connection = tried.enter_context(self._threads.connection())
+                    connection = tried.enter_context(self._threads.lent())
                     connection.begin()
                     stack.push(tried.pop_all())
                 return connection

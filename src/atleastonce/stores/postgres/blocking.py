@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from atleastonce.stores import pools
-from atleastonce.stores.postgres.pool import arguments, is_idle
+from atleastonce.stores.postgres.pool import arguments, is_idle, restoring
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -29,6 +29,13 @@ class BlockingPool(pools.BlockingPool["Connection[Any]"]):
 
     def drop(self, connection: Connection[Any]) -> None:
         connection.close()
+
+    def restore(self, connection: Connection[Any]) -> None:
+        from psycopg import Cursor
+        from psycopg.rows import tuple_row
+
+        connection.cursor_factory, connection.row_factory = Cursor, tuple_row
+        connection.execute(restoring(self._settings))
 
     def make(self) -> Connection[Any]:
         import psycopg

@@ -30,6 +30,16 @@ def arguments(dsn: str) -> dict[str, Any]:
 _ATTENTIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
+def restoring(settings: dict[str, str]) -> bytes:
+    """A statement, in one round trip, after which a session is as it was made. ``DISCARD ALL`` but for the prepared statements, of
+    which psycopg keeps account."""
+    calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+    return (
+        "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; "
+        f"SELECT pg_advisory_unlock_all(), {calls}"
+    ).encode()
+
+
 class Pool(pools.Pool["AsyncConnection[Any]"]):
     """At most ``size`` connections in use at a time.
 
@@ -54,6 +64,14 @@ class Pool(pools.Pool["AsyncConnection[Any]"]):
 
     async def drop(self, connection: AsyncConnection[Any]) -> None:
         await connection.close()
+
+    async def restore(self, connection: AsyncConnection[Any]) -> None:
+        from psycopg import AsyncCursor
+        from psycopg.rows import tuple_row
+
+        connection.cursor_factory, connection.row_factory = AsyncCursor, tuple_row
+        async with asyncio.timeout(self._connect_timeout):
+            await connection.execute(restoring(self._settings))
 
     async def make(self) -> AsyncConnection[Any]:
         import psycopg

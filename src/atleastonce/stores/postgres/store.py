@@ -47,7 +47,8 @@ class PostgresStore(PostgresOutbox):
         dsn: ``postgresql://user:password@host/database?...``, or libpq's ``key=value`` text.
         prefix: begins the names of the tables; may name a schema (``messaging.alo``).
         create: make the tables where they are missing (needs the right to).
-        connections: at most so many at a time. Fewer: lists wait for each other. More: the server has more to hold.
+        connections: at most so many at a time for handlers on the loop, for those on threads, and for what the store asks itself.
+            Fewer: they wait for each other. More: the server has more to hold.
         lock_timeout: how long a row is waited for. Shorter: more repeats under contention. Longer: a hanging transaction
             holds up its duplicates as long.
         timeout: how long a call may take.
@@ -86,7 +87,7 @@ class PostgresStore(PostgresOutbox):
             "idle_in_transaction_session_timeout": f"{seconds(idle_in_transaction, name='idle_in_transaction') * 1000:.0f}",
             "application_name": "atleastonce",
         }
-        self._pool = self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool()
         self._threads = BlockingPool(self._dsn, self._size, self._connect_timeout, self._settings)
 
     def __repr__(self) -> str:
@@ -136,6 +137,7 @@ class PostgresStore(PostgresOutbox):
     async def _disconnect(self) -> None:
         await self._outbox_close()
         await self._pool.close()
+        await self._lent.close()
         self._threads.close()
 
     def _lacks_table(self, error: Exception) -> bool:
@@ -269,7 +271,7 @@ class PostgresStore(PostgresOutbox):
         self._check_open()
         stack = contextlib.AsyncExitStack()
         async with stack:
-            connection = await self._told(stack.enter_async_context(self._pool.connection()))
+            connection = await self._told(stack.enter_async_context(self._lent.lent()))
 
             async def begin() -> None:
                 async with asyncio.timeout(self._timeout):
@@ -282,7 +284,7 @@ class PostgresStore(PostgresOutbox):
     def transaction_sync(self) -> Iterator[Connection[Any]]:
         with contextlib.ExitStack() as stack:
             try:
-                connection = stack.enter_context(self._threads.connection())
+                connection = stack.enter_context(self._threads.lent())
             except AtLeastOnceError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever psycopg makes of a failing server
