@@ -32,8 +32,8 @@ DURABLE = ["kafka", "rabbitmq", "nats", "redis"]
 # RabbitMQ 3.10 that is killed within a second of a quorum queue's declaration never elects a leader for it again: nothing
 # that a client could mend.
 NEWBORN: dict[str, float] = {"rabbitmq": 3.0}
-# A poll of SQS that waits, and one whose answer is swallowed, look alike for `wait` and 10 s; a connection of Pub/Sub for
-# `keepalive` and 10 s. Their status need not have said anything when the hole ends.
+# A poll that waits, and one whose answer is swallowed, look alike: on SQS for `wait`, on Pub/Sub for `keepalive`, each and some
+# seconds. What is settled then tells them apart (`test_silence.py`); here it is chance whether anything is.
 UNHURRIED = ["sqs", "pubsub"]
 CHUNK = 20
 HOLE_SECONDS = 10.0

@@ -159,7 +159,7 @@ def test_limits_that_change_are_kept() -> None:
     pulls = Pulls(Window(100, 1 << 20), 30.0, {"max_batch": 7})
     pulls.limit({"max_batch": 3, "max_expires": 6_000_000_000})
     assert pulls.wanted(100) == 3
-    assert b'"expires":6000000000,"idle_heartbeat":2000000000' in pulls.question(3, 1)
+    assert b'"expires":6000000000,"idle_heartbeat":1500000000' in pulls.question(3, 1)
     pulls.limit({})
     pulls.forget()
     assert pulls.wanted(100) == 100

@@ -28,6 +28,7 @@ from atleastonce.adapters.rabbitmq.frames import (
     publish_frame,
     reject_frame,
 )
+from atleastonce.silence import Silence
 
 
 class Recorder(Sink):
@@ -50,6 +51,7 @@ class Passed(Wire):
 
     def __init__(self) -> None:
         self.sinks = {}
+        self.silence = Silence()
         self._frame_buffer = b""
         self.frames_received = self.bytes_received = 0
         self.left: list[Any] = []

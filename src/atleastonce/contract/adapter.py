@@ -11,6 +11,7 @@ from atleastonce.contract.capabilities import Capabilities
 from atleastonce.contract.moves import Backlog, Delivery, Outgoing, Settlement, Window
 from atleastonce.contract.outcomes import Code, Fault, Outcome, rejected
 from atleastonce.contract.topology import Drift, Topology
+from atleastonce.silence import Owed
 
 
 class Listener(Protocol):
@@ -90,6 +91,13 @@ class Subscription(ABC):
         `extend` and `close` follow.
         """
         await self.pause()
+
+    @property
+    def overdue(self) -> Owed | None:
+        """What the broker owes for the longest time (`Silence.look` of the way to it); None while nothing is overdue, or where that
+        cannot be told: a poll that waits for messages looks alike on an empty queue and on a dead line. For status alone, which
+        says after three seconds that there is no answer; nothing is torn down for it. Asked often, and on the event loop."""
+        return None
 
     @abstractmethod
     async def close(self) -> None:

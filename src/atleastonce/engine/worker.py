@@ -37,8 +37,10 @@ from atleastonce.engine.renewer import Renewer
 from atleastonce.engine.settler import Settler
 from atleastonce.engine.tally import Tally
 from atleastonce.engine.timers import Timers
+from atleastonce.engine.vigil import State, Vigil
 from atleastonce.engine.window import WindowMeter
 from atleastonce.errors import ConfigurationError
+from atleastonce.silence import Owed
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -100,7 +102,8 @@ class Worker:
         self.meter = WindowMeter(window)
         self.lanes = lanes
         self.counts = Tally()
-        self.state = ("starting", "")
+        self._reading: Subscription | None = None
+        self._vigil = Vigil(str(source), self._overdue)
         self._leased = adapter.capabilities.lease is Leasing.EXTENDABLE
         self._out: set[Delivery] = set()  # received and not settled, whatever they wait for
         self._tasks: list[asyncio.Task[None]] = []
@@ -147,7 +150,7 @@ class Worker:
     def start(self) -> None:
         """Start the tasks that live as long as the worker, across reconnects."""
         self.pool.start()
-        parts = (self.settler, self.mover, self.timers, self.renewer)
+        parts = (self.settler, self.mover, self.timers, self.renewer, self._vigil)
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
         if self._gate is not None:
             self._tasks.append(asyncio.create_task(self._gate.run()))
@@ -168,6 +171,7 @@ class Worker:
         await self._denial.until(self._intake.read(subscription))
 
     def _attach(self, subscription: Subscription) -> None:
+        self._reading = subscription
         self.settler.target = self.renewer.after(subscription.settle) if self._leased else subscription.settle
         self.renewer.target = subscription.extend
         if isinstance(self.mover, Handoff):
@@ -190,6 +194,18 @@ class Worker:
             while self._out:
                 await self._drains.ended.wait(1.0)
             return bool(batch)
+
+    @property
+    def state(self) -> State:
+        """What it is doing, and why; a broker that has fallen silent included."""
+        return self._vigil.state
+
+    @state.setter
+    def state(self, told: State) -> None:
+        self._vigil.told = told
+
+    def _overdue(self) -> Owed | None:
+        return None if self._reading is None else self._reading.overdue
 
     @property
     def behind(self) -> bool:

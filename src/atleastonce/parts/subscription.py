@@ -16,6 +16,7 @@ from atleastonce.parts.names import is_parted, parts_of
 from atleastonce.parts.part import Part, Subscribe
 from atleastonce.parts.readers import Readers
 from atleastonce.parts.sharing import Sharing
+from atleastonce.silence import Owed
 from atleastonce.wake import Signal
 
 
@@ -154,6 +155,11 @@ class PartedSubscription(Subscription):
         return outcomes
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def overdue(self) -> Owed | None:
+        read = [part.subscription.overdue for part in self._parts.values() if part.subscription is not None]
+        return min(filter(None, read), key=lambda owed: owed.since, default=None)
 
     async def pause(self) -> None:
         for part in self._parts.values():

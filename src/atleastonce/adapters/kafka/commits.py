@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from atleastonce.adapters.kafka.config import Settings
 from atleastonce.adapters.kafka.faults import kafka_error
 from atleastonce.adapters.kafka.partition import Assignment, Partition
-from atleastonce.adapters.kafka.silence import Silence
+from atleastonce.adapters.kafka.standstill import Standstill
 from atleastonce.offsets import METADATA_LIMIT, Mark, Point, encode
 
 log = logging.getLogger("atleastonce.kafka")
@@ -32,6 +32,8 @@ _ANSWER_SECONDS = 120.0
 # few seconds. The client itself gives up after session.timeout.ms.
 VAIN_SECONDS = 15.0
 
+_CONFIRMATION = "the confirmation of a commit"
+
 Stored = tuple[int, str]
 """Offset and metadata, as the broker keeps them."""
 
@@ -43,10 +45,10 @@ class Committer:
         consumer: the handle; only used on the thread that polls it.
         assignment: the partitions.
         settings: interval and count.
-        silence: told what is waited for.
+        standstill: told what is waited for.
     """
 
-    def __init__(self, consumer: Consumer, assignment: Assignment, settings: Settings, silence: Silence) -> None:
+    def __init__(self, consumer: Consumer, assignment: Assignment, settings: Settings, standstill: Standstill) -> None:
         self.leaving = False
         """Whether what is committed now is the last of every partition: nothing of it runs any more."""
         self.failed = 0
@@ -54,11 +56,12 @@ class Committer:
         self.last_error: KafkaError | None = None
         self._consumer = consumer
         self._assignment = assignment
-        self._silence = silence
+        self._standstill = standstill
         self._interval = settings.commit_interval
         self._every = settings.commit_every
         self._metadata_limit = METADATA_LIMIT
         self._pending: dict[int, tuple[Partition, Stored]] = {}
+        self._owed = 0  # the number of the answer to them
         self._sent_at = 0.0
         self._completed = 0
         self._stopped = False
@@ -75,6 +78,7 @@ class Committer:
             if since < _ANSWER_SECONDS:
                 return
             self._pending = {}
+            self._standstill.silence.missed(self._owed)
         if self.due(now):
             self.send(now)
 
@@ -103,16 +107,22 @@ class Committer:
             return False
         offsets = [self.offset(*each) for each in pending.values()]
         self._pending = pending
+        self._owed = self._standstill.silence.asked(_CONFIRMATION)
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._pending = {}
+            self._standstill.silence.dropped(self._owed)
             self.note(kafka_error(error), len(offsets))
         return True
 
     def answered(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
         """The client's ``on_commit``, called within poll."""
         pending, self._pending = self._pending, {}
+        if error is None:
+            self._standstill.silence.answered(self._owed)
+        else:  # said by the broker, or by the client in its stead: nobody can tell
+            self._standstill.silence.missed(self._owed)
         for each in offsets:
             found = pending.get(each.partition)
             if found is None:
@@ -159,7 +169,7 @@ class Committer:
             return confirmed
         try:
             offsets = [self.offset(partition, stored) for partition, stored in dirty.values()]
-            with self._silence.until("the confirmation of a commit", VAIN_SECONDS):
+            with self._standstill.until(_CONFIRMATION, VAIN_SECONDS):
                 answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
         except KafkaException as error:  # when all partitions failed, it raises
             self.note(kafka_error(error), len(dirty))

@@ -19,7 +19,7 @@ from atleastonce.adapters.kafka.faults import as_exception
 from atleastonce.adapters.kafka.flow import Flow
 from atleastonce.adapters.kafka.handover import Handover
 from atleastonce.adapters.kafka.partition import Assignment, Partition
-from atleastonce.adapters.kafka.silence import Silence
+from atleastonce.adapters.kafka.standstill import Standstill
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable
 from atleastonce.offsets import decode, read_mark
 
@@ -43,7 +43,7 @@ class Rebalancer:
 
     Args:
         settings: drain time, start position, protocol.
-        assignment, committer, flow, handover, silence: of the subscription.
+        assignment, committer, flow, handover, standstill: of the subscription.
         drain: starts the loop's drain of partitions; the future ends with it.
         tell: runs a function on the loop.
         lost, condition: the listener's methods, to be called on the loop.
@@ -56,7 +56,7 @@ class Rebalancer:
         committer: Committer,
         flow: Flow,
         handover: Handover,
-        silence: Silence,
+        standstill: Standstill,
         *,
         drain: Drain,
         lost: Callable[[Sequence[str]], None],
@@ -73,7 +73,7 @@ class Rebalancer:
         self._committer = committer
         self._flow = flow
         self._handover = handover
-        self._silence = silence
+        self._standstill = standstill
         self._drain = drain
         self._lost = lost
         self._condition = condition
@@ -154,7 +154,7 @@ class Rebalancer:
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         # Offsets of an open transaction are not told: its end is waited for, or its producer's timeout.
         limit = COMMITTED_SECONDS + self._settings.transaction_timeout
-        with self._silence.until("the committed offsets", limit + ANSWER_SECONDS):
+        with self._standstill.until("the committed offsets", limit + ANSWER_SECONDS):
             return self._insist(consumer, partitions, time.monotonic() + limit)
 
     def _insist(self, consumer: Consumer, partitions: list[TopicPartition], deadline: float) -> list[TopicPartition]:

@@ -20,7 +20,7 @@ from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.adapters.kafka.publisher import Publisher
 from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.rebalance import Rebalancer
-from atleastonce.adapters.kafka.silence import Silence
+from atleastonce.adapters.kafka.standstill import Standstill
 from atleastonce.adapters.kafka.transactions import Transactions
 from atleastonce.adapters.kafka.transactor import Transactor
 from atleastonce.channels import Source
@@ -41,6 +41,7 @@ from atleastonce.contract import (
 )
 from atleastonce.errors import AtLeastOnceError, Closed, ConfigurationError, ConnectionLost, NotFound
 from atleastonce.message import new_id
+from atleastonce.silence import Owed
 
 log = logging.getLogger("atleastonce.kafka")
 
@@ -48,7 +49,7 @@ log = logging.getLogger("atleastonce.kafka")
 # itself, at the latest after session.timeout.ms.
 CLOSE_WAIT_SECONDS = 10.0
 
-# How often is looked whether the thread still waits for an answer: how late its silence is told.
+# How often is looked whether the thread waits in vain: how late its end is told.
 _WATCH_SECONDS = 1.0
 
 _NOT_OFFERED = rejected(Code.INVALID, "Kafka neither delays nor dead-letters by itself; copy it to a channel and Ack")
@@ -93,8 +94,8 @@ class KafkaSubscription(Subscription):
             },
             logger=CLIENT_LOG,
         )
-        self._silence = Silence()
-        self._committer = Committer(self._consumer, assignment, settings, self._silence)
+        self._standstill = Standstill()
+        self._committer = Committer(self._consumer, assignment, settings, self._standstill)
         self._flow = Flow(window, assignment, handover)
         self._transactor = self._make_transactor(settings) if window.transactional else None
         self._rebalancer = Rebalancer(
@@ -103,7 +104,7 @@ class KafkaSubscription(Subscription):
             self._committer,
             self._flow,
             handover,
-            self._silence,
+            self._standstill,
             drain=self._drain,
             lost=lambda streams: self._tell(listener.lost, streams),
             condition=self._condition,
@@ -125,7 +126,6 @@ class KafkaSubscription(Subscription):
             ended=lambda: self._tell(self._left.set),
         )
         self._owner.start()
-        self._told_silence = False
         self._watching = loop.call_later(_WATCH_SECONDS, self._watch)
 
     # ---------------------------------------------------------------------------------- contract
@@ -210,6 +210,11 @@ class KafkaSubscription(Subscription):
             outcomes.update(zip(asked, answered, strict=True))
         return [outcomes[index] for index in range(len(batch))]
 
+    @property
+    def overdue(self) -> Owed | None:
+        """See `Subscription.overdue`."""
+        return self._standstill.overdue
+
     async def pause(self) -> None:
         """See `Subscription.pause`. What is buffered is held back, too."""
         self._flow.stopped = True
@@ -255,7 +260,7 @@ class KafkaSubscription(Subscription):
     async def _wait_left(self) -> None:
         try:
             # A thread that waits in vain is not worth waiting for: it ends by itself.
-            async with asyncio.timeout(0 if self._silence.vain or self._reach.lost else CLOSE_WAIT_SECONDS):
+            async with asyncio.timeout(0 if self._standstill.vain or self._reach.lost else CLOSE_WAIT_SECONDS):
                 await self._left.wait()
         except TimeoutError:
             log.warning("%s: the client still waits for a broker that is gone; it ends by itself", self.source)
@@ -263,17 +268,10 @@ class KafkaSubscription(Subscription):
         self._owner.join()  # it has nothing left to do
 
     def _watch(self) -> None:
-        """While the thread waits for an answer it hears no report of the client: say for it that the broker is silent."""
+        """While the thread waits for an answer it hears no report of the client: end what waits in vain."""
         self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch)
-        silence, listener = self._silence, self._listener
-        if silence.vain:
-            self._handover.fail(ConnectionLost(f"Kafka: waited in vain for {silence.what}"))
-        elif silence.long != self._told_silence:
-            self._told_silence = silence.long
-            if self._told_silence:
-                listener.condition("disconnected", f"Kafka: waiting for {silence.what}")
-            elif self._reach.connected:
-                listener.condition("connected", "")
+        if self._standstill.vain:
+            self._handover.fail(ConnectionLost(f"Kafka: waited in vain for {self._standstill.what}"))
 
     def _drain(self, partitions: Sequence[Partition], grace: float) -> concurrent.futures.Future[None]:
         return asyncio.run_coroutine_threadsafe(self._drained(partitions, grace), self._loop)

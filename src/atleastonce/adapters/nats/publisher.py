@@ -88,7 +88,9 @@ class Publisher:
                         )
                         # A long list may take long, as long as it goes on.
                         limit.reschedule(loop.time() + self._config.send_timeout)
-                await batch.done
+                if batch.left and replies is not None:
+                    with replies.wire.silence.until("confirms of a publish"):
+                        await batch.done
                 if _UNHEARD in batch.outcomes:
                     await self._explain(batch)
         except TimeoutError:

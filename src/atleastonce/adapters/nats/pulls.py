@@ -8,8 +8,12 @@ from typing import Any
 
 from atleastonce.adapters.nats.envelope import fields_of, status_of
 from atleastonce.contract import Window
+from atleastonce.silence import Owed
 
-_HEARTBEATS_MISSED = 2.5
+_HEARTBEAT = 1.5
+"""Seconds between the signs of life that a request asks for: so early, and three seconds, a status can tell silence."""
+_PATIENCE = 2.5 * 5.0
+"""Seconds of silence until the consumer is looked at and asked anew; fewer where a request is short."""
 _PAUSE = 0.25
 """Seconds without a request after one that nobody took: a leader is being elected, or a server shuts down."""
 
@@ -59,7 +63,8 @@ class Pulls:
         self._expires = min(self._longest, limit) if limit else self._longest
         self._most = int(config.get("max_batch") or 0) or self._window.messages
         self._most_bytes = int(config.get("max_bytes") or 0)
-        self.heartbeat = min(5.0, self._expires / 3)
+        self.heartbeat = min(_HEARTBEAT, self._expires / 3)
+        self._patience = min(_PATIENCE, 2.5 * self._expires / 3)
 
     def wanted(self, room: int) -> int:
         """How many to ask for now that there is room for ``room`` in all; 0 while it is not worth a request."""
@@ -137,8 +142,13 @@ class Pulls:
         """The requests are gone: with the connection, or with their inbox."""
         self.outstanding = 0
 
+    @property
+    def owed(self) -> Owed | None:
+        """The consumer's next sign of life, while something is asked of it."""
+        return Owed("a heartbeat of the consumer", self.heard + self.heartbeat) if self.outstanding else None
+
     def patience(self, now: float) -> float:
         """Seconds until silence is suspicious, or until the next request may go."""
         if self.outstanding:
-            return self.heard + _HEARTBEATS_MISSED * self.heartbeat - now
+            return self.heard + self._patience - now
         return self._not_before - now if self._not_before > now else 3600.0

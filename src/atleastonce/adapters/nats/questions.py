@@ -33,6 +33,7 @@ from atleastonce.contract import (
 )
 from atleastonce.errors import AtLeastOnceError, Closed, PermissionDenied
 from atleastonce.message import new_id
+from atleastonce.silence import Owed
 from atleastonce.wake import Signal
 
 _BUFFERED: Final = 64
@@ -174,6 +175,10 @@ class CoreSubscription(Subscription):
         return [OK] * len(deliveries)
 
     # ------------------------------------------------------------------------------------------------------------- life
+
+    @property
+    def overdue(self) -> Owed | None:
+        return None if self._replies is None else self._replies.wire.silence.look()
 
     async def pause(self) -> None:
         self._paused = True

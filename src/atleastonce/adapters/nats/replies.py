@@ -156,8 +156,9 @@ class Replies:
             lines.append(b"PUB %b %b%d %d\r\n%b\r\n" % (to, self._inbox, number, len(payload), payload))
         try:
             self.wire.put(b"".join(lines))
-            async with asyncio.timeout(seconds):
-                bodies = await asyncio.gather(*asked.values())
+            with self.wire.silence.until("an answer of JetStream"):
+                async with asyncio.timeout(seconds):
+                    bodies = await asyncio.gather(*asked.values())
         except TimeoutError:
             raise TimeoutError(f"no answer to {subject} within {seconds:g} s") from None
         finally:

@@ -37,6 +37,7 @@ from atleastonce.contract import (
     unknown,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound, PermissionDenied
+from atleastonce.silence import Owed
 from atleastonce.wake import Signal
 
 log = logging.getLogger("atleastonce.nats")
@@ -253,6 +254,11 @@ class NatsSubscription(Subscription):
         return self._replies if self._ready.is_set() else None
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def overdue(self) -> Owed | None:
+        replies = self._replies  # without a connection the state says so
+        return None if replies is None else replies.wire.silence.look(self._pulls.owed)
 
     async def pause(self) -> None:
         if self._paused or self._closed:

@@ -51,8 +51,9 @@ async def confirmed(replies: Replies, what: Told, seconds: float, going: set[Tel
     ]
     try:
         replies.wire.put(b"".join(frames))
-        async with asyncio.timeout(seconds):
-            await batch.done
+        with replies.wire.silence.until("the consumer's answer to a settlement"):
+            async with asyncio.timeout(seconds):
+                await batch.done
     except TimeoutError:
         replies.abandon(batch)
         batch.fill(unknown(Code.TIMEOUT, f"no answer from the consumer within {seconds:g} s"))
@@ -72,8 +73,9 @@ async def flushed(replies: Replies, what: Told, seconds: float, _going: set[Tell
 async def heard(replies: Replies, seconds: float) -> Outcome:
     """Whether the server has read all that was written so far."""
     try:
-        async with asyncio.timeout(seconds):
-            await replies.wire.ping()
+        with replies.wire.silence.until("the server's answer to a ping"):
+            async with asyncio.timeout(seconds):
+                await replies.wire.ping()
     except TimeoutError:
         return unknown(Code.TIMEOUT, f"no answer from the server within {seconds:g} s")
     except Exception:  # noqa: BLE001 - whatever ended the connection

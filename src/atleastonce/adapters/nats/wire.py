@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.transport import Transport
 
 from atleastonce.errors import PermissionDenied
+from atleastonce.silence import Silence
 
 Sink = Callable[[bytes, bytes, bytes, bytes], None]
 """Told of each message: subject, reply subject, header block, body. Must not raise."""
@@ -39,7 +40,7 @@ class ServerError(Exception):
 
 
 class Wire(Client):
-    """One connection. Dead once ``lost`` is set."""
+    """One connection. Dead once ``lost`` is set. ``silence`` is told of all that is read; of what is waited for by who asks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class Wire(Client):
         self.on_denied: Callable[[str], None] = lambda _: None
         """Told what the server may have dropped, as it says it: ``permissions violation for publish to "x"``."""
         self.after_read: Callable[[], None] = lambda: None
+        self.silence = Silence()
         self.discovered: tuple[str, ...] = ()
         self._sinks: dict[bytes, Sink] = {}
         self._last_sid = 0
@@ -207,6 +209,7 @@ class Wire(Client):
 
     def feed(self, data: bytes) -> None:
         """Take what came apart. What is not whole yet is kept, without a copy for each piece of it."""
+        self.silence.heard()
         if self._kept_size:
             self._kept.append(data)
             self._kept_size += len(data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,7 @@ from atleastonce.adapters.pubsub import faults
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.contract import Code
 from atleastonce.errors import BrokerUnavailable, Closed, ConfigurationError
+from atleastonce.silence import Silence
 
 PublishRequest: Any = types.PublishRequest.pb()
 PubsubMessage: Any = types.PubsubMessage.pb()
@@ -78,6 +80,7 @@ _CALLS: Final[dict[str, tuple[str, Any, Any, str]]] = {
 }
 _KEEPALIVE_TIMEOUT: Final = 10_000
 _NO_LIMIT: Final = -1
+_UNHEARD: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class HungUp(grpc.RpcError):  # type: ignore[misc]  # the library has no types
@@ -95,10 +98,12 @@ class Link:
 
     Attributes:
         on_state: told "connected" or "disconnected" with a detail, when that changes.
+        silence: what was asked and is not answered, pulls aside: one that waits on an empty subscription is none.
     """
 
     def __init__(self, config: Config) -> None:
         self.on_state: Callable[[str, str], None] | None = None
+        self.silence = Silence()
         self._config = config
         self._channel: Any = None
         self._stubs: dict[str, Any] = {}
@@ -196,13 +201,22 @@ class Link:
             )
         field = _CALLS[name][3]
         routing = (("x-goog-request-params", f"{field}={getattr(request, field)}"),)
+        silence = self.silence
+        asked = silence.asked(f"an answer to {name}", allowed=math.inf if name == "Pull" else 0.0)
         try:
-            return await stub(request, timeout=seconds, wait_for_ready=wait, metadata=routing)
+            answer = await stub(request, timeout=seconds, wait_for_ready=wait, metadata=routing)
         except asyncio.CancelledError:
+            silence.dropped(asked)
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise HungUp from None  # the client says so with a cancellation that nobody asked for
+        except grpc.RpcError as error:
+            # Made up by the client, or said by the server: nobody can tell.
+            (silence.missed if error.code() in _UNHEARD else silence.answered)(asked)
+            raise
+        silence.answered(asked)
+        return answer
 
     async def close(self) -> None:
         """Hang up. Idempotent."""

@@ -39,6 +39,7 @@ from atleastonce.contract import (
     rejected,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
+from atleastonce.silence import Owed
 
 _MOST: Final = 1000
 """Messages that one pull may ask for."""
@@ -399,6 +400,10 @@ class PubSubSubscription(Subscription):
         return outcomes
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def overdue(self) -> Owed | None:
+        return self._link.silence.look()
 
     async def pause(self) -> None:
         self._paused = True

@@ -106,8 +106,9 @@ class Channel:
     async def _wait(self, answer: asyncio.Future[Any]) -> Any:
         self._waiting.add(answer)
         try:
-            async with asyncio.timeout(self._connection.config.operation_timeout):
-                return await answer
+            with self._connection.wire.silence.until("an answer of the broker"):
+                async with asyncio.timeout(self._connection.config.operation_timeout):
+                    return await answer
         except TimeoutError:
             self._silent = True
             raise

@@ -16,6 +16,8 @@ from pika import frame as pika_frame
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import InvalidFrameError
 
+from atleastonce.silence import Silence
+
 FRAME_END: Final = 0xCE
 OVERHEAD: Final = 8
 """Bytes of a frame around its payload."""
@@ -55,10 +57,12 @@ class Sink:
 
 
 class Wire(AsyncioConnection):  # type: ignore[misc]
-    """pika's connection with a fast lane for the channels that have a sink."""
+    """pika's connection with a fast lane for the channels that have a sink. ``silence`` is told of all that is read; of what is
+    waited for by who asks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.sinks: dict[int, Sink] = {}
+        self.silence = Silence()
         self._frame_buffer = b""
         super().__init__(*args, **kwargs)
 
@@ -76,6 +80,7 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
+        self.silence.heard()
         if not self.sinks:
             super()._on_data_available(data_in)
             return

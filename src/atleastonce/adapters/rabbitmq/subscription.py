@@ -22,6 +22,7 @@ from atleastonce.adapters.rabbitmq.tags import Tags
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import OK, Ack, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound
+from atleastonce.silence import Owed
 from atleastonce.wake import Signal
 from atleastonce.wire import read_id
 
@@ -133,6 +134,10 @@ class RabbitMQSubscription(Subscription):
             if lost is not None:
                 outcomes = [lost if outcome is OK else outcome for outcome in outcomes]
         return outcomes
+
+    @property
+    def overdue(self) -> Owed | None:
+        return self._connection.wire.silence.look()
 
     async def pause(self) -> None:
         self._intake.paused = True

@@ -19,6 +19,7 @@ from atleastonce.adapters.redis_streams.faults import GONE, LinkLost, ReplyError
 from atleastonce.adapters.redis_streams.scripts import Script
 from atleastonce.contract import Code
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, Closed
+from atleastonce.silence import Silence
 
 Command = tuple[Any, ...]
 pack: Callable[[Command], bytes] = hiredis.pack_command
@@ -40,8 +41,9 @@ class _Call:
 class Link(asyncio.Protocol):
     """From `Link.open`; dead for good once ``closed`` says why."""
 
-    def __init__(self, connection: Any, patience: float) -> None:
+    def __init__(self, connection: Any, patience: float, silence: Silence) -> None:
         self._patience = patience
+        self._silence = silence
         self.closed: LinkLost | None = None
         self._connection = connection  # its writer would close the socket if it were collected
         self._transport: Any = connection._writer.transport
@@ -53,8 +55,8 @@ class Link(asyncio.Protocol):
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     @classmethod
-    async def open(cls, config: Config, purpose: str) -> Link:
-        """Connect to the first host that serves.
+    async def open(cls, config: Config, purpose: str, silence: Silence) -> Link:
+        """Connect to the first host that serves; ``silence`` is told what is owed, and of all that comes.
 
         Raises:
             AtLeastOnceError: none does.
@@ -65,7 +67,7 @@ class Link(asyncio.Protocol):
             try:
                 async with asyncio.timeout(config.connect_timeout):
                     await connection.connect()  # type: ignore[no-untyped-call]
-                    link = cls(connection, config.operation_timeout)
+                    link = cls(connection, config.operation_timeout, silence)
                     link._transport.set_protocol(link)
                     if len(config.hosts) > 1:
                         await link._refuse_a_replica(host)
@@ -110,23 +112,26 @@ class Link(asyncio.Protocol):
         """
         return await self.answered(self.submit(b"".join(map(pack, commands)), len(commands)), within)
 
-    async def answered(self, replies: asyncio.Future[list[Any]], within: float | None = None) -> list[Any]:
+    async def answered(
+        self, replies: asyncio.Future[list[Any]], within: float | None = None, *, waits: float = 0.0
+    ) -> list[Any]:
         """The result of ``replies``. Cancelled, it leaves the replies to come and be dropped."""
         seconds = self._patience if within is None else within
         timer = self._loop.call_later(seconds, self._too_late, replies, seconds)
         try:
-            return await asyncio.shield(replies)
+            with self._silence.until("a reply", allowed=waits):
+                return await asyncio.shield(replies)
         finally:
             timer.cancel()
 
-    async def ask(self, *command: Any, within: float | None = None) -> Any:
-        """The reply to one command.
+    async def ask(self, *command: Any, within: float | None = None, waits: float = 0.0) -> Any:
+        """The reply to one command, with which the server may wait for so many seconds.
 
         Raises:
             ReplyError: it is an error.
             LinkLost: as `call`.
         """
-        (reply,) = await self.call([command], within)
+        (reply,) = await self.answered(self.submit(pack(command), 1), within, waits=waits)
         if isinstance(reply, ReplyError):
             raise reply
         return reply
@@ -171,6 +176,7 @@ class Link(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        self._silence.heard()
         reader = self._reader
         try:
             reader.feed(data)
@@ -205,10 +211,11 @@ class Link(asyncio.Protocol):
 
 
 class Line:
-    """A link that is made anew when it is gone, for one purpose."""
+    """A link that is made anew when it is gone, for one purpose. ``silence`` may be shared by lines to one server."""
 
-    def __init__(self, config: Config, purpose: str) -> None:
+    def __init__(self, config: Config, purpose: str, silence: Silence | None = None) -> None:
         self.current: Link | None = None
+        self.silence = silence or Silence()
         self._config = config
         self._purpose = purpose
         self._turn = asyncio.Lock()
@@ -228,7 +235,7 @@ class Line:
             return link
         async with self._turn:
             if self.current is None or self.current.closed is not None:
-                link = await Link.open(self._config, self._purpose)
+                link = await Link.open(self._config, self._purpose, self.silence)
                 self.current = link
                 self._refuse_if_shut(link)
             return self.current

@@ -26,6 +26,7 @@ from atleastonce.adapters.redis_streams.settling import Settling
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import RELEASE, STALE, Delivery, Listener, Outcome, Settlement, Subscription, Window
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost, NotFound, PermissionDenied
+from atleastonce.silence import Owed
 
 _EPOCHS: Final = itertools.count(1)
 _BACKOFF: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -72,7 +73,7 @@ class RedisSubscription(Subscription):
         self._xnack = int(server.xnack)
         self._alone = isinstance(source.channel, Queue | Topic) and source.channel.single_active
         self._queue = int(deletes)
-        self._line = Line(config, "reader")
+        self._line = Line(config, "reader", control.silence)
         self._link: Link | None = None
         self._client_id = 0
         self._poll = min(config.poll, config.lease / 4)
@@ -243,7 +244,8 @@ class RedisSubscription(Subscription):
         if block > 0:  # BLOCK 0 is for ever
             command += ("BLOCK", block)
             self._blocked_until = asked + wait
-        reply = await link.ask(*command, "STREAMS", self._keys.stream, ">", within=max(0.0, wait) + _GRACE)
+        wait = max(0.0, wait)
+        reply = await link.ask(*command, "STREAMS", self._keys.stream, ">", within=wait + _GRACE, waits=wait)
         if not reply:
             self._more = False
             self._reach = _FIRST
@@ -275,7 +277,8 @@ class RedisSubscription(Subscription):
             last and (block := math.ceil(wait * 1000)) > 0
         ):  # a look that takes nothing: whoever sees it first asks again
             self._blocked_until = time.monotonic() + wait
-            await link.ask("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", keys.stream, last, within=wait + _GRACE)
+            look = ("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", keys.stream, last)
+            await link.ask(*look, within=wait + _GRACE, waits=wait)
 
     async def _turn(self, link: Link, count: int) -> bool:
         """Everything that is not new: see `TURN`. Whether it brought something."""
@@ -390,6 +393,10 @@ class RedisSubscription(Subscription):
         return [STALE] * len(deliveries) if self._closed else await self._settling.extend(deliveries, seconds)
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def overdue(self) -> Owed | None:
+        return self._control.silence.look()
 
     async def pause(self) -> None:
         self._paused = True

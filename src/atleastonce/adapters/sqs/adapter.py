@@ -220,6 +220,7 @@ class SQSAdapter(Adapter):
             config,
             lambda arrived: Polls(config, clients, polls, url, queue.endswith(names.FIFO), arrived),
             settling,
+            clients.silence,
         )
         self._subscriptions.add(subscription)
         subscription.on_end = self._subscriptions.discard

@@ -6,11 +6,13 @@ A client may be used by many threads; making one may not be done by two at a tim
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from atleastonce.adapters.sqs.config import Config
 from atleastonce.adapters.sqs.direct import Direct
 from atleastonce.adapters.sqs.quiet import mask_botocore
+from atleastonce.silence import Silence
 
 _lock = threading.Lock()
 _sessions: dict[str | None, Any] = {}
@@ -21,9 +23,14 @@ _SLACK = 10.0
 
 
 class Clients:
-    """The clients of one adapter. Every method may block, and runs on one of its threads."""
+    """The clients of one adapter. Every method may block, and runs on one of its threads.
+
+    Attributes:
+        silence: what was asked of them for messages, and is not answered.
+    """
 
     def __init__(self, config: Config) -> None:
+        self.silence = Silence()
         self._config = config
         self._made: dict[str, Any] = {}
 
@@ -44,7 +51,25 @@ class Clients:
         if "direct" not in self._made:
             self._make("sqs")
         direct: Direct = self._made["direct"]
-        return direct(operation, **asked)
+        allowed = asked.get("WaitTimeSeconds", 0)  # a poll
+        return self.heard(operation, lambda: direct(operation, **asked), allowed=allowed)
+
+    def heard(self, operation: str, call: Callable[[], dict[str, Any]], *, allowed: float = 0.0) -> dict[str, Any]:
+        """``call``, whose answer is owed meanwhile; in ``allowed`` seconds. Raises as it does."""
+        from botocore.exceptions import ClientError
+
+        silence = self.silence
+        asked = silence.asked(f"an answer to {operation}", allowed=allowed)
+        try:
+            answer = call()
+        except ClientError:
+            silence.answered(asked)
+            raise
+        except BaseException:
+            silence.missed(asked)
+            raise
+        silence.answered(asked)
+        return answer
 
     def close(self) -> None:
         """Close all connections."""

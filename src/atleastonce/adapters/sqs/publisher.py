@@ -192,7 +192,8 @@ class Publisher:
         arn, publish = self._directory.arn("sns", route.name), self._clients.sns.publish_batch
         if not self._directory.heard(arn):
             raise _NobodyListens
-        return lambda entries: publish(TopicArn=arn, PublishBatchRequestEntries=entries)
+        heard = self._clients.heard
+        return lambda entries: heard("PublishBatch", lambda: publish(TopicArn=arn, PublishBatchRequestEntries=entries))
 
     def _nowhere(self, route: Route, error: Exception) -> Outcome:
         if isinstance(error, _NobodyListens):

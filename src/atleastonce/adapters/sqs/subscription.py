@@ -34,6 +34,7 @@ from atleastonce.contract import (
     Window,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, ConnectionLost
+from atleastonce.silence import Owed, Silence
 
 _LARGEST_POLL: Final = 10
 _FIRST_PAUSE: Final = 0.1
@@ -60,6 +61,7 @@ class SQSSubscription(Subscription):
         config: Config,
         make_polls: Callable[[Callable[[Sequence[Arrival]], None]], Polls],
         settling: Settling,
+        silence: Silence,
     ) -> None:
         self.queue = queue
         self.on_end: Callable[[SQSSubscription], None] = lambda _: None
@@ -71,6 +73,7 @@ class SQSSubscription(Subscription):
         self._fifo = bool(getattr(source.channel, "fifo", False))
         self._polls = make_polls(self._arrived)
         self._settling = settling
+        self._silence = silence
         self._epoch = next(_epochs)
         self._width = 1  # polls at once, as things go
         self._buffer: deque[SQSDelivery] = deque()
@@ -322,6 +325,10 @@ class SQSSubscription(Subscription):
         return outcomes
 
     # -------------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def overdue(self) -> Owed | None:
+        return self._silence.look()
 
     async def pause(self) -> None:
         self._paused = True

@@ -6,34 +6,34 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A wait that nobody need be told of.
-TELL_SECONDS = 3.0
+from atleastonce.silence import Owed, Silence
 
 
-class Silence:
+class Standstill:
     """A broker's answer that is outstanding. Meanwhile the client's own reports are not heard, for they come with polling."""
 
     def __init__(self) -> None:
         self.what = ""
-        self._waiting: tuple[float, float] | None = None
+        self.silence = Silence()
+        """What is owed beside, while the thread polls."""
+        self._given_up_at = 0.0  # 0: nothing is waited for
 
     @contextmanager
     def until(self, what: str, limit: float) -> Iterator[None]:
         """Waiting for ``what`` until the end of the block; a wait of more than ``limit`` seconds is in vain."""
-        self.what, self._waiting = what, (time.monotonic(), limit)
+        self.what, self._given_up_at = what, time.monotonic() + limit
         try:
-            yield
+            with self.silence.until(what):
+                yield
         finally:
-            self._waiting = None
+            self._given_up_at = 0.0
 
     @property
-    def long(self) -> bool:
-        """Whether something has been waited for longer than `TELL_SECONDS`. On any thread, as `vain`."""
-        waiting = self._waiting
-        return waiting is not None and time.monotonic() > waiting[0] + TELL_SECONDS
+    def overdue(self) -> Owed | None:
+        """See `Subscription.overdue`. On any thread, as `vain`."""
+        return self.silence.look()
 
     @property
     def vain(self) -> bool:
         """Whether it is not worth waiting any longer."""
-        waiting = self._waiting
-        return waiting is not None and time.monotonic() > waiting[0] + waiting[1]
+        return 0 < self._given_up_at < time.monotonic()
