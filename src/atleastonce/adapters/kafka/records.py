@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -11,6 +12,7 @@ from confluent_kafka import Message as Record
 from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
+from atleastonce.errors import DecodeError
 from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
 from atleastonce.wire import ID, read_id
 
@@ -71,6 +73,38 @@ def _text(value: HeaderValue) -> HeaderValue:
     return value
 
 
+# Called by C and not by the interpreter, whose fast path for a method in a loop does not see an error beside a result.
+_headers: Final = methodcaller("headers")
+_UNREADABLE: Final[list[tuple[str, str | bytes | None]]] = [("", None)]  # told by its identity
+
+
+def fields_of(record: Record) -> Any:
+    """The header fields of ``record`` as the client gives them, None where there are none. For every look at them.
+
+    The client has no text for a name that is not UTF-8: it gives an error beside a list that lacks an object at the first
+    question, and that list alone at the second, whose use ends the process (confluent-kafka 2.16). So it is asked once.
+
+    Raises:
+        DecodeError: they cannot be read.
+    """
+    try:
+        fields = _headers(record)
+    except Exception as error:
+        record.set_headers(_UNREADABLE)
+        raise DecodeError("a header field's name is not UTF-8") from error
+    if fields is _UNREADABLE:
+        raise DecodeError("a header field's name is not UTF-8")
+    return fields
+
+
+def bytes_of_fields(record: Record) -> int:
+    """The bytes of the header fields of ``record``; 0 if they cannot be read, which whoever looks at them is told."""
+    try:
+        return header_bytes(fields_of(record))
+    except DecodeError:
+        return 0
+
+
 def header_bytes(fields: Any) -> int:
     """The bytes of header fields, names and values."""
     return sum(len(name) + (0 if value is None else len(value)) for name, value in fields or ())
@@ -87,7 +121,7 @@ def read_headers(fields: Any) -> tuple[Headers, str | None]:
 
 def read_message(record: Record) -> Message:
     """The message in ``record``."""
-    body, fields = record.value(), record.headers()
+    body, fields = record.value(), fields_of(record)
     kind, millis = record.timestamp()
     headers, identity = read_headers(fields) if fields else (NO_HEADERS, None)
     return Message(
@@ -189,7 +223,7 @@ def deliveries(
             begin, size = len(ready), 0
             if partition is not None:
                 epoch, stream, restored = partition.epoch, partition.stream, partition.tracker.restored
-                fields = header_bytes(record.headers())
+                fields = bytes_of_fields(record)
         last = offset
         if partition is None:  # taken away while it was fetched
             continue

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from confluent_kafka import Message as Record
 
-from atleastonce.adapters.kafka.records import RecordDelivery, header_bytes
+from atleastonce.adapters.kafka.records import RecordDelivery, bytes_of_fields
 from atleastonce.channels import Source
 
 Place: TypeAlias = tuple[int, int]
@@ -34,7 +34,7 @@ def deliveries(
     topic, made = source.channel.name, []
     for record in records:
         key = record.key()
-        size = len(record) + header_bytes(record.headers()) + (0 if key is None else len(key))
+        size = len(record) + bytes_of_fields(record) + (0 if key is None else len(key))
         stream, offset = f"{topic}/{record.partition()}", record.offset()
         new = ShareDelivery(source, stream, offset, epoch, token, size, record)  # type: ignore[arg-type]
         new.count = record.delivery_count() or 1

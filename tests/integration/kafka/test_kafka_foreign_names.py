@@ -1,0 +1,43 @@
+"""Header names that are not UTF-8, from a producer that writes bytes: the client ends the process if it is asked for them twice."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed")
+
+from kafka_kit import eventually, fresh
+from raw_produce import produce
+
+from atleastonce import Context, FailurePolicy, Queue, Service
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["first", "later"])
+@pytest.mark.parametrize("shared", [False, True], ids=["group", "share-group"])
+async def test_a_record_whose_header_names_are_no_text_costs_itself_alone(
+    kafka_url: str, place: int, shared: bool
+) -> None:
+    parts = urlsplit(kafka_url)
+    work = Queue[Any](fresh().name, bytes, partitions=1)
+    service = Service("names", broker=f"{kafka_url}?share.groups=true" if shared else kafka_url)
+    handled: list[tuple[bytes, int]] = []
+
+    @service.consumer(work, failure=FailurePolicy(chain=None))
+    async def handle(body: bytes, ctx: Context) -> None:
+        handled.append((body, len(ctx.message.headers.items())))
+
+    bodies = [b"one", b"two", b"three"]
+    names = [b"\xff\xfe" if number == place else b"good" for number in range(3)]
+    async with service:
+        records = [(body, [(name, b"v")]) for body, name in zip(bodies, names, strict=True)]
+        await produce((str(parts.hostname), parts.port or 9092), work.name, 0, records)
+        await eventually(lambda: _counts(service) == {"done": 2, "dead": 1}, "all ended", 60)
+        assert sorted(handled) == sorted((body, 1) for body in bodies if body != bodies[place])
+
+
+def _counts(service: Service) -> dict[str, int]:
+    counts = service.status()[0].counts
+    return {name: counts.get(name, 0) for name in ("done", "dead")}
