@@ -36,6 +36,7 @@ from atleastonce import (
 from atleastonce.contract import Code, Outcome, Outgoing, rejected, unknown
 from atleastonce.patterns.outbox import Relay
 from atleastonce.stores import OutboxStore
+from atleastonce.stores.outbox import OutboxRow
 from atleastonce.testing.brokers import killable
 
 MakeQueue = Callable[[str], Queue[Any]]
@@ -195,6 +196,42 @@ async def test_one_that_is_refused_for_a_while_is_not_overtaken_by_its_key(
         await relay.stop(5)
     assert reader.ordered(3)
     assert reader.repeated == []
+
+
+async def test_one_that_is_to_be_sent_again_is_not_overtaken_by_what_was_being_read(
+    queue: MakeQueue, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at the table finds the second row while the first is out. Its answer arrives after the first was refused."""
+    channel, url = queue("orders"), f"memory://{uuid.uuid4().hex}"
+    reader, read, refused = Reader(url, channel), asyncio.Event(), asyncio.Event()
+
+    async with outbox_of(database) as outbox, connect(url) as broker, reader.service:
+        look = outbox.store.outbox_fetch
+
+        async def slow_look(*args: Any, **options: Any) -> list[OutboxRow]:
+            rows = await look(*args, **options)
+            if not read.is_set() and any(row.outgoing and number(row.outgoing) == 1 for row in rows):
+                read.set()
+                await until(lambda: relay.counts["repeated"] > 0)
+            return rows
+
+        async def send(items: Sequence[Outgoing]) -> list[Outcome]:
+            if not refused.is_set():
+                refused.set()
+                await read.wait()
+                return [unknown(Code.OVERLOADED, NOT_SENT) for _ in items]
+            return list(await broker.send(items))
+
+        monkeypatch.setattr(outbox.store, "outbox_fetch", slow_look)
+        relay = Relay(outbox.store, send, options=RelayOptions(poll="20ms"))
+        await write(outbox, channel, [0], keys=1)
+        relay.start()
+        await asyncio.wait_for(refused.wait(), 20)
+        await write(outbox, channel, [1], keys=1)
+        await until(lambda: len(reader.seen) == 2)
+        await relay.emptied()
+        await relay.stop(5)
+    assert reader.seen == [0, 1]
 
 
 async def test_a_channel_that_is_missing_holds_up_no_other(

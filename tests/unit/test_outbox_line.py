@@ -1,6 +1,7 @@
 """The line of rows, against a model; and what is away."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -79,6 +80,48 @@ def test_dropping_leaves_what_is_out() -> None:
     assert [each.seq for each in line.take(9)] == [3]
     line.add([row(5, b"a")])
     assert [each.seq for each in line.take(9)] == [5]
+
+
+OVERTAKING = [row(1, b"a"), row(2, b"a"), row(3, b"b"), row(4)]
+
+
+@pytest.mark.parametrize(
+    ("lets_go", "believed"),
+    [
+        (lambda _: None, [2, 3, 4]),
+        (lambda line: line.again(OVERTAKING[0]), [3, 4]),
+        (lambda line: line.drop(lambda each: each.slot == OVERTAKING[2].slot), [2, 4]),
+        (lambda line: (line.again(OVERTAKING[0]), line.drop(lambda each: each.destination == "topic:t")), []),
+        (lambda line: line.drop(lambda _: True), []),
+        (lambda line: (line.end(OVERTAKING[0]), line.forget([1])), [2, 3, 4]),
+    ],
+    ids=["nothing", "a key", "a slot", "a destination", "all", "it ended"],
+)
+def test_a_look_is_not_believed_for_what_was_let_go_of_meanwhile(
+    lets_go: Callable[[Line], object], believed: list[int]
+) -> None:
+    """It left out the first row, which was held: its answer begins with the second."""
+    line = Line()
+    line.add(OVERTAKING[:1])
+    line.take(1)
+    assert line.look() == [1]
+    lets_go(line)
+    assert line.add(OVERTAKING[1:]) == len(believed)
+    assert [seq for seq in line.held if seq > 1] == believed
+    left_out = line.look()
+    line.add(each for each in OVERTAKING if each.seq not in left_out)
+    assert {2, 3, 4} <= {*line.held}, "the next look finds what is left"
+
+
+def test_what_was_let_go_of_before_a_look_is_believed() -> None:
+    line = Line()
+    line.add(OVERTAKING)
+    line.take(1)
+    line.look()
+    line.again(OVERTAKING[0])
+    line.drop(lambda _: True)
+    assert line.look() == [], "the first one failed"
+    assert line.add(OVERTAKING) == 4
 
 
 _STEPS = st.lists(

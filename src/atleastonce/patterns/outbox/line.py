@@ -18,6 +18,9 @@ class Line:
     A row is *waiting* until `take` hands it out, then *out* until `end` or `again`; what has ended is still *held*, that is not
     to be read again, until it was `forget`-ed because the store has removed it.
 
+    A `look` at the store takes time, and leaves out what is held when it begins. What is let go of meanwhile is then missing from
+    the answer, which may have later rows of its key: `add` does not believe it for those, and the next look finds all of them.
+
     Args:
         ordered: False: no row has a key.
     """
@@ -32,6 +35,10 @@ class Line:
         self._keyless: set[int] = set()  # of what is held
         self._keyless_out: Counter[str] = Counter()  # for each destination
         self._waiting = 0
+        self._looking = False
+        # Since the look began.
+        self._keys_let_go: set[Key] = set()
+        self._dropped: list[Callable[[OutboxRow], bool]] = []
 
     def __len__(self) -> int:
         """How many rows are waiting."""
@@ -57,8 +64,22 @@ class Line:
         waiting = {row.seq for row in self._all_waiting()}
         return {row.slot for seq, row in self._held.items() if seq not in waiting}
 
+    def look(self) -> list[int]:
+        """Begin a look, whose answer is given to `add`; return the numbers that it leaves out. One that failed is begun anew."""
+        self._end_look()
+        self._looking = True
+        return self.held
+
+    def _end_look(self) -> None:
+        self._looking = False
+        self._keys_let_go.clear()
+        self._dropped.clear()
+
     def add(self, rows: Iterable[OutboxRow]) -> int:
-        """Queue what was read; return how many of them are new."""
+        """Queue what was read; return how many of them are new, and believed."""
+        if self._dropped or self._keys_let_go:
+            rows = [row for row in rows if not self._is_doubtful(row)]
+        self._end_look()
         fresh = 0
         for row in rows:
             if row.seq in self._held:
@@ -76,6 +97,9 @@ class Line:
                 self._ready.append(row)
         self._waiting += fresh
         return fresh
+
+    def _is_doubtful(self, row: OutboxRow) -> bool:
+        return self._key(row) in self._keys_let_go or any(unwanted(row) for unwanted in self._dropped)
 
     def take(self, most: int) -> list[OutboxRow]:
         """The next rows, at most ``most``."""
@@ -120,6 +144,8 @@ class Line:
         self._held.pop(row.seq, None)
         key = self._key(row)
         if key is not None:
+            if self._looking:
+                self._keys_let_go.add(key)
             for each in self._behind.pop(key, ()):
                 self._waiting -= 1
                 del self._held[each.seq]
@@ -132,6 +158,8 @@ class Line:
     def drop(self, unwanted: Callable[[OutboxRow], bool]) -> None:
         """Let go of what waits and is ``unwanted``: of a destination that is away, of a slot that is another's. What is out or has
         ended is not touched. A key whose rows are unwanted is dropped as a whole, for all are of one destination and slot."""
+        if self._looking:
+            self._dropped.append(unwanted)
         gone = [row for row in self._all_waiting() if unwanted(row)]
         if not gone:
             return

@@ -62,7 +62,7 @@ class Reader:
             self._promoted = now
             await work.store.outbox_promote()
         rows = await work.store.outbox_fetch(
-            work.token, work.slots, self._limit, held=work.line.held, paused=work.away.paused(now)
+            work.token, work.slots, self._limit, held=work.line.look(), paused=work.away.paused(now)
         )
         work.more = len(rows) >= work.batch
         self._tune(rows)
