@@ -2,8 +2,10 @@
 
 import asyncio
 import sqlite3
+import threading
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -14,6 +16,8 @@ from atleastonce.brokers import Running
 from atleastonce.contract import Code
 from atleastonce.contract import Status as Ended
 from atleastonce.stores import ClaimRequest, Entry, Status, new_token, scope_key
+from atleastonce.stores.sqlite import schema
+from atleastonce.stores.sqlite import store as sqlite_store
 from atleastonce.testing.brokers import PrivateBroker
 
 SCOPE = scope_key("svc", "g", "h")
@@ -261,6 +265,44 @@ class TestSQLite:
                 (outcome,) = await store.release([_lease(request)])
                 assert outcome.status is Ended.UNKNOWN
             assert (await store.claim([request]))[0].status is Status.NEW
+
+    @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
+    async def test_a_connection_is_not_closed_while_a_cancelled_statement_is_in_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+    ) -> None:
+        """SQLite would end the process. What was being committed is committed, though nobody is told."""
+        begun, go = threading.Event(), threading.Event()
+        waited: list[bool] = []
+
+        def trace(what: str) -> None:
+            if what == statement and not waited:
+                begun.set()
+                waited.append(go.wait(5))
+
+        def connect(path: Path, patience: float) -> sqlite3.Connection:
+            made = schema.connect(path, patience)
+            made.set_trace_callback(trace)
+            return made
+
+        async with SQLiteStore(tmp_path / "s.db") as store:
+            monkeypatch.setattr(sqlite_store, "schema", SimpleNamespace(connect=connect, as_error=schema.as_error))
+
+            async def write() -> None:
+                async with store.transaction() as tx:
+                    tx.execute("CREATE TABLE effect (n)")
+
+            task = asyncio.create_task(write())
+            assert await asyncio.to_thread(begun.wait, 5)
+            for _ in range(2):
+                task.cancel()
+                assert not (await asyncio.wait([task], timeout=0.05))[0], "the thread is still in it"
+            go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert waited == [True]
+            async with store.transaction() as tx:
+                made = tx.execute("SELECT count(*) FROM sqlite_master WHERE name = 'effect'").fetchone()[0]
+            assert made == (statement == "COMMIT")
 
     async def test_a_full_disk_costs_unknown(self, tmp_path: Path) -> None:
         async with SQLiteStore(tmp_path / "s.db") as store:

@@ -23,6 +23,7 @@ from atleastonce.stores.records import WEEK, Claim, ClaimRequest, Completion, Co
 from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite.desk import NOW, Desk
 from atleastonce.stores.sqlite.outbox import SQLiteOutbox
+from atleastonce.stores.sqlite.threads import in_thread
 from atleastonce.stores.texts import as_text
 
 _COLUMNS = "state, token, fence, attempts, doubt, lease_until, fingerprint, result, created, expires"
@@ -194,33 +195,39 @@ class SQLiteStore(SQLiteOutbox):
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[sqlite3.Connection]:
-        """A ``sqlite3.Connection`` inside ``BEGIN IMMEDIATE``. One at a time in a process: SQLite has one writer."""
+        """A ``sqlite3.Connection`` inside ``BEGIN IMMEDIATE``. One at a time in a process: SQLite has one writer.
+
+        A thread of yours that uses it has to have ended when the block does, also when that is cancelled.
+        """
         self._check_open()
         async with self._users:
-            connection = await asyncio.to_thread(schema.connect, self.path, self._patience)
+            connection = await in_thread(self._begun, undo=sqlite3.Connection.close)
             try:
-                try:
-                    await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")
-                except sqlite3.Error as error:
-                    raise schema.as_error(error, self.path) from None
                 yield connection
-                await asyncio.to_thread(connection.execute, "COMMIT")
+                await in_thread(lambda: connection.execute("COMMIT"))
             finally:
                 connection.close()  # what was not committed is undone
 
     @contextlib.contextmanager
     def transaction_sync(self) -> Iterator[sqlite3.Connection]:
         with self._threads:  # SQLite would let them wait by polling
-            connection = schema.connect(self.path, self._patience)
+            connection = self._begun()
             try:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                except sqlite3.Error as error:
-                    raise schema.as_error(error, self.path) from None
                 yield connection
                 connection.execute("COMMIT")
             finally:
                 connection.close()
+
+    def _begun(self) -> sqlite3.Connection:
+        connection = schema.connect(self.path, self._patience)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise schema.as_error(error, self.path) from None
+            raise
+        return connection
 
     async def claim_in(
         self, tx: Any, scope: str, ids: Sequence[str], fingerprints: Sequence[bytes], *, ttl: float = WEEK
