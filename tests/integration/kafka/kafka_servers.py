@@ -41,11 +41,11 @@ ALONE = "".join(
         "offsets.topic.replication.factor",
         "transaction.state.log.replication.factor",
         "transaction.state.log.min.isr",
+        "share.coordinator.state.topic.replication.factor",
+        "share.coordinator.state.topic.min.isr",
     )
 )
 SHARING = """\
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.share.min.record.lock.duration.ms=1000
 group.share.min.session.timeout.ms=5000
@@ -87,6 +87,7 @@ class Server:
     ) -> None:
         self.folder = folder
         self.address = f"{HOST}:{port}"
+        self.plain = f"{HOST}:{plain}"  # where who connects may do everything
         self._plain = plain
         self._install = kafka.install(Silent())
         self._java = str(java.runtime("kafka", Silent()))
@@ -106,6 +107,11 @@ class Server:
             check=True,
             capture_output=True,
         )
+
+    def url(self, user: str, password: str, *, trusted: bool = True, more: str = "") -> str:
+        """Of a `guarded` one."""
+        trust = f"ssl.ca.location={self.folder / CA}&" if trusted else ""
+        return f"kafka://{user}:{password}@{self.address}?{trust}request.timeout=5s{more}"
 
     def start(self) -> None:
         quick = [f"-XX:SharedArchiveFile={kafka.ARCHIVE}", "-Xshare:auto"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka.admin import (
@@ -16,32 +14,22 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from kafka_kit import WINDOW, Recorder, declared, member, message, opened, publish
-from kafka_servers import CA, USERS, Server, guarded
+from kafka_servers import USERS, Server
 
-from atleastonce.brokers import Unavailable
 from atleastonce.channels import Source
 from atleastonce.contract import Code, Outgoing, Topology
 from atleastonce.errors import BrokerUnavailable, PermissionDenied
-from atleastonce.testing.brokers import required
 
-pytestmark = [
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with"),
-]
+pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    try:
-        with guarded(tmp_path_factory.mktemp("guarded")) as running:
-            yield running
-    except Unavailable as missing:
-        pytest.fail(str(missing)) if required(["kafka"]) else pytest.skip(str(missing))
+@pytest.fixture
+def server(guarded_server: Server) -> Server:
+    return guarded_server
 
 
 def url(server: Server, user: str, password: str | None = None, *, trusted: bool = True, more: str = "") -> str:
-    trust = f"ssl.ca.location={server.folder / CA}&" if trusted else ""
-    return f"kafka://{user}:{password or USERS[user]}@{server.address}?{trust}request.timeout=5s{more}"
+    return server.url(user, password or USERS[user], trusted=trusted, more=more)
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])

@@ -109,7 +109,7 @@ class KafkaAdapter(Adapter):
                 raise BrokerUnavailable(f"Kafka at {self.settings.servers} does not answer ({error})") from None
             raise
         self._admin = admin
-        self._publisher = Publisher(self.settings, admin.partitions)
+        self._publisher = Publisher(self.settings, admin.writable)
 
     async def close(self) -> None:
         """See `Adapter.close`."""

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 
 # The package's type information exports only AdminClient, though all of these are its documented names.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
     AdminClient,
     ConfigResource,
     NewTopic,
@@ -25,7 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
 from atleastonce.adapters.kafka.faults import as_exception, classify, fault, kafka_error
-from atleastonce.contract import Code, Window
+from atleastonce.contract import Code, Fault, Window
 from atleastonce.errors import BrokerUnavailable, Closed, PermissionDenied
 
 _Future: TypeAlias = "concurrent.futures.Future[Any]"
@@ -37,6 +38,9 @@ _ONCE_MORE_SECONDS = 0.7
 
 # How late is noticed that credentials were refused, or that nobody waits any more.
 _SLICE_SECONDS = 0.1
+
+# How soon a question is put again that a group's coordinator has not answered; one that refuses us is heard between two.
+_ANSWER_SECONDS = 1.0
 
 MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
@@ -114,11 +118,32 @@ class Admin:
             return {}
         collection = TopicCollection(names)
         answers = await self._ask(
-            f"looking at {', '.join(names[:3])}",
+            "looking at topics",
             lambda: self._client.describe_topics(collection, request_timeout=self._seconds),
             absent=MISSING,
         )
         return {name: None if found is None else _partitions(found) for name, found in answers.items()}
+
+    async def writable(self, topics: Iterable[str]) -> dict[str, Fault | None]:
+        """As `usable`, for publishing."""
+        return await self.usable(topics, AclOperation.WRITE)
+
+    async def usable(self, topics: Iterable[str], operation: AclOperation) -> dict[str, Fault | None]:
+        """Why ``operation`` is not for us on each topic: it does not exist, or we have no right to. None where it is, or where the
+        broker does not tell.
+
+        Raises:
+            BrokerUnavailable, PermissionDenied: nothing is known.
+        """
+        collection = TopicCollection(list(topics))
+        answers = await self._ask(
+            "looking at topics",
+            lambda: self._client.describe_topics(
+                collection, include_authorized_operations=True, request_timeout=self._seconds
+            ),
+            told=(*MISSING, KafkaError.TOPIC_AUTHORIZATION_FAILED),
+        )
+        return {name: _objection(name, found, operation) for name, found in answers.items()}
 
     async def create(self, topics: Sequence[NewTopic]) -> None:
         """Create those that do not exist, and return when the cluster knows them with a leader for each partition.
@@ -130,7 +155,7 @@ class Admin:
         if not topics:
             return
         await self._ask(
-            f"creating {', '.join(topic.topic for topic in topics[:3])}",
+            "creating topics",
             lambda: self._client.create_topics(
                 list(topics), operation_timeout=self._seconds, request_timeout=self._seconds + 5
             ),
@@ -148,7 +173,7 @@ class Admin:
         if not resources:
             return {}
         answers: dict[Any, Mapping[str, Any]] = await self._ask(
-            "reading topic settings",
+            "reading the settings of topics",
             lambda: self._client.describe_configs(resources, request_timeout=self._seconds),
         )
         return {
@@ -170,8 +195,18 @@ class Admin:
         deadline = time.monotonic() + self._seconds
         try:
             while True:
+                # Who may not see the group is told so beside the question, which is never answered.
+                refused = consumer.poll(0)
+                if (
+                    refused is not None
+                    and (told := refused.error()) is not None
+                    and fault(told).code is Code.PERMISSION
+                ):
+                    raise PermissionDenied(f"Kafka: offsets of group {group}: {fault(told).detail}")
                 try:
-                    found = consumer.committed(wanted, timeout=max(0.1, deadline - time.monotonic()))
+                    found = consumer.committed(
+                        wanted, timeout=min(_ANSWER_SECONDS, max(0.1, deadline - time.monotonic()))
+                    )
                     if failed := [each.error for each in found if each.error is not None]:
                         raise KafkaException(failed[0])
                     return found
@@ -236,25 +271,33 @@ class Admin:
         return await self._ask(doing, lambda: call(self._client, self._seconds), absent=absent)
 
     async def _ask(
-        self, doing: str, call: Callable[[], Mapping[Any, _Future]], *, absent: Collection[int] = ()
+        self,
+        doing: str,
+        call: Callable[[], Mapping[Any, _Future]],
+        *,
+        absent: Collection[int] = (),
+        told: Collection[int] = (),
     ) -> dict[Any, Any]:
-        """The answers to ``call``; None for one of the ``absent`` error codes. What fails in passing, as while leaders
-        change, is asked again until the request's time is over.
+        """The answers to ``call``; None for one of the ``absent`` error codes, the error itself for those of ``told``. What fails
+        in passing, as while leaders change, is asked again until the request's time is over.
 
         Raises:
             AtLeastOnceError: as `as_exception` has it.
         """
         deadline = time.monotonic() + self._seconds
         while True:
-            client = self._client
+            client, answers = self._client, {}
+            key: Any = None
             try:
-                return {key: await self._answer(future, absent) for key, future in call().items()}
+                for key, future in call().items():
+                    answers[key] = await self._answer(future, absent, told)
+                return answers
             except KafkaException as error:
                 found = classify(error)
                 if not found.retryable or time.monotonic() > deadline:
                     if found.code in (Code.TIMEOUT, Code.UNAVAILABLE):
                         self._replace(client)
-                    raise as_exception(error, doing) from None
+                    raise as_exception(error, _naming(doing, key)) from None
             await asyncio.sleep(0.1)
 
     def _replace(self, client: AdminClient) -> None:
@@ -265,11 +308,13 @@ class Admin:
             ending = threading.Thread(target=client.__exit__, args=(None, None, None), daemon=True)
             asyncio.get_running_loop().call_later(self._seconds + 10.0, ending.start)
 
-    async def _answer(self, future: _Future, absent: Collection[int]) -> Any:
+    async def _answer(self, future: _Future, absent: Collection[int], told: Collection[int]) -> Any:
         try:
             return await self._awaited(future)
         except KafkaException as error:
             inner = kafka_error(error)
+            if inner is not None and inner.code() in told:
+                return inner
             if inner is None or inner.code() not in absent:
                 raise
             return None
@@ -296,6 +341,22 @@ class Admin:
             return await waiter
         finally:
             self._waiting.discard(waiter)
+
+
+def _naming(doing: str, key: Any) -> str:
+    """``doing`` with the one thing that failed: ``key`` is a name, a resource or a partition."""
+    name = str(key if isinstance(key, str) else getattr(key, "name", getattr(key, "topic", "")))
+    return doing if not name or name in doing else f"{doing}: {name}"
+
+
+def _objection(topic: str, found: Any, operation: AclOperation) -> Fault | None:
+    if isinstance(found, KafkaError) and found.code() in MISSING:
+        return Fault(Code.NOT_FOUND, detail=f"topic {topic} does not exist; declare it first")
+    allowed = () if isinstance(found, KafkaError) else found.authorized_operations
+    if allowed is None or operation in allowed:
+        return None
+    name = operation.name
+    return Fault(Code.PERMISSION, detail=f"topic {topic}: this login may not {name.lower()} it; grant {name} on it")
 
 
 def _partitions(topic: Any) -> int:

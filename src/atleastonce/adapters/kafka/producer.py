@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as Record
 
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
-from atleastonce.adapters.kafka.faults import kafka_error, publish_outcome
+from atleastonce.adapters.kafka.faults import fault, kafka_error, publish_outcome
 from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.contract import OK, Code, Outcome, rejected, unknown
 
@@ -208,6 +208,8 @@ class Pump:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self.broken = True
-            log.warning("Kafka producer failed and is replaced: %s", error.str())
+            # Who may write nowhere, and does not, need not hear of it.
+            level = logging.DEBUG if self._topic is None and fault(error).code is Code.PERMISSION else logging.WARNING
+            log.log(level, "Kafka producer failed and is replaced: %s", error.str())
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._reach.down()

@@ -17,6 +17,10 @@ from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, ReplyTo, St
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
 from atleastonce.message import HeaderValue
 
+LOOK_AGAIN = (Code.NOT_FOUND, Code.TIMEOUT, Code.PERMISSION, Code.CLOSED)
+"""What a record's topic may have to do with: it was deleted since, or a right was taken away. The client throws away (closed) all
+that waits for it, if it may write nowhere, or not to one topic of a transaction."""
+
 _TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE).name()
 
 
@@ -25,14 +29,14 @@ class Publisher:
 
     Args:
         settings: of the adapter.
-        partitions: asks the broker which topics exist.
+        writable: asks the broker why topics may not be published to.
     """
 
     def __init__(
-        self, settings: Settings, partitions: Callable[[Iterable[str]], Awaitable[dict[str, int | None]]]
+        self, settings: Settings, writable: Callable[[Iterable[str]], Awaitable[dict[str, Fault | None]]]
     ) -> None:
         self._settings = settings
-        self._partitions = partitions
+        self._writable = writable
         self._known: set[str] = set()
         self.roomy: set[str] = set()
         """Topics that keep copies, and take more than others: a copy is larger than its original."""
@@ -98,7 +102,7 @@ class Publisher:
         return records, outcomes
 
     def missing(self, topics: Iterable[str]) -> None:
-        """These may be gone: the broker is asked before the next one is sent there."""
+        """These may be gone, or not be ours any more: the broker is asked before the next one is sent there."""
         self._known.difference_update(topics)
 
     async def close(self) -> None:
@@ -129,8 +133,8 @@ class Publisher:
                 continue
             if fault.code is Code.TOO_LARGE and len(records) > 1:
                 alone.append(record)
-            elif fault.code in (Code.NOT_FOUND, Code.TIMEOUT):
-                self.missing([record.topic])  # deleted since
+            elif fault.code in LOOK_AGAIN:
+                self.missing([record.topic])
         if alone:
             # The topic's limit is lower than the client's, and the broker measures whole batches: the neighbours of a
             # large record were refused with it. Each is tried in a batch of its own.
@@ -144,25 +148,19 @@ class Publisher:
         return pump or Pump(self._settings, extra, "atleastonce-kafka-producer")
 
     async def _refused(self, topics: set[str]) -> dict[str, Outcome]:
-        """Topics that cannot be published to. librdkafka would wait for a missing one until the message times out."""
+        """Topics that cannot be published to. librdkafka would wait for a missing one until the message times out; and where one
+        may not be written, it fails a transaction without a word of which."""
         topics -= self._known
         if not topics:
             return {}
-        refused: dict[str, Outcome] = {}
         try:
-            found = await self._partitions(topics)
+            found = await self._writable(topics)
         except PermissionDenied as error:
-            for name in topics:
-                refused[name] = Outcome(Status.REJECTED, Fault(Code.PERMISSION, detail=str(error)))
+            return dict.fromkeys(topics, rejected(Code.PERMISSION, str(error)))
         except AtLeastOnceError:
-            pass  # not reachable: what is sent now ends as unknown by itself
-        else:
-            for name, partitions in found.items():
-                if partitions is None:
-                    refused[name] = rejected(Code.NOT_FOUND, f"topic {name} does not exist; declare it first")
-                else:
-                    self._known.add(name)
-        return refused
+            return {}  # not reachable: what is sent now ends as unknown by itself
+        self._known.update(name for name, fault in found.items() if fault is None)
+        return {name: Outcome(Status.REJECTED, fault) for name, fault in found.items() if fault is not None}
 
 
 def _fields(items: Sequence[tuple[str, HeaderValue]]) -> list[tuple[str, HeaderValue]]:

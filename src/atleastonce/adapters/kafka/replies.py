@@ -17,14 +17,14 @@ import time
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AclOperation, NewTopic  # type: ignore[attr-defined]
 
 from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.adapters.kafka.config import CLIENT_LOG, Settings
 from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.records import read_message
-from atleastonce.contract import Arrived, Reply, Window
-from atleastonce.errors import AtLeastOnceError, BrokerUnavailable
+from atleastonce.contract import Arrived, Code, Reply, Window
+from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, PermissionDenied
 from atleastonce.wire import CORRELATION
 
 log = logging.getLogger("atleastonce.kafka")
@@ -71,6 +71,11 @@ class PartitionInbox:
             BrokerUnavailable, PermissionDenied: as named.
         """
         count = await self._make()
+        objection = (await self._admin.usable([TOPIC], AclOperation.READ))[TOPIC]
+        if (
+            objection is not None and objection.code is Code.PERMISSION
+        ):  # answers would come and nobody would hear of them
+            raise PermissionDenied(f"Kafka: {objection.detail}")
         self._partition = random.randrange(count)
         bounds = await self._admin.bounds(TOPIC, count)
         self._next = bounds[self._partition][1]  # what is asked from now on is answered behind it

@@ -253,7 +253,6 @@ class KafkaSubscription(Subscription):
             self._assignment,
             self._committer,
             transactions,
-            lasting=member is not None,
             missing=lambda topics: self._tell(self._publisher.missing, topics),
         )
 

@@ -53,7 +53,7 @@ class Doubtful(Exception):
 
 
 class Transactions:
-    """The producer of one subscription. Made when it is first needed, and made anew when it was fenced or is beyond repair: the
+    """The producer of one subscription. Made by `open`, and made anew when it was fenced or is beyond repair: the
     same identity ends what the one before has left open.
 
     Args:

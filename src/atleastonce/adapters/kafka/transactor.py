@@ -20,6 +20,7 @@ from confluent_kafka import Consumer
 from atleastonce.adapters.kafka.commits import Committer, Stored
 from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.adapters.kafka.producer import Publish
+from atleastonce.adapters.kafka.publisher import LOOK_AGAIN
 from atleastonce.adapters.kafka.transactions import Doubtful, NotCommitted, Transactions
 from atleastonce.contract import OK, STALE, Code, Delivery, Fault, Outcome, Scope, Status, unknown
 from atleastonce.errors import ConfigurationError, ConnectionLost
@@ -60,7 +61,6 @@ class Transactor:
         consumer: the handle; only used on the thread that polls it.
         assignment, committer: of the subscription.
         transactions: its producer.
-        lasting: whether that has the identity of an earlier one.
         missing: told (on the polling thread) which topics a record was refused for.
     """
 
@@ -71,14 +71,12 @@ class Transactor:
         committer: Committer,
         transactions: Transactions,
         *,
-        lasting: bool,
         missing: Callable[[Collection[str]], None],
     ) -> None:
         self._consumer = consumer
         self._assignment = assignment
         self._committer = committer
         self._transactions = transactions
-        self._lasting = lasting
         self._missing = missing
         self._requests: deque[Request] = deque()
         self._closed = False
@@ -104,14 +102,14 @@ class Transactor:
     # -------------------------------------------------------------------------------------- the thread
 
     def open(self) -> None:
-        """End what an earlier producer of the same identity has left open, before anything is read.
+        """End what an earlier producer of the same identity has left open, before anything is read; and who may have no
+        transactions is handed nothing.
 
         Raises:
             PermissionDenied, ConfigurationError: as named.
         """
-        if self._lasting:
-            with contextlib.suppress(NotCommitted):  # the first transaction tries again
-                self._transactions.open()
+        with contextlib.suppress(NotCommitted):  # the first transaction tries again
+            self._transactions.open()
 
     def serve(self) -> None:
         """Do what was asked for.
@@ -165,6 +163,8 @@ class Transactor:
             result = self._attempt(self._points([deliveries[index] for index in left]), records, alone)
             if isinstance(result, Fault):
                 reason = result
+                if result.code is Code.PERMISSION:
+                    self._missing({record.topic for record in records})
                 if result.code is Code.INTERNAL:  # the client's own trouble after an abort: once more
                     continue
                 break
@@ -244,7 +244,7 @@ class Transactor:
             if reason.code is Code.TOO_LARGE and record.place not in alone:
                 suspects.append((len(record.value or b""), record.place))
                 continue
-            if reason.code in (Code.NOT_FOUND, Code.TIMEOUT):
+            if reason.code in LOOK_AGAIN:
                 gone.add(record.topic)
             if outcome.status is Status.REJECTED:
                 outcomes[request.owners[record.place]] = outcome
