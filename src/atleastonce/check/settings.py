@@ -32,6 +32,10 @@ def settings(
     return list(_Look(consumer, capabilities, topology, facts).run())
 
 
+_NOT_NEEDED = (("write", True, False), ("read", False, True))
+"""Rights that a service does not use: it need not publish to what it reads, nor read its dead letters."""
+
+
 class _Look:
     """One consumer's channels and what is known of them."""
 
@@ -195,8 +199,11 @@ class _Look:
 
     def _rights(self) -> Iterator[Finding]:
         for fact, _ in self._of((*self._home, *self._copies), Trait.DENIED):
-            if fact.found == "write" and fact.name in self._home:
-                continue  # who only reads it need not publish to it
+            if (fact.found, fact.name in self._home, fact.name in self._dead) in _NOT_NEEDED:
+                continue
             yield rules.NOT_PERMITTED.found(
-                fact.name, f"this login may not {fact.found} it", f"grant {fact.setting} on it", fact.setting
+                fact.name,
+                f"this login may not {fact.found} it",
+                fact.detail or f"grant {fact.setting} on it",
+                fact.setting,
             )

@@ -29,7 +29,7 @@ class Trait(enum.Enum):
     REFUSES = "refuses"
     """No publish can be confirmed: more copies are asked for than there are."""
     DENIED = "denied"
-    """We may not do ``found`` to it."""
+    """We may not do ``found`` to it; ``setting``, or ``detail``, is what to grant."""
     ONE_COPY = "one-copy"
     """It is kept on one node alone, though there are ``amount`` of them."""
     ONE_NODE = "one-node"

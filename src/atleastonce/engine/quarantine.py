@@ -169,7 +169,11 @@ class Quarantine:
     async def _visit(self, first_wait: float) -> int:
         """Run what is there, one after the other; how many came."""
         worker = self.worker
-        subscription = await self._adapter.subscribe(worker.source, worker.window, worker)
+        try:
+            subscription = await self._adapter.subscribe(worker.source, worker.window, worker)
+        except PermissionDenied as error:  # no other visit gets further, and what waits there would wait for ever
+            self._denied = error
+            raise
         came = 0
         self._shared = False
         try:

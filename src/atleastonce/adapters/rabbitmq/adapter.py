@@ -142,8 +142,14 @@ class RabbitMQAdapter(Adapter):
         return describing.server(self._config)
 
     async def inspect(self, topology_: Topology) -> Sequence[Fact]:
-        """See `Inspects`. AMQP tells no settings: only with ``management``."""
-        return await inspecting.inspect(self._config, list(describing.queues(parts.in_parts(topology_), self._config)))
+        """See `Inspects`. AMQP tells no settings: only with ``management``. Whether failures can be moved, it does."""
+        connection = await self._connect(self._control)
+        try:
+            denied = await inspecting.denied(connection, topology_)
+        except (amqp.AMQPError, TimeoutError) as error:
+            raise faults.as_error(error, "looking at rights") from error
+        queues = list(describing.queues(parts.in_parts(topology_), self._config))
+        return denied + await inspecting.inspect(self._config, queues)
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._publisher.send(parts.routed(batch))

@@ -1,4 +1,5 @@
-"""What queues are set to, by their arguments and by the broker's policies: only the management API tells."""
+"""What queues are set to, by their arguments and by the broker's policies, which only the management API tells; and whether
+failures can be moved."""
 
 from __future__ import annotations
 
@@ -6,9 +7,13 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pika import exceptions as amqp
+
 from atleastonce.adapters.rabbitmq.config import Config
+from atleastonce.adapters.rabbitmq.connection import Connection
 from atleastonce.adapters.rabbitmq.management import ask_nodes, ask_queue
-from atleastonce.contract import Fact, Trait
+from atleastonce.channels import Queue
+from atleastonce.contract import Fact, Topology, Trait
 
 _AT_ONCE = 8
 
@@ -33,6 +38,27 @@ async def inspect(config: Config, queues: Sequence[str]) -> list[Fact]:
 
     each = await asyncio.gather(*map(one, queues))
     return [fact for facts in each for fact in facts]
+
+
+async def denied(connection: Connection, topology: Topology) -> list[Fact]:
+    """The channels of ``topology`` to which copies cannot go: all of them, or none, since all are reached through the default
+    exchange.
+
+    Raises:
+        pika.exceptions.AMQPError, TimeoutError: no answer.
+    """
+    try:
+        async with connection.scratch() as channel:
+            channel.pika.basic_publish("", "", b"")  # to no queue: the broker drops it, if it takes it
+            await channel.call("flow", active=True)
+    except amqp.ChannelClosedByBroker as error:
+        if error.reply_code != 403:
+            raise
+    else:
+        return []
+    queues = (*topology.channels, *topology.dead_letters, *(delay.channel for delay in topology.delays))
+    names = dict.fromkeys(queue.name for queue in queues if isinstance(queue, Queue))
+    return [Fact(name, Trait.DENIED, "write", "write", detail="grant write on amq.default") for name in names]
 
 
 def queue_facts(name: str, found: Mapping[str, Any], nodes: int) -> Iterator[Fact]:

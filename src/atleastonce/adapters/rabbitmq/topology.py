@@ -47,6 +47,12 @@ _BREAKING: Final = frozenset(
     }
 )
 _INEQUIVALENT = re.compile(r"inequivalent arg '(.+?)' for \w+ '.*?' in vhost '.*?': received (.*?) but current is (.*)")
+# Brokers before 4.0 name what is refused, and not for what.
+_NEEDS: Final = {
+    "queue_declare": "to declare a queue needs configure and read on it, and write on amq.default",
+    "exchange_declare": "to declare an exchange needs configure on it",
+    "queue_bind": "to bind needs write on the queue and read on the exchange",
+}
 _PASSING: Final = frozenset({405, 541})
 _ATTEMPTS: Final = 5
 _NATURAL: Final = (86_400_000, 3_600_000, 60_000, 1_000)
@@ -175,7 +181,12 @@ class Maker:
             if missing is not None:
                 self.drifts.append(Drift(name, "missing", kind, "nothing", breaks=True))
                 return False
-        refusal = await self._run(f"{kind}_declare", name, wanted)
+        try:
+            refusal = await self._run(f"{kind}_declare", name, wanted)
+        except PermissionDenied:
+            if self._create:
+                raise
+            return True  # to compare is to declare; who may not, and is to make nothing, takes what is there
         if refusal is not None:
             self.drifts.append(self._drift(name, refusal))
         return True
@@ -199,7 +210,7 @@ class Maker:
                     await asyncio.sleep(0.1 * attempt)  # somebody declares it too, or its leader is being elected
                     continue
                 if error.reply_code == 403 and "reserved prefix" not in error.reply_text:
-                    raise PermissionDenied(f"{name}: {fault.detail}") from None
+                    raise PermissionDenied(f"{name}: {fault.detail}; {_NEEDS[operation]}") from None
                 if error.reply_code in (403, 406):
                     raise ConfigurationError(f"{name}: {fault.detail}") from None
                 raise
