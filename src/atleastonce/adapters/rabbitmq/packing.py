@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from operator import itemgetter, le
-from typing import Final
+from typing import Final, TypeVar
 
 from atleastonce.message import HeaderValue
+
+T = TypeVar("T")
 
 ORDER: Final = "alo-order"
 
@@ -44,7 +46,7 @@ def order_of(names: list[str]) -> str | None:
     return " ".join(map(str, sorted(range(len(names)), key=names.__getitem__)))
 
 
-def ordered(items: list[tuple[str, HeaderValue]], order: HeaderValue) -> list[tuple[str, HeaderValue]]:
+def ordered(items: list[tuple[str, T]], order: HeaderValue) -> list[tuple[str, T]]:
     """``items`` as they were sent; as they are where ``order`` does not fit them."""
     positions = _positions(str(order))
     if positions is None or len(positions) != len(items):

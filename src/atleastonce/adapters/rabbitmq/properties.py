@@ -18,7 +18,7 @@ drops a message that seems to go round in a circle.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 from atleastonce import wire
 from atleastonce.adapters.rabbitmq.envelope import (
@@ -62,27 +62,14 @@ class Refused(Exception):
 
 def to_message(id: str, properties: Properties, envelope: Envelope, body: bytes) -> Message:
     """The message of a delivery."""
-    items: list[tuple[str, HeaderValue]] = []
-    key: bytes | None = None
-    order: HeaderValue = None
-    renamed = typed = False
-    for name, value, _, nested in properties.table:
-        if nested:
-            continue
-        if _plain(name):
-            items.append((name, value))
-        elif name == KEY:
-            key = value.encode() if isinstance(value, str) else value
-        elif name == ORDER:
-            order = value
-        elif not is_brokers(name):
-            items.append((name, value))
-            renamed = renamed or unpacked(name) != name
-            typed = typed or name == wire.CONTENT_TYPE
-    if order is not None:
-        items = ordered(items, order)
-    if renamed:
-        items = [(unpacked(name), value) for name, value in items]
+    table = properties.table
+    names = tuple([None if nested else name for name, _, _, nested in table])
+    keyed, sorted_by, typed = _marks(names)
+    places = _places(names, None if sorted_by is None else table[sorted_by][1])
+    items = [(name, table[place][1]) for name, place in places]
+    key = None if keyed is None else table[keyed][1]
+    if isinstance(key, str):
+        key = key.encode()
     content_type = properties.short.get(Bit.CONTENT_TYPE)
     if content_type is not None and not typed:
         items.insert(0, (wire.CONTENT_TYPE, content_type.decode("utf-8", "replace")))
@@ -181,10 +168,29 @@ def _keep(native: Properties, parts: dict[int, bytes], user: str) -> int:
     return flags
 
 
-@lru_cache(1024)
-def _plain(name: str) -> bool:
-    """Whether there is nothing about a field of that name: asked once for each field of each message."""
-    return not _reserved(name) and name != wire.CONTENT_TYPE
+# What follows from the names of a table's fields is found out once: those of one queue are the same, as a rule. What has no text is
+# no name.
+_Names: TypeAlias = tuple[str | None, ...]
+
+
+@lru_cache(256)
+def _marks(names: _Names) -> tuple[int | None, int | None, bool]:
+    """The places of the key and of the order, and whether there is a content type."""
+    last = {name: place for place, name in enumerate(names)}
+    return last.get(KEY), last.get(ORDER), wire.CONTENT_TYPE in last
+
+
+@lru_cache(256)
+def _places(names: _Names, order: HeaderValue) -> tuple[tuple[str, int], ...]:
+    """The user's names of the message's header fields as they were sent, and the place of each in the table."""
+    items = [
+        (name, place)
+        for place, name in enumerate(names)
+        if name is not None and name not in (KEY, ORDER) and not is_brokers(name)
+    ]
+    if order is not None:
+        items = ordered(items, order)
+    return tuple([(unpacked(name), place) for name, place in items])
 
 
 @lru_cache(1024)
@@ -193,30 +199,39 @@ def _reserved(name: str) -> bool:
 
 
 def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, native: Properties | None) -> bytes:
+    names, order = _shape(tuple([name for name, _ in items]))
+    odd = [] if native is None else [field for field in native.table if field[2] is not None]
     typed: dict[str, list[Field]] = {}
+    for field in odd:
+        if not field.nested:
+            typed.setdefault(unpacked(field.name), []).append(field)
     pieces: list[bytes] = []
-    if native is not None:
-        for field in native.table:
-            if field.raw is not None and not field.nested:
-                typed.setdefault(unpacked(field.name), []).append(field)
-    names = packed([name for name, _ in items])
-    for (name, value), own in zip(items, names, strict=True):
-        if _reserved(name):
-            raise Refused(Code.INVALID, f'header "{name}" is written by RabbitMQ or by its adapter; use another name')
+    for own, (name, value) in zip(names, items, strict=True):
         known = typed.get(name) if typed else None
-        if known and known[0].value == value and known[0].raw is not None:
-            pieces += (encode_name(own), known.pop(0).raw or b"")
+        if known and known[0].value == value:
+            pieces += (own, known.pop(0).raw or b"")
         else:
-            pieces += (encode_name(own), encode_value(value))
-    if native is not None:
-        for field in native.table:
-            if field.nested and field.raw is not None and not is_brokers(field.name):
-                pieces += (encode_name(packed([field.name])[0]), field.raw)
+            pieces += (own, encode_value(value))
+    for field in odd:
+        if field.nested and not is_brokers(field.name):
+            pieces += (encode_name(packed([field.name])[0]), field.raw or b"")
     if key is not None:
         pieces += (encode_name(KEY), _key(key))
-    if (order := order_of(names)) is not None:
-        pieces += (encode_name(ORDER), encode_value(order))
+    pieces.append(order)
     return b"".join(pieces)
+
+
+@lru_cache(256)
+def _shape(names: tuple[str, ...]) -> tuple[list[bytes], bytes]:
+    """Names of fields as they are written, and the field that keeps their order, empty where none is needed. Messages of one list
+    have the same names, as a rule."""
+    for name in names:
+        if _reserved(name):
+            raise Refused(Code.INVALID, f'header "{name}" is written by RabbitMQ or by its adapter; use another name')
+    own = packed(list(names))
+    order = order_of(own)
+    places = b"" if order is None else encode_name(ORDER) + encode_value(order)
+    return [encode_name(name) for name in own], places
 
 
 def _key(key: bytes) -> bytes:

@@ -164,15 +164,15 @@ class Publisher:
 
     async def _send_chunk(self, items: Sequence[Outgoing], indexes: range, batch: Batch) -> None:
         ready: list[tuple[int, Route, bytes]] = []
-        now = time.time()
+        now, limit, user = time.time(), self._config.max_message_bytes, self._config.user
         for index in indexes:
             item = items[index]
             try:
                 to = item.destination
                 encoded = encode(
                     item.message,
-                    self._config.max_message_bytes,
-                    user=self._config.user,
+                    limit,
+                    user=user,
                     now=now,
                     asking=isinstance(to, Destination) and to.requests,
                 )

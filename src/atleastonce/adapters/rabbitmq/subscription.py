@@ -27,6 +27,7 @@ from atleastonce.wake import Signal
 from atleastonce.wire import read_id
 
 _EPOCHS = itertools.count(1)
+_DIED = b"x-first-death-queue"
 
 
 def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: str) -> Delivery:
@@ -46,7 +47,8 @@ def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: s
         0.0,
         envelope,
     )
-    delivery.returned = came_back(properties, rooms)
+    if _DIED in encoded:  # of most there is nothing to look for
+        delivery.returned = came_back(properties, rooms)
     return delivery
 
 

@@ -48,9 +48,10 @@ _DIGITS: Final = 18
 _NEW: Final = tuple.__new__
 
 
-@lru_cache(1024)
-def _name(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
+# Of text fields what comes before the value's length (the name with its length, and the type), and the name: the fields of one
+# message are those of the next, and what is known of them is not taken apart again.
+_KNOWN: Final[dict[bytes, str]] = {}
+_MOST_KNOWN: Final = 1024
 
 
 def read_table(data: bytes, at: int, stop: int) -> list[Field]:
@@ -62,11 +63,21 @@ def read_table(data: bytes, at: int, stop: int) -> list[Field]:
     fields: list[Field] = []
     while at < stop:
         end = at + 1 + data[at]
+        begin = end + 1
+        if begin + 4 <= stop and (known := _KNOWN.get(head := data[at:begin])) is not None:
+            at = begin + 4 + _LENGTH.unpack_from(data, begin)[0]
+            if at > stop:
+                break
+            value = data[begin + 4 : at]
+            try:
+                fields.append(_NEW(Field, (known, value.decode(), None, False)))
+            except UnicodeDecodeError:
+                fields.append(Field(known, value, data[end:at]))
+            continue
         if end >= stop:
             break
-        name = _name(data[at + 1 : end])
+        name = data[at + 1 : end].decode("utf-8", "surrogateescape")
         kind = data[end]
-        begin = end + 1
         if kind in _PREFIXED:
             if begin + 4 > stop:
                 break
@@ -78,9 +89,12 @@ def read_table(data: bytes, at: int, stop: int) -> list[Field]:
         if at > stop:
             break
         if kind == _TEXT:
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[head] = name
             value = data[begin + 4 : at]
             try:
-                fields.append(_NEW(Field, (name, value.decode(), None, False)))
+                fields.append(Field(name, value.decode(), None))
             except UnicodeDecodeError:
                 fields.append(Field(name, value, data[end:at]))
         elif kind == _BYTES:
