@@ -93,6 +93,7 @@ class Bound:
         self._waiting = {delay: consumer.home.retry_channel(delay) for delay in self._rooms}
         self._publish_delay = capabilities.publish_delay
         self._suspects = consumer.home.suspects_channel.name
+        self._dead_letters = consumer.home.dead_letter_channel
         self._way_back = way_back(consumer, capabilities)
         self._counted = self._native.level is Level.NATIVE
 
@@ -211,7 +212,7 @@ class Bound:
         first = self._first_failed(delivery, history, now)
         if history.first_failed is None:
             history = History(history.attempt, first, history.redrives, history.ours)
-        tries = tries_of(delivery)
+        tries = tries_of(delivery) if self._ordered else delivery.tries
         step = decide(self.policy, error, attempt=history.attempt, tries=tries, now=now, first_failed=first)
         if isinstance(step, Again):
             return Decision(again=step.wait, name="retried_in_place")
@@ -245,7 +246,9 @@ class Bound:
         """When it failed first. Where the broker counts and keeps no header, reckoned: not later than the waits since allow."""
         if history.first_failed is not None:
             return min(history.first_failed, now)  # a future one comes from another clock, or a forger
-        waited = sum(self.policy.delays[: history.attempt - 1]) if self._counted else 0.0
+        if not self._counted:
+            return now
+        waited = sum(self.policy.delays[: history.attempt - 1])
         return max(now - waited, min(delivery.message.published_at or 0.0, now))
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
@@ -266,7 +269,7 @@ class Bound:
             if copy.headers == delivery.message.headers:
                 return None  # nothing left to leave out: hold it, and try again
             if wire.ERROR_MESSAGE not in copy.headers:
-                bare = Outgoing(self._home.dead_letter_channel, bare_copy(delivery))
+                bare = Outgoing(self._dead_letters, bare_copy(delivery))
                 return Decision(copies=(bare,), name="dead")
             stage = copy.headers.get(wire.ERROR_STAGE) or "rejected"
             return self._dead(delivery, history, Dead(stage, error), now, brief=True)
@@ -320,10 +323,10 @@ class Bound:
         if not isinstance(dead.error, AtLeastOnceError) and not brief:
             log.warning("%s: %s goes to the dead letters: %s", self._home, delivery.message.id, reason)
         message = dead_copy(delivery, self._home, history, dead, service=self._service, now=now, brief=brief)
-        return Decision(copies=(Outgoing(self._home.dead_letter_channel, message),), name="dead")
+        return Decision(copies=(Outgoing(self._dead_letters, message),), name="dead")
 
     def _history(self, delivery: Delivery) -> History:
-        if (past := past_of(delivery)) is not None:
+        if self._ordered and (past := past_of(delivery)) is not None:  # what waits in its lane is remembered here alone
             return past.history
         # In the channel of suspects the broker counts what ended a process, and no attempts.
         return read_history(delivery, self._home, counted=self._counted and delivery.source.name != self._suspects)

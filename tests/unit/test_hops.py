@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -76,8 +77,8 @@ def test_body_key_and_the_users_headers_survive_every_hop_byte_for_byte(message:
         retried(item, ValueError(text)),
         buried(item, raised(ValueError(text))),
         buried(item, brief=True),
-        redriven_copy(delivery(buried(item))),
-        buried(delivery(retried(delivery(redriven_copy(delivery(buried(item))))))),
+        redriven_copy(delivery(buried(item)), HOME),
+        buried(delivery(retried(delivery(redriven_copy(delivery(buried(item)), HOME))))),
     ):
         assert (copy.id, copy.body, copy.key, copy.native) == (message.id, message.body, message.key, message.native)
         assert users(copy) == users(message)
@@ -197,6 +198,28 @@ def test_the_fields_of_a_retry() -> None:
     assert again.headers.get(wire.ATTEMPT) == "3"
 
 
+def test_copies_that_fail_at_the_same_moment_say_each_its_own() -> None:
+    moments = [NOW, NOW + 0.001]
+    errors = [KeyError("a"), KeyError("b"), OSError("a")]
+    hops = [Hop(5.0, 2), Hop(5.0, 3), Hop(30.0, 2)]
+    for _ in range(2):
+        for now, error, hop in itertools.product(moments, errors, hops):
+            for identity, place in (("m", 1), ("n", 2)):
+                item = delivery(Message(identity, b""), position=place)
+                copy = retry_copy(item, HOME, history(item), hop, error, now=now, tier=5.0)
+                assert dict(copy.headers.items()) == {
+                    wire.ID: identity,
+                    wire.GROUP: "billing",
+                    wire.ORIGIN: f"orders/3/{place}",
+                    wire.FIRST_FAILED: wire.millis(now),
+                    wire.ERROR_TYPE: type(error).__name__,
+                    wire.ERROR_MESSAGE: str(error),
+                    wire.ERROR_AT: wire.millis(now),
+                    wire.ATTEMPT: str(hop.attempt),
+                    wire.DUE: wire.millis(now + hop.delay),
+                } | ({wire.WAIT: "30000"} if hop.delay == 30.0 else {})
+
+
 @given(st.floats(0, 3e9), st.floats(0.001, 1e7))
 def test_a_due_time_is_never_early(now: float, delay: float) -> None:
     item = delivery(Message("m", b""))
@@ -243,7 +266,7 @@ def test_a_brief_copy_has_no_diagnostics_not_even_earlier_ones() -> None:
 
 
 def test_a_redriven_copy_forgets_the_failure_and_counts() -> None:
-    once = redriven_copy(delivery(buried(delivery(Message("m", b"", None, Headers({"tenant": "a"}))))))
+    once = redriven_copy(delivery(buried(delivery(Message("m", b"", None, Headers({"tenant": "a"}))))), HOME)
     assert dict(once.headers.items()) == {
         "tenant": "a",
         wire.GROUP: "billing",
@@ -252,10 +275,10 @@ def test_a_redriven_copy_forgets_the_failure_and_counts() -> None:
         wire.ATTEMPT: "1",
         wire.REDRIVES: "1",
     }
-    twice = redriven_copy(delivery(buried(delivery(once))))
+    twice = redriven_copy(delivery(buried(delivery(once))), HOME)
     assert twice.headers.get(wire.REDRIVES) == "2"
     most = delivery(Message("m", b"", None, Headers({wire.REDRIVES: "32767"})))
-    assert redriven_copy(most).headers.get(wire.REDRIVES) == "32767", "a counter that is full stays full"
+    assert redriven_copy(most, HOME).headers.get(wire.REDRIVES) == "32767", "a counter that is full stays full"
     back = read_history(delivery(once), HOME, counted=False)
     assert (back.attempt, back.first_failed, back.redrives) == (1, None, 1)
 

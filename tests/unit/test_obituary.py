@@ -63,7 +63,7 @@ def test_ours_says_all() -> None:
 
 
 def test_a_letter_that_came_back_says_how_often() -> None:
-    back = redriven_copy(letter(ours().headers))
+    back = redriven_copy(letter(ours().headers), HOME)
     again = Delivery(back, HOME, "orders/3", 99, 1, None)
     dead = dead_copy(
         again, HOME, read_history(again, HOME, counted=False), Dead("handler", ValueError("x")), service="s", now=NOW

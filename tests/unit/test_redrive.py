@@ -125,6 +125,44 @@ async def test_an_interrupted_redrive_loses_nothing(
     monkeypatch.setattr(adapter, "send", send)
 
 
+async def test_the_next_list_is_on_its_way_while_one_is_waited_for(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bury(adapter, 20)
+    send, calls, second = adapter.send, 0, asyncio.Event()
+
+    async def slow(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            second.set()
+        elif calls == 1:
+            async with asyncio.timeout(5):
+                await second.wait()
+        return await send(batch)
+
+    monkeypatch.setattr(adapter, "send", slow)
+    assert counts(await redrive(adapter, HOME)) == Redriven(matched=20, redriven=20)
+    assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [20, 0]
+
+
+async def test_where_the_destination_takes_nothing_no_more_is_tried_than_is_on_its_way(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bury(adapter, 40)
+
+    async def full(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return [unknown(Code.OVERLOADED)] * len(batch)
+
+    monkeypatch.setattr(adapter, "send", full)
+    done = await redrive(adapter, HOME)
+    assert (done.redriven, done.stopped) == (0, f"{HOME.name} takes nothing at present")
+    assert done.failed <= 14
+    assert done.matched == done.failed
+    monkeypatch.undo()
+    assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [0, 40]
+
+
 async def test_without_a_dead_letter_queue_it_says_so(adapter: MemoryAdapter) -> None:
     with pytest.raises(NotFound):
         await redrive(adapter, Source(Queue("nothing")))

@@ -104,6 +104,7 @@ class Delivery:
             AttributeError: there is no such attribute, or it is not set.
         """
         if name == "message":
+            self.unreadable = None
             self.message = self._made()
             return self.message
         if name == "unreadable":

@@ -11,7 +11,7 @@ import msgspec
 from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Outgoing, Verdict
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """How a delivery ends, or goes on.
 
     Attributes:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from atleastonce.contract import RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
+from atleastonce.contract import OK, RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
 from atleastonce.engine.answers import ask
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
@@ -104,9 +104,15 @@ class Mover:
             else:
                 live.append((delivery, decision))
         copies = [copy for _, decision in live for copy in decision.copies]
-        outcomes = iter(await ask(self._send, copies) if copies else ())
+        outcomes = await ask(self._send, copies) if copies else []
+        if outcomes.count(OK) == len(outcomes):
+            for delivery, decision in live:
+                self.forget(delivery)
+                self._settle(delivery, decision.verdict)
+            return
+        answers = iter(outcomes)
         for delivery, decision in live:
-            mine = [(copy, next(outcomes)) for copy in decision.copies]
+            mine = [(copy, next(answers)) for copy in decision.copies]
             missing = [(copy, outcome) for copy, outcome in mine if not outcome.ok]
             if not missing:
                 self.forget(delivery)

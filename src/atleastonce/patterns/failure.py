@@ -19,6 +19,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -102,7 +103,8 @@ class RetryChain:
         return self.delays[attempt - 1] if attempt <= len(self.delays) else None
 
 
-def room(rooms: Sequence[float], delay: float) -> float:
+@lru_cache(1024)
+def room(rooms: tuple[float, ...], delay: float) -> float:
     """Of the delays that have a channel, shortest first, the one in which to wait ``delay`` seconds, and wait again for what is
     left: the longest that is not too long, else the shortest."""
     return next((room for room in reversed(rooms) if room <= delay), rooms[0])
@@ -230,6 +232,10 @@ def causes(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
             stack.append(cause)
 
 
+# Errors that say what is to follow. Of any other the policy alone decides.
+_SPEAKING = (Discard, DeadLetter, RetryLater, DecodeError)
+
+
 def _is_alone(error: BaseException) -> bool:
     """Whether ``error`` is all that `causes` would find, as nearly always."""
     return error.__cause__ is None and error.__context__ is None and not isinstance(error, BaseExceptionGroup)
@@ -247,6 +253,8 @@ def ensure_failure(error: BaseException, *, awaited: bool) -> None:
     is to end), bare or in a group, and ``GeneratorExit`` where an ``awaited`` run is being thrown away with its loop. Any other
     ``BaseException`` (of an extension module, of a greenlet) fails its message and nothing else.
     """
+    if isinstance(error, Exception) and not isinstance(error, ExceptionGroup):  # nearly always
+        return
     if isinstance(error, GeneratorExit) and awaited and asyncio._get_running_loop() is None:
         raise error
     if isinstance(error, BaseExceptionGroup):
@@ -279,25 +287,29 @@ def decide(
         first_failed: when the message failed first; ``now`` if this was the first time.
         rand: uniform in [0, 1), for jitter.
     """
-    alone = _is_alone(error)
-    chain = (error,) if alone else tuple(causes(error))
-    for cause in chain:
-        if isinstance(cause, Discard) and _may_discard(chain):
-            return Drop(cause.reason)
-        if isinstance(cause, DeadLetter):
-            return Dead("handler", cause)
-        if isinstance(cause, RetryLater):
-            try:
-                return _later(policy, cause, attempt, now, first_failed)
-            except ConfigurationError as wrong:  # a delay that is none: a failure like others, with a text that says so
-                error, alone = wrong, False
-                break
-    # What the handler has caught, and mended or not before this one, says nothing about this one.
     given_up = False
-    for cause in chain if alone else causes(error, handled=False):
-        if isinstance(cause, DecodeError):
-            return Dead("decode", error)
-        given_up = given_up or isinstance(cause, policy.give_up_on)
+    if _is_alone(error) and not isinstance(error, _SPEAKING):  # as nearly always: it says nothing of what is to follow
+        given_up = isinstance(error, policy.give_up_on)
+    else:
+        chain = tuple(causes(error))
+        for cause in chain:
+            if isinstance(cause, Discard) and _may_discard(chain):
+                return Drop(cause.reason)
+            if isinstance(cause, DeadLetter):
+                return Dead("handler", cause)
+            if isinstance(cause, RetryLater):
+                try:
+                    return _later(policy, cause, attempt, now, first_failed)
+                except (
+                    ConfigurationError
+                ) as wrong:  # a delay that is none: a failure like others, with a text that says so
+                    error = wrong
+                    break
+        # What the handler has caught, and mended or not before this one, says nothing about this one.
+        for cause in causes(error, handled=False):
+            if isinstance(cause, DecodeError):
+                return Dead("decode", error)
+            given_up = given_up or isinstance(cause, policy.give_up_on)
     if given_up:
         return Dead("handler", error)
     wait = policy.in_place.wait(tries, rand) if policy.in_place is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -10,6 +11,7 @@ from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
+from atleastonce.message import Headers
 
 
 class History(msgspec.Struct, frozen=True):
@@ -63,10 +65,21 @@ def tries_of(delivery: Delivery) -> int:
 
 def origin(delivery: Delivery) -> str:
     """Where a message first failed, for ``alo-origin``: ``channel/stream-position``."""
-    channel = delivery.source.channel.name
-    stream = delivery.stream.removeprefix(channel).strip("/")
-    place = "/".join(part for part in (stream, str(delivery.position)) if part)
-    return f"{channel}/{place}" if place else channel
+    place, position = _place(delivery.source.channel.name, delivery.stream), delivery.position
+    return place if position == "" else f"{place}/{position}"
+
+
+@lru_cache(1024)
+def _place(channel: str, stream: str) -> str:
+    rest = stream.removeprefix(channel).strip("/")
+    return f"{channel}/{rest}" if rest else channel
+
+
+def is_of(headers: Headers, home: Source) -> bool:
+    """Whether ``headers`` say that their message has failed at the consumer of ``home`` before."""
+    if headers.get(wire.GROUP) != home.group_name:
+        return False
+    return (headers.get(wire.ORIGIN) or "").partition("/")[0] == home.channel.name
 
 
 def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
@@ -78,10 +91,7 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
         counted: whether the broker's own delivery count is the attempt (it redelivers natively).
     """
     headers = delivery.message.headers
-    ours = False
-    if wire.GROUP in headers and wire.ORIGIN in headers:
-        channel = (headers.get(wire.ORIGIN) or "").partition("/")[0]
-        ours = headers.get(wire.GROUP) == home.group_name and channel == home.channel.name
+    ours = is_of(headers, home)
     # On a main channel anybody may have written them: a hop's fields count where only hops are, or the broker says so.
     hop = ours and (delivery.returned or delivery.source != home)
     attempt = wire.read_attempt(headers) if hop else 1

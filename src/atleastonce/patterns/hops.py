@@ -4,9 +4,11 @@ change."""
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import socket
 import traceback
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from atleastonce import wire
@@ -15,7 +17,7 @@ from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
 from atleastonce.message import Headers, HeaderValue, Message
 from atleastonce.patterns.failure import Dead, Hop
-from atleastonce.patterns.history import History, origin
+from atleastonce.patterns.history import History, is_of, origin
 from atleastonce.urls import mask
 
 # All our headers together stay below 8 KiB: AMQP puts all headers in one frame, and a frame too large kills the
@@ -77,16 +79,28 @@ def _trace(error: BaseException) -> str:
     return one_line(_ending(text), _MAX_LOOKED_AT)[-_MAX_TRACEBACK:]
 
 
-def _rehead(message: Message, fields: dict[str, HeaderValue], *, ours: bool) -> Message:
-    """A copy whose failure is told by ``fields`` alone; what other consumers, or forgers, wrote of theirs goes."""
-    gone = _FAILURE_FIELDS if ours else _FAILURE_FIELDS | _PAST_FIELDS
-    kept = [item for item in message.headers.fields() if item[0] not in gone and item[0] not in fields]
-    return Message(message.id, message.body, message.key, Headers([*kept, *fields.items()]), None, message.native)
+def _rehead(message: Message, gone: Collection[str], fields: Iterable[tuple[str, HeaderValue]]) -> Message:
+    """A copy with ``fields`` at the end and without what it said before under the names that are ``gone``."""
+    kept = [item for item in message.headers.fields() if item[0] not in gone]
+    return Message(message.id, message.body, message.key, Headers([*kept, *fields]), None, message.native)
 
 
 @lru_cache(256)
 def _type_of(name: str) -> str:
     return one_line(name, _MAX_ERROR_TYPE)
+
+
+def _text_of(error: BaseException) -> str:
+    text = words(error)
+    plain = (
+        text.__class__ is str and len(text) <= _MAX_ERROR_MESSAGE
+    )  # anything else may be slow to compare, or large to keep
+    return _short_text(text) if plain else one_line(text)
+
+
+@lru_cache(256)  # what fails together says the same, as a rule
+def _short_text(text: str) -> str:
+    return one_line(text)
 
 
 def _common(
@@ -98,7 +112,7 @@ def _common(
         wire.GROUP: home.group_name,
         wire.FIRST_FAILED: at if not first or first == now else wire.millis(first),
         wire.ERROR_TYPE: _type_of(type(error).__name__),
-        wire.ERROR_MESSAGE: one_line(words(error)),
+        wire.ERROR_MESSAGE: _text_of(error),
         wire.ERROR_AT: at,
     }
     if not history.ours:
@@ -110,12 +124,28 @@ def retry_copy(
     delivery: Delivery, home: Source, history: History, hop: Hop, error: BaseException, *, now: float, tier: float
 ) -> Message:
     """The copy that waits for its next attempt in the channel of ``tier`` seconds."""
-    fields = _common(delivery, home, history, error, now)
+    at, first, message = wire.millis(now), history.first_failed, delivery.message
+    own = [(wire.ID, message.id), (wire.FIRST_FAILED, at if not first or first == now else wire.millis(first))]
+    if not history.ours:
+        own.append((wire.ORIGIN, origin(delivery)))
+    alike = _alike(home.group_name, type(error).__name__, _text_of(error), at, hop, tier)
+    return _rehead(message, _GONE if history.ours else _GONE_WITH_PAST, (*own, *alike))
+
+
+@lru_cache(64)  # so many kinds of failures within a millisecond, beyond which all of it is made anew
+def _alike(group: str, kind: str, text: str, at: str, hop: Hop, tier: float) -> tuple[tuple[str, str], ...]:
+    """What copies say that fail alike within one millisecond, as those of a list do: made once for all of them."""
+    fields = [
+        (wire.GROUP, group),
+        (wire.ERROR_TYPE, _type_of(kind)),
+        (wire.ERROR_MESSAGE, text),
+        (wire.ERROR_AT, at),
+        (wire.ATTEMPT, str(hop.attempt)),
+        (wire.DUE, str(int(at) + math.ceil(hop.delay * 1000))),
+    ]
     if hop.delay > tier:
-        fields[wire.WAIT] = wire.millis(hop.delay)
-    fields[wire.ATTEMPT] = str(hop.attempt)
-    fields[wire.DUE] = wire.millis(now + hop.delay)
-    return _rehead(delivery.message, fields, ours=history.ours)
+        fields.append((wire.WAIT, wire.millis(hop.delay)))
+    return tuple(fields)
 
 
 def parked_copy(delivery: Delivery, due: wire.Due, left: float) -> Message:
@@ -143,7 +173,7 @@ def dead_copy(
         fields[wire.HOST] = one_line(_HOST, 128)
         if dead.error.__traceback__ is not None:
             fields[wire.TRACEBACK] = _trace(dead.error)
-    return _rehead(delivery.message, fields, ours=history.ours)
+    return _rehead(delivery.message, _GONE if history.ours else _GONE_WITH_PAST, fields.items())
 
 
 def bare_copy(delivery: Delivery) -> Message:
@@ -152,17 +182,18 @@ def bare_copy(delivery: Delivery) -> Message:
     return Message(message.id, message.body, message.key, message.headers, None, message.native)
 
 
-def redriven_copy(delivery: Delivery) -> Message:
-    """A dead letter's copy for its way back: the failure is forgotten, identity, origin and the number of redrives
-    are kept."""
+def redriven_copy(delivery: Delivery, home: Source) -> Message:
+    """The copy of a dead letter of ``home`` for its way back: the failure is forgotten, identity, origin and the number of redrives
+    are kept. What was dead in this queue is this group's, whatever its headers say: without our marks it would not be known again,
+    and could go round for ever."""
     message = delivery.message
     redrives = wire.read_int(message.headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
-    fields: dict[str, HeaderValue] = {
-        wire.ID: message.id,
-        wire.ATTEMPT: "1",
-        wire.REDRIVES: str(min(redrives + 1, wire.MAX_ATTEMPT)),
-    }
-    return _rehead(message, fields, ours=True)
+    back = str(min(redrives + 1, wire.MAX_ATTEMPT))
+    fields = [(wire.ID, message.id), (wire.ATTEMPT, "1"), (wire.REDRIVES, back)]
+    if is_of(message.headers, home):
+        return _rehead(message, _GONE_BACK, fields)
+    fields += [(wire.GROUP, home.group_name), (wire.ORIGIN, home.channel.name)]
+    return _rehead(message, _GONE_WITH_PAST, fields)
 
 
 def fingerprint(error: BaseException) -> str:
@@ -198,4 +229,7 @@ _FAILURE_FIELDS = frozenset(
     }
 )
 
-_PAST_FIELDS = frozenset({wire.GROUP, wire.ORIGIN, wire.REDRIVES})
+# What a copy says no more, or anew: also of its past, where other consumers wrote that, or forgers.
+_GONE = _FAILURE_FIELDS | {wire.ID, wire.GROUP}
+_GONE_WITH_PAST = _GONE | {wire.ORIGIN, wire.REDRIVES}
+_GONE_BACK = _FAILURE_FIELDS | {wire.ID, wire.REDRIVES}

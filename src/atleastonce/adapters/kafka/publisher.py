@@ -67,25 +67,29 @@ class Publisher:
     async def records(self, batch: Sequence[Outgoing]) -> tuple[list[Publish], list[Outcome]]:
         """What of ``batch`` may be sent, and why the rest may not: one outcome for each, `OK` for what may."""
         outcomes = [OK] * len(batch)
-        refused = await self._refused(
-            {each.destination.name for each in batch if not isinstance(each.destination, Source | ReplyTo)}
-        )
+        destinations = {id(each.destination): each.destination for each in batch}.values()  # of a list, as a rule one
+        refused = await self._refused({each.name for each in destinations if not isinstance(each, (Source, ReplyTo))})
         most, most_copied = self._settings.max_message_bytes, self._settings.max_sent_bytes
         records: list[Publish] = []
+        last: object = None
+        limit, absent = most, None
         for index, outgoing in enumerate(batch):
             destination, message = outgoing.destination, outgoing.message
-            if isinstance(destination, Source):
+            if destination is not last:
+                last, absent = destination, refused.get(destination.name)
+                limit = most_copied if destination.name in self.roomy else most
+            if destination.__class__ is Source:
                 outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
             elif outgoing.delay > 0:
                 outcomes[index] = rejected(Code.INVALID, "Kafka cannot delay a message; publish to a delay channel")
-            elif message.size > (limit := most_copied if destination.name in self.roomy else most):
+            elif message.size > limit:
                 outcomes[index] = rejected(
                     Code.TOO_LARGE,
                     f"{message.size} bytes are more than {limit} (message.max.bytes less {RECORD_OVERHEAD})",
                 )
-            elif refused and (outcome := refused.get(destination.name)) is not None:
-                outcomes[index] = outcome
-            elif isinstance(destination, ReplyTo):
+            elif absent is not None:
+                outcomes[index] = absent
+            elif destination.__class__ is ReplyTo:
                 place = place_of(destination.name)
                 if place is None:
                     outcomes[index] = rejected(Code.INVALID, f"{destination.name[:80]!r} is no inbox of Kafka's")

@@ -28,6 +28,9 @@ Progress = Callable[["Redriven | Purged", int, int | None], None]
 
 # One round trip's worth. Larger moves faster and repeats more after a crash.
 _BATCH = 500
+# Lists on their way while one is waited for and settled. None: the destination is idle in between. More: memory, and more that goes
+# twice after a crash.
+_AHEAD = 1
 MAX_REDRIVES = 5
 
 
@@ -104,10 +107,9 @@ async def redrive(
             if not batch:
                 break
             taken = await run.take(passage, batch, left)
-            moved = await sending.finish()
             sending.begin(taken)
-            if rate is not None or watch is not None:  # who paces or watches wants to see each batch end
-                moved += await sending.finish()
+            # Who paces or watches wants to see each batch end.
+            moved = await sending.finish(_AHEAD if rate is None and watch is None else 0)
             if progress is not None:
                 progress(run.account(passage.stopped), passage.seen, passage.total)
             if watch is not None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -52,6 +52,7 @@ class Run:
         self._change = change
         self._auditor = auditor
         self._begun = time.monotonic()
+        self._all = isinstance(wanted, Selection) and not wanted
         self._remembers = isinstance(wanted, Selection) and bool(wanted.ids)
         # Of what went back: how often it had by then. Hashes, for there may be a million.
         self._moved: dict[int, int] = {}
@@ -81,7 +82,7 @@ class Run:
                 passage.later(1)
                 kept.append(delivery)
                 continue
-            if (left is None or len(taken) < left) and self._wanted(letter):
+            if (left is None or len(taken) < left) and (self._all or self._wanted(letter)):
                 if letter.redrives < self._max_redrives:
                     taken.append(letter)
                     continue
@@ -102,7 +103,7 @@ class Run:
         """What is sent."""
         items: list[Outgoing] = []
         for letter in letters:
-            copy = _copy(letter, self._home)
+            copy = redriven_copy(letter.delivery, self._home)
             if self._change is not None:
                 copy = _changed(copy, letter.body, self._change(letter))
             items.append(Outgoing(self._destination, copy))
@@ -138,61 +139,54 @@ class Run:
 
 
 class Sending:
-    """The copies on their way, while the next batch is read. A context manager: one that is left early leaves what is on its
-    way to be moved again."""
+    """The copies on their way, list after list, while the next letters are read. A context manager: one that is left early leaves
+    what is on its way to be moved again."""
 
     def __init__(self, run: Run, passage: Passage) -> None:
         self._run = run
         self._passage = passage
-        self._letters: list[Letter] = []
-        self._task: asyncio.Task[Sequence[Outcome]] | None = None
+        self._out: deque[tuple[list[Letter], asyncio.Task[Sequence[Outcome]] | None]] = deque()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for _, task in self._out if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def begin(self, letters: list[Letter]) -> None:
-        """Send the copies of ``letters``, unless the one before had to be the last."""
+        """Send the copies of ``letters``, unless those before had to be the last."""
         if not letters:
             return
-        self._letters = letters
+        task: asyncio.Task[Sequence[Outcome]] | None = None
         if self._passage.stopped:
             self._run.counts["matched"] -= len(letters)
             self._run.counts["skipped"] += len(letters)
-            return
-        self._task = asyncio.create_task(self._run.send(self._run.copies(letters)), name="atleastonce-redrive")
+        else:
+            task = asyncio.create_task(self._run.send(self._run.copies(letters)), name="atleastonce-redrive")
+        self._out.append((letters, task))
 
-    async def finish(self) -> int:
-        """Wait for what is on its way; take out what is confirmed, keep the rest. How many went."""
-        if not self._letters:
-            return 0
-        outcomes: Sequence[Outcome] = () if self._task is None else await self._task
-        letters, self._letters = self._letters, []
-        moved = self._run.sent(letters, outcomes) if self._task is not None else []
-        attempted, self._task = self._task is not None, None
+    async def finish(self, ahead: int = 0) -> int:
+        """Wait for what is on its way but the last ``ahead`` lists; take out what is confirmed, keep the rest. How many went."""
+        moved = 0
+        while len(self._out) > ahead:
+            letters, task = self._out[0]
+            outcomes = None if task is None else await task
+            self._out.popleft()
+            moved += await self._ended(letters, outcomes)
+        return moved
+
+    async def _ended(self, letters: list[Letter], outcomes: Sequence[Outcome] | None) -> int:
+        moved = [] if outcomes is None else self._run.sent(letters, outcomes)
         await self._passage.done([letter.delivery for letter in moved])
         if len(moved) < len(letters):
             gone = set(map(id, moved))
             await self._passage.keep([letter.delivery for letter in letters if id(letter) not in gone])
-            if not moved and attempted:
+            if not moved and outcomes is not None:
                 self._passage.stop(f"{self._run.destination} takes nothing at present")
         return len(moved)
-
-
-def _copy(letter: Letter, home: Source) -> Message:
-    """The way back's copy. What was dead in this queue is this group's, whatever its headers say: without our marks it would
-    not be known again, and could go round for ever."""
-    copy = redriven_copy(letter.delivery)
-    headers = copy.headers
-    origin = (headers.get(wire.ORIGIN) or "").partition("/")[0]
-    if headers.get(wire.GROUP) == home.group_name and origin == home.channel.name:
-        return copy
-    marks: dict[str, HeaderValue] = {wire.GROUP: home.group_name, wire.ORIGIN: home.channel.name}
-    return msgspec.structs.replace(copy, headers=headers.set(marks))
 
 
 def _changed(copy: Message, original: bytes, body: bytes) -> Message:
