@@ -17,7 +17,8 @@ from atleastonce.message import HeaderValue
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import read_history
 from atleastonce.patterns.hops import dead_copy, redriven_copy, retry_copy
-from atleastonce.patterns.obituary import Obituary, read_obituary
+from atleastonce.patterns.obituary import Obituary, read_brief, read_obituary
+from atleastonce.patterns.redrive import Letter
 
 HOME = Source(Topic("orders"), "billing")
 NOW = 1_700_000_000.25
@@ -47,6 +48,27 @@ def ours(error: BaseException | None = None) -> Message:
     except ValueError as caught:
         dead = Dead("handler", caught)
     return dead_copy(first, HOME, read_history(first, HOME, counted=False), dead, service="shop", now=NOW)
+
+
+VALUE = (
+    st.none() | st.text(max_size=5) | st.binary(max_size=5) | st.sampled_from(["0", "1700000000250", "9" * 19, "-1"])
+)
+SAID = st.dictionaries(
+    st.sampled_from([wire.ERROR_STAGE, wire.FINGERPRINT, wire.FIRST_FAILED, wire.ERROR_AT, wire.GROUP, "MT-Reason"]),
+    VALUE,
+)
+
+
+@given(SAID, st.none() | st.floats(0, 2e9))
+def test_what_groups_are_made_of_is_what_the_obituary_says(
+    fields: dict[str, HeaderValue], published: float | None
+) -> None:
+    found = letter({**dict(ours().headers.items()), **fields})
+    found.message = Message("m", b"x", None, found.message.headers, published)
+    whole = read_obituary(found)
+    died = published if whole.last_failed is None else whole.last_failed
+    assert Letter(found).brief == (whole.fingerprint, whole.first_failed, died)
+    assert read_brief(letter(ours().headers)) is not None, "the quick way is for letters of ours"
 
 
 def test_ours_says_all() -> None:

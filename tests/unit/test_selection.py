@@ -145,6 +145,18 @@ def test_groups_count_by_fingerprint_and_show_the_latest() -> None:
     assert Groups(Source(Queue("q"))).rows() == []
 
 
+def test_what_a_group_shows_outlives_the_list_that_it_came_with() -> None:
+    first = {wire.FIRST_FAILED: wire.millis(NOW - 500)}
+    groups = Groups(HOME)
+    for at, error in ((NOW - 20, "ValueError"), (NOW - 10, "OSError"), (NOW - 30, "KeyError")):
+        found = letter(error, died=at, error=error, **first)
+        groups.add([found])
+        found.delivery.shed()  # as it is given back
+    (row,) = groups.rows()
+    assert (row.error_type, row.error_message, row.stage) == ("OSError", "no", "handler")
+    assert (row.example_id, row.count, row.last_failed) == ("OSError", 3, NOW - 10)
+
+
 @pytest.mark.parametrize("every", [2, 3, 7, 50, 1000])
 @pytest.mark.parametrize("start", [0, 2**40])
 @pytest.mark.parametrize("noisy", [False, True])

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -81,6 +81,32 @@ def read_obituary(delivery: Delivery) -> Obituary:
         for name, value in _ours(fields).items():
             facts.setdefault(name, value)
     return _printable(facts)
+
+
+class Brief(NamedTuple):
+    """What a table of dead letters is made of.
+
+    Attributes:
+        fingerprint, first_failed: as of an `Obituary`.
+        died: when it failed for the last time, or else was published to the dead letters.
+    """
+
+    fingerprint: str
+    first_failed: float | None
+    died: float | None
+
+
+def read_brief(delivery: Delivery) -> Brief | None:
+    """As much of its obituary, if fields of ours say all of it, as in nearly every letter: a list of 100 000 needs no more of each.
+    None: read the obituary."""
+    headers = delivery.message.headers
+    if wire.ERROR_STAGE not in headers:
+        return None
+    fingerprint = headers.get(wire.FINGERPRINT)
+    first, died = foreign.millis(headers.get(wire.FIRST_FAILED)), foreign.millis(headers.get(wire.ERROR_AT))
+    if not fingerprint or first is None or died is None:
+        return None
+    return Brief(_line(fingerprint, _SHORT), first, died)
 
 
 def _notes(delivery: Delivery) -> Mapping[str, Any]:

@@ -37,8 +37,9 @@ class Group(msgspec.Struct, frozen=True):
 class _Seen:
     __slots__ = ("count", "example", "first", "last")
 
-    def __init__(self, example: Letter) -> None:
-        self.example = example
+    example: Letter
+
+    def __init__(self) -> None:
         self.count = 0
         self.first: float | None = None
         self.last: float | None = None
@@ -52,19 +53,24 @@ class Groups:
         self._seen: dict[str, _Seen] = {}
 
     def add(self, letters: Iterable[Letter]) -> None:
+        """One list. When it has been given back, only what is shown of it is still there."""
+        shown: dict[str, Letter] = {}
         for letter in letters:
-            obituary = letter.obituary
-            seen = self._seen.get(obituary.fingerprint)
+            fingerprint, first, died = letter.brief
+            seen = self._seen.get(fingerprint)
             if seen is None:
-                seen = self._seen[obituary.fingerprint] = _Seen(letter)
+                seen = self._seen[fingerprint] = _Seen()
+                shown[fingerprint] = letter
             seen.count += 1
-            died = letter.died
-            first = obituary.first_failed if obituary.first_failed is not None else died
+            if first is None:
+                first = died
             if first is not None and (seen.first is None or first < seen.first):
                 seen.first = first
             if died is not None and (seen.last is None or died >= seen.last):
                 seen.last = died
-                seen.example = letter
+                shown[fingerprint] = letter
+        for fingerprint, letter in shown.items():
+            self._seen[fingerprint].example = letter.kept()
 
     def rows(self) -> list[Group]:
         """Most frequent first."""
