@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 import uuid
@@ -232,6 +233,31 @@ async def test_one_that_is_to_be_sent_again_is_not_overtaken_by_what_was_being_r
         await relay.emptied()
         await relay.stop(5)
     assert reader.seen == [0, 1]
+
+
+async def test_a_broker_that_takes_most_of_each_list_is_not_left_alone_for_longer_and_longer(
+    queue: MakeQueue, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel, url = queue("orders"), f"memory://{uuid.uuid4().hex}"
+    refused = Counter(n for n in range(200) if n % 10 == 7)
+    reader = Reader(url, channel)
+
+    def answer(item: Outgoing) -> Outcome | None:
+        if refused[number(item)] > 0:
+            refused[number(item)] -= 1
+            return unknown(Code.OVERLOADED, NOT_SENT)
+        return None
+
+    async with outbox_of(database) as outbox, connect(url) as broker, reader.service:
+        relay = Relay(outbox.store, answering(broker, answer), options=RelayOptions(poll="20ms", batch=20))
+        await write(outbox, channel, range(200), keys=200)
+        relay.start()
+        await until(lambda: len(reader.seen) == 200, within=40)
+        await relay.emptied()
+        await relay.stop(5)
+    assert relay.counts["repeated"] == 20
+    assert "takes not all messages" in caplog.text
+    assert {float(each) for each in re.findall(r"trying again in ([\d.]+) s", caplog.text)} == {0.1}
 
 
 async def test_a_channel_that_is_missing_holds_up_no_other(

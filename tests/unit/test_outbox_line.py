@@ -192,16 +192,42 @@ def test_any_use_of_it_keeps_each_keys_order_and_loses_nothing(steps: list[tuple
 def test_what_is_away_is_left_alone_for_longer_and_longer() -> None:
     away = Away()
     assert (away.paused(0), away.wait(0), away.detail) == ([], None, "")
-    first, second = away.failed("topic:t", "gone", 0.0), away.failed("topic:t", "gone", 0.0)
+    first = away.failed("topic:t", "gone", 0.0)
+    assert first is not None
+    assert away.failed("topic:t", "gone", 0.0) is None, "a list that had left before"
+    assert away.wait(0.0) == first
+    second = away.failed("topic:t", "gone", 1.0)
+    assert second is not None
     assert 0 < first < second
-    away.failed("queue:q", "full", 0.0)
-    assert away.paused(0.0) == ["topic:t", "queue:q"]
-    assert away.wait(0.0) is not None
+    away.failed("queue:q", "full", 1.0)
+    assert away.paused(1.0) == ["topic:t", "queue:q"]
+    assert away.wait(1.0) is not None
     assert "topic:t: gone" in away.detail
     assert away.paused(60) == []
     assert away.worked("topic:t")
     assert not away.worked("topic:t")
     assert away.detail == "queue:q: full"
+
+
+def test_pauses_grow_only_while_nothing_is_taken() -> None:
+    away = Away()
+    first = away.failed("topic:t", "slow down", 0.0, some=True)
+    assert first is not None
+    shortest = first
+    for now in range(1, 20):
+        assert away.failed("topic:t", "slow down", now, some=True) is None, "told once"
+        wait = away.wait(now)
+        assert wait is not None
+        assert wait < 2 * shortest
+    for now in range(100, 200, 20):
+        away.failed("topic:t", "gone", now)
+    grown = away.wait(180)
+    assert grown is not None
+    assert grown > 1
+    away.failed("topic:t", "slow down", 180, some=True)
+    wait = away.wait(180)
+    assert wait is not None
+    assert wait < 2 * shortest, "an older list shows that it takes some: tried again soon"
 
 
 def test_slots_are_shared_so_that_none_is_left_over() -> None:

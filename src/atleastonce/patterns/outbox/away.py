@@ -16,13 +16,21 @@ class Away:
         self._until: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
 
-    def failed(self, destination: str, reason: str, now: float) -> float:
-        """It is left alone for a while; returns for how long."""
-        failures = self._failures[destination] = self._failures.get(destination, 0) + 1
-        pause = _PAUSES.wait(failures) or 0.0
-        self._until[destination] = now + pause
+    def failed(self, destination: str, reason: str, now: float, *, some: bool = False) -> float | None:
+        """It is left alone for a while: longer each time, and as short as at first when it took ``some`` of the same list.
+
+        Returns:
+            For how long; None if that is nothing new: the list had left before the pause began, or again it took only some.
+        """
+        until = self._until.get(destination, now)
+        new = until <= now and not (some and destination in self._failures)
         self._reasons[destination] = reason
-        return pause
+        if until > now and not some:
+            return None
+        failures = self._failures[destination] = 1 if some else self._failures.get(destination, 0) + 1
+        pause = _PAUSES.wait(failures) or 0.0
+        self._until[destination] = now + pause if until <= now else min(until, now + pause)
+        return pause if new else None
 
     def worked(self, destination: str) -> bool:
         """It took a message. Returns whether it had not before."""

@@ -115,8 +115,13 @@ class Sender:
             if work.away.worked(destination):
                 log.warning("outbox: %s takes messages again", destination)
         for destination, reason in failed.items():
-            pause = work.away.failed(destination, reason, now)
-            log.warning("outbox: %s takes no messages (%s); trying again in %.1f s", destination, reason, pause)
+            some = destination in worked
+            pause = work.away.failed(destination, reason, now, some=some)
+            if pause is not None:
+                taken = "not all" if some else "no"
+                log.warning(
+                    "outbox: %s takes %s messages (%s); trying again in %.1f s", destination, taken, reason, pause
+                )
         if failed:
             work.line.drop(lambda row: row.destination in failed)
 
