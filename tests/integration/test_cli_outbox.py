@@ -136,6 +136,13 @@ def test_list_redrive_and_discard(shop: Shop, run: Run) -> None:
     assert shop.stats().waiting == 3
 
 
+@pytest.mark.parametrize("command", [["status"], ["list"], ["redrive", "--all"], ["relay", "--broker", "memory://"]])
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path, run: Run, command: list[str]) -> None:
+    verb, *options = command
+    assert "there is no such file" in run("outbox", verb, f"sqlite:///{tmp_path}/typo.db", *options, code=2)
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

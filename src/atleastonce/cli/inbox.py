@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -53,15 +52,13 @@ class Status(msgspec.Struct, frozen=True):
     inbox: Count | None
 
 
-def _store(url: str, prefix: str | None, *, existing: bool) -> LeaseStore:
-    """The store. ``existing``: it is not made by looking at it."""
+def _store(url: str, prefix: str | None) -> LeaseStore:
+    """The store. It is not made by looking at it."""
     parsed = BrokerUrl.parse(url)
     if parsed.scheme == "memory":
         raise ConfigurationError("memory:// is a store inside one process; name one that others can reach")
     options: dict[str, object] = {} if prefix is None else {"prefix": prefix}
     if parsed.scheme == "sqlite":
-        if existing and parsed.path and not Path(parsed.path).exists():
-            raise ConfigurationError(f"sqlite store {parsed.path}: there is no such file")
         options["create"] = False
     return open_store(url, options)
 
@@ -77,7 +74,7 @@ def init(
     traceback: Traceback = False,
 ) -> int:
     """Create the store's tables where they are missing. Never alters or deletes; safe when many do it at once."""
-    store = _store(url, prefix, existing=False)
+    store = _store(url, prefix)
     shown = str(BrokerUrl.parse(url))
     if sql:
         schema = getattr(store, "schema", None)
@@ -99,7 +96,7 @@ def status(url: StoreUrl, prefix: Prefix = None, as_json: AsJson = False, traceb
     """
 
     async def look() -> Stats:
-        async with _store(url, prefix, existing=True) as store:
+        async with _store(url, prefix) as store:
             return await store.stats()
 
     found = interruptible(look())
@@ -133,7 +130,7 @@ def purge(
         begun = said = time.monotonic()
         removed = batches = 0
         finished = False
-        async with _store(url, prefix, existing=True) as store:
+        async with _store(url, prefix) as store:
             while not stopping.is_set():
                 count = await store.purge(size)
                 removed += count

@@ -17,7 +17,7 @@ from atleastonce.errors import AtLeastOnceError, ConfigurationError
 from atleastonce.stores import protocol
 from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
-from atleastonce.stores.options import table_prefix
+from atleastonce.stores.options import missing_schema, table_prefix
 from atleastonce.stores.protocol import SECOND, Record, State, micros
 from atleastonce.stores.records import WEEK, Claim, ClaimRequest, Completion, Count, Entry, Lease, Stats
 from atleastonce.stores.sqlite import schema
@@ -85,6 +85,8 @@ class SQLiteStore(SQLiteOutbox):
 
     async def _connect(self) -> None:
         def work() -> sqlite3.Connection:
+            if not self._create and not self.path.exists():  # to open it would make it
+                raise missing_schema("sqlite store", f"{self.path} (there is no such file)")
             connection = schema.connect(self.path, self._patience)
             try:
                 if self._create:
