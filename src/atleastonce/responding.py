@@ -19,7 +19,7 @@ import msgspec
 from atleastonce import wire
 from atleastonce.bound import Bound
 from atleastonce.context import Context
-from atleastonce.contract import ACK, Code, Delivery, Fault, Outcome, Outgoing, Replies, ReplyTo, Status, rejected
+from atleastonce.contract import ACK, OK, Code, Delivery, Fault, Outcome, Outgoing, Replies, ReplyTo, Status, rejected
 from atleastonce.engine.decision import DONE, Decision
 from atleastonce.engine.mover import Send
 from atleastonce.errors import (
@@ -90,7 +90,7 @@ class Desk:
         Raises:
             _NoInbox: the answer is to go where no answers go.
         """
-        headers = delivery.message.headers
+        headers = delivery.headers
         address, correlation = headers.get(wire.REPLY_TO), wire.read_id(headers.get(wire.CORRELATION))
         if not address:
             address, correlation = self._replies.asked_by(delivery)  # as it came: only who asks has to make sense of it
@@ -102,7 +102,7 @@ class Desk:
         if not known:
             raise _NoInbox(one_line(address, 200))
         deadline = wire.read_deadline(headers)
-        return Asked(ReplyTo(address, until=math.inf if deadline is None else deadline), correlation or "")
+        return Asked(ReplyTo.waiting(address, math.inf if deadline is None else deadline), correlation or "")
 
     def answer(self, asked: Asked, answer: Answer) -> Outgoing:
         """``answer`` on its way; an error instead of one that the broker would not take."""
@@ -286,11 +286,14 @@ def outlet(send: Send, replies: Replies) -> Send:
 
     async def out(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         answers = [item for item in batch if isinstance(item.destination, ReplyTo)]
-        others = [item for item in batch if not isinstance(item.destination, ReplyTo)]
-        if not others:
-            return [_last(item, outcome) for item, outcome in zip(answers, await replies.reply(answers), strict=True)]
+        if len(answers) == len(batch):
+            outcomes = await replies.reply(answers)
+            if outcomes.count(OK) == len(batch):
+                return outcomes
+            return [_last(item, outcome) for item, outcome in zip(answers, outcomes, strict=True)]
         if not answers:
-            return await send(others)
+            return await send(batch)
+        others = [item for item in batch if not isinstance(item.destination, ReplyTo)]
         told = iter(await replies.reply(answers))
         sent = iter(await send(others))
         return [_last(item, next(told)) if isinstance(item.destination, ReplyTo) else next(sent) for item in batch]

@@ -141,6 +141,27 @@ async def test_one_that_could_not_be_opened_is_removed_and_tried_again_by_the_ne
         assert len(posted.within) == 1
 
 
+async def test_each_waits_for_its_own_time_whoever_asked_first() -> None:
+    over: list[float] = []
+
+    async def ask(asker: Asker, within: float) -> None:
+        begin = time.monotonic()
+        with pytest.raises(RequestTimeout):
+            await asker.ask(QUESTION, within)
+        assert within <= time.monotonic() - begin < 10
+        over.append(within)
+
+    async with asking() as (broker, asker, posted):
+        broker.gate.set()
+        long = asyncio.create_task(asker.ask(QUESTION, 60))
+        await until(lambda: posted.within)
+        await asyncio.gather(*(ask(asker, within) for within in (0.15, 0.05, 0.1)))
+        assert over == [0.05, 0.1, 0.15]
+        assert not long.done()
+        assert asker.table.counts["expired"] == 3
+        long.cancel()
+
+
 async def test_the_time_that_opening_took_is_not_given_twice() -> None:
     async with asking() as (broker, asker, posted):
         begin = time.monotonic()

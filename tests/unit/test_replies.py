@@ -23,21 +23,33 @@ class Waiting(RuleBasedStateMachine):
         self.waiting: dict[str, int] = {}
         self.answered: list[str] = []
         self.given_up: list[str] = []
+        self.ends: dict[str, float] = {}  # of those who wait and were not told that their time is over
+        self.now = 0.0
         self.asked = self.satisfied = 0
 
     @precondition(lambda self: not self.table.full)
-    @rule()
-    def ask(self) -> None:
+    @rule(within=st.integers(0, 5))
+    def ask(self, within: int) -> None:
         self.asked += 1
-        correlation = self.table.add(self.asked)
+        correlation = self.table.add(self.asked, self.now + within)
         assert correlation not in {*self.waiting, *self.answered, *self.given_up}
         self.waiting[correlation] = self.asked
+        self.ends[correlation] = self.now + within
+
+    @rule(seconds=st.integers(0, 5))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+        over = [correlation for correlation, end in self.ends.items() if end <= self.now]
+        assert sorted(self.table.due(self.now)) == sorted(self.waiting[correlation] for correlation in over)
+        for correlation in over:
+            del self.ends[correlation]
 
     @precondition(lambda self: self.waiting)
     @rule(at=st.integers(0, 99))
     def answer(self, at: int) -> None:
         correlation = list(self.waiting)[at % len(self.waiting)]
         assert self.table.answered(correlation) == self.waiting.pop(correlation)
+        self.ends.pop(correlation, None)
         self.answered.append(correlation)
 
     @precondition(lambda self: self.waiting)
@@ -45,6 +57,7 @@ class Waiting(RuleBasedStateMachine):
     def give_up(self, at: int, satisfied: bool) -> None:
         correlation = list(self.waiting)[at % len(self.waiting)]
         del self.waiting[correlation]
+        self.ends.pop(correlation, None)
         self.table.gone(correlation, satisfied=satisfied)
         self.given_up.append(correlation)
         self.satisfied += satisfied
@@ -74,6 +87,7 @@ class Waiting(RuleBasedStateMachine):
     @invariant()
     def keeps_count(self) -> None:
         assert len(self.table) == len(self.waiting)
+        assert self.table.next_end() == min(self.ends.values(), default=None)
         assert sorted(self.table.waiting()) == sorted(self.waiting.values())
         assert self.table.full is (len(self.waiting) >= 5)
         assert self.table.counts["answered"] == len(self.answered) + self.satisfied
@@ -88,18 +102,36 @@ def test_what_is_over_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> N
     table: Table[int] = Table(1)
     names = []
     for _ in range(5):
-        names.append(table.add(1))
+        names.append(table.add(1, 0.0))
         table.answered(names[-1])
     for name in names:
         table.get(name)
     assert (table.counts["unknown"], table.counts["duplicate"]) == (2, 3)
 
 
+def test_what_has_its_answer_is_not_kept_until_its_time_is_over() -> None:
+    table: Table[int] = Table(10)
+    slow = [table.add(n, 1e9 + n) for n in range(5)]
+    for _ in range(10_000):
+        table.answered(table.add(0, 30.0))
+    assert len(table._ends) < 200
+    assert table.due(2e9) == [0, 1, 2, 3, 4]
+    assert table.next_end() is None
+    assert len(table) == len(slow)
+
+
 def test_correlations_are_128_random_bits() -> None:
     table: Table[int] = Table(1000)
-    names = {table.add(1) for _ in range(1000)}
+    names = {table.add(1, 0.0) for _ in range(1000)}
     assert len(names) == 1000
     assert all(len(name) == 32 and int(name, 16) >= 0 for name in names)
+
+
+def test_an_address_is_made_in_either_way() -> None:
+    made, same = ReplyTo.waiting("inbox", 3.0), ReplyTo("inbox", until=3.0)
+    assert made == same
+    assert hash(made) == hash(same)
+    assert vars(made) == vars(same)
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=300)

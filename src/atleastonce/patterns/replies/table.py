@@ -1,4 +1,4 @@
-"""Which answers are waited for. Pure: no IO, no clock of its own.
+"""Which answers are waited for, and until when. Pure: no IO, no clock of its own.
 
 Each request has a correlation of 128 random bits, which is good for one answer. What comes under any other name is dropped and
 counted: late (its asker has gone), a duplicate (it was answered), or unknown (nobody here asked: forged, or of an earlier life of
@@ -7,19 +7,22 @@ this inbox).
 
 from __future__ import annotations
 
+import heapq
 import secrets
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Generic, TypeVar
+
+from atleastonce.engine.tally import Tally
 
 W = TypeVar("W")
 
 # Of how many requests that are over it is known how they ended. Only the counters of strays depend on it.
 _REMEMBERED = 10_000
-
-
-def new_correlation() -> str:
-    """32 hexadecimal digits that nobody guesses."""
-    return secrets.token_hex(16)
+# To ask the system for each correlation costs more than the correlation.
+_SPARE = 64
+# Ends of what has its answer are let go of when they are as many as the others, and this many besides: the look costs a constant
+# for each request. Fewer: it is looked more often. More: they are kept for longer.
+_SLACK = 64
 
 
 class Table(Generic[W]):
@@ -33,9 +36,11 @@ class Table(Generic[W]):
     """
 
     def __init__(self, limit: int) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
         self._limit = limit
         self._waiting: dict[str, W] = {}
+        self._ends: list[tuple[float, str]] = []  # a heap
+        self._spare: list[str] = []
         self._over: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,11 +51,35 @@ class Table(Generic[W]):
         """Whether no more may wait."""
         return len(self._waiting) >= self._limit
 
-    def add(self, waiter: W) -> str:
-        """``waiter`` waits from now on, under the correlation that is returned. Only while the table is not `full`."""
-        correlation = new_correlation()
-        self._waiting[correlation] = waiter
+    def add(self, waiter: W, end: float) -> str:
+        """``waiter`` waits from now on and until ``end``, by its caller's clock, under the correlation that is returned: 32
+        hexadecimal digits that nobody guesses. Only while the table is not `full`."""
+        spare = self._spare
+        if not spare:
+            digits = secrets.token_hex(16 * _SPARE)
+            spare.extend(digits[begin : begin + 32] for begin in range(0, 32 * _SPARE, 32))
+        correlation = spare.pop()
+        waiting, ends = self._waiting, self._ends
+        waiting[correlation] = waiter
+        heapq.heappush(ends, (end, correlation))
+        if len(ends) > 2 * len(waiting) + _SLACK:
+            self._ends = [each for each in ends if each[1] in waiting]
+            heapq.heapify(self._ends)
         return correlation
+
+    def due(self, now: float) -> list[W]:
+        """Who has waited until ``now``, each told once. They go on waiting until they are `gone`."""
+        found: list[W] = []
+        while (end := self.next_end()) is not None and end <= now:
+            found.append(self._waiting[heapq.heappop(self._ends)[1]])
+        return found
+
+    def next_end(self) -> float | None:
+        """When `due` finds somebody next; None if nobody waits."""
+        ends, waiting = self._ends, self._waiting
+        while ends and ends[0][1] not in waiting:
+            heapq.heappop(ends)
+        return ends[0][0] if ends else None
 
     def get(self, correlation: str) -> W | None:
         """Who waits for this answer; None, counted, if nobody does. Goes on waiting until `answered`."""
