@@ -16,7 +16,6 @@ from atleastonce.contract import OK, RELEASE, Delivery, Fault, Outcome, Outgoing
 from atleastonce.engine.answers import ask
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
-from atleastonce.wake import Bell
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
@@ -50,8 +49,8 @@ class Mover:
         self._settle = settle
         self._pending: dict[_Way, list[_Move]] = {}
         self._moving: dict[_Way, asyncio.Task[None]] = {}
+        self._running = False
         self._failed_copies = FailedCopies(wait, refused)
-        self._bell = Bell()
         self.last_fault: Fault | None = None
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
@@ -61,7 +60,8 @@ class Mover:
             ["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in decision.copies]
         )
         self._pending.setdefault(way, []).append((delivery, decision))
-        self._bell.ring()
+        if way not in self._moving and self._running:
+            self._begin(way)
 
     @property
     def idle(self) -> bool:
@@ -75,17 +75,20 @@ class Mover:
 
     async def run(self) -> None:
         """Publish until cancelled."""
+        self._running = True
         try:
-            while True:
-                await self._bell.heard()
-                for way in self._pending:
-                    if way not in self._moving:
-                        self._moving[way] = asyncio.create_task(self._move_all(way))
+            for way in self._pending:
+                self._begin(way)
+            await asyncio.get_running_loop().create_future()
         finally:
+            self._running = False
             moving = list(self._moving.values())
             for task in moving:
                 task.cancel()
             await asyncio.gather(*moving, return_exceptions=True)
+
+    def _begin(self, way: _Way) -> None:
+        self._moving[way] = asyncio.create_task(self._move_all(way))
 
     async def _move_all(self, way: _Way) -> None:
         """Until nothing is left that goes this way."""

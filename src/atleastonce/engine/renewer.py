@@ -45,8 +45,10 @@ class Renewer:
         now, lease = time.monotonic(), self.table.lease
         # An adapter may hand out what it fetched earlier: what counts is when the first of these leases ends.
         ends = min((delivery.lease_until for delivery in batch if delivery.lease_until), default=now + lease)
+        soonest = self.table.next_due()
         self.table.add(batch, min(now, ends - lease))
-        self._bell.ring()
+        if self.table.next_due() != soonest:  # else it sleeps until then already
+            self._bell.ring()
 
     def after(self, settle: Settle) -> Settle:
         """``settle``, for what comes again not before its extension that is under way has ended: brokers may hear of the two in

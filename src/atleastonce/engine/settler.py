@@ -89,8 +89,9 @@ class Settler:
                     batch, outcomes = self._over(batch, outcomes)
                 if batch:
                     self._ended(batch, outcomes)
-                # Adapters whose settling needs no IO return without suspending: let the others have the loop.
-                await asyncio.sleep(0)
+                if self._pending:
+                    # Adapters whose settling needs no IO return without suspending: let the others have the loop.
+                    await asyncio.sleep(0)
 
     async def _settle(self, batch: list[Settlement]) -> list[Outcome]:
         if self.target is None:

@@ -87,6 +87,15 @@ async def test_the_copy_is_confirmed_before_the_original_is_settled() -> None:
         assert moves.verdicts == [Retry(3)]
 
 
+async def test_a_copy_leaves_in_the_next_turn() -> None:
+    """Whoever asked waits for it."""
+    async with moving(Moves()) as moves:
+        await asyncio.sleep(0)
+        moves.mover.add(delivery("m"), move("c"))
+        await asyncio.sleep(0)
+        assert moves.adapter.sends == [["c"]]
+
+
 async def test_what_comes_in_during_one_call_goes_out_in_the_next() -> None:
     async with moving(Moves()) as moves:
         moves.adapter.sending.clear()

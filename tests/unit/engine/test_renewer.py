@@ -94,6 +94,21 @@ async def test_a_batch_that_was_fetched_earlier_is_renewed_before_its_own_lease_
         assert broker.calls[0] == ["old", "new"]
 
 
+async def test_only_a_lease_that_ends_sooner_wakes_it() -> None:
+    broker = Broker()
+    async with renewing(broker) as (renewer, _):
+        renewer.watch(fresh())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        renewer.watch(fresh())
+        assert not renewer._bell._rung, "it sleeps until the first is due, and looks at all of them then"
+        old = delivery("old", lease_until=time.monotonic() + LEASE / 10)
+        renewer.watch([old])
+        await until(lambda: broker.calls)
+        assert "old" in broker.calls[0]
+        await until(lambda: sum(call.count("m0") for call in broker.calls) >= 2)
+
+
 async def test_a_lease_that_is_gone_is_told_and_never_asked_for_again() -> None:
     broker = Broker(lambda _: [STALE, OK])
     async with renewing(broker) as (renewer, told):
