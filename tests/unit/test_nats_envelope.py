@@ -13,8 +13,8 @@ from atleastonce.adapters.nats.envelope import (
     Refused,
     encode,
     publish_id,
-    read_answer,
     read_message,
+    read_unkept,
     status_of,
 )
 from atleastonce.message import Headers, HeaderValue, Message
@@ -72,8 +72,17 @@ LINES = st.lists(
 def test_fields_that_look_like_ours_can_be_read_and_travel_on(lines: list[tuple[bytes, bytes]]) -> None:
     block = b"NATS/1.0\r\n" + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n"
     message = read_message(block, b"", "q-7", 1.0)
-    assert read_answer(block, b"", "c").id
+    assert read_unkept(block, b"", "c", None).id
     assert encode(message, None).endswith(b"\r\n\r\n")
+
+
+@given(LINES)
+def test_what_is_looked_for_by_name_is_what_is_found_when_all_is_read(lines: list[tuple[bytes, bytes]]) -> None:
+    block = b"NATS/1.0\r\n" + b"".join(b"%b:%b\r\n" % line for line in lines) + b"\r\n"
+    light, whole = read_unkept(block, b"", "c", None), read_message(block, b"", "c", None)
+    for name in ("x", "alo-id", "alo-key", "alo-as-x", "Nats-Msg-Id", "y", "x:y", "NATS/1.0"):
+        assert light.headers.get(name, "none") == whole.headers.get(name, "none")
+    assert light == whole
 
 
 @given(st.binary(max_size=200))
@@ -136,7 +145,7 @@ def test_an_answer_is_taken_apart_when_somebody_looks() -> None:
     fields = [("content-type", "text/plain"), ("Nats-x", "y"), ("twice", "1"), ("twice", "2"), ("raw", b"\xff")]
     sent = Headers(fields)
     block = b"NATS/1.0\r\ncontent-type: text/plain\r\nalo-as-Nats-x: y\r\ntwice: 1\r\ntwice:2\r\nraw: \xff\r\n\r\n"
-    message = read_answer(block, b"b", "c")
+    message = read_unkept(block, b"b", "c", None)
     assert (message.id, message.key, message.headers.get("alo-error-type")) == ("c", None, None)
     assert message.headers.get("twice") == "2"
     assert message.headers.get("Nats-x") == "y"
@@ -146,10 +155,10 @@ def test_an_answer_is_taken_apart_when_somebody_looks() -> None:
     assert len(message.headers) == 5
     assert "raw" in message.headers
     assert message.size == Message("c", b"b", None, sent).size
-    assert read_answer(b"", b"b", "c").headers == Headers()
+    assert read_unkept(b"", b"b", "c", None).headers == Headers()
 
 
 @pytest.mark.parametrize("field", [("alo-id", "o-1"), ("alo-key", "k"), ("Nats-Msg-Id", "o-1")])
 def test_an_answer_that_says_who_it_is_is_read_as_a_message(field: tuple[str, str]) -> None:
     block = b"NATS/1.0\r\n%b: %b\r\n\r\n" % (field[0].encode(), field[1].encode())
-    assert read_answer(block, b"b", "c") == read_message(block, b"b", "c", None)
+    assert read_unkept(block, b"b", "c", None) == read_message(block, b"b", "c", None)

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("nats", reason="nats-py is not installed")
 
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 from atleastonce.adapters.nats.pulls import Pulls, Said
 from atleastonce.adapters.nats.wire import Wire
@@ -77,6 +78,7 @@ def test_the_client_has_the_hooks_that_are_used() -> None:
     assert all(callable(getattr(Client, name)) for name in hooks)
     fields = ("_server_pool", "_server_info", "_transport", "_pongs", "_pings_outstanding", "_reading_task")
     assert all(hasattr(Client(), name) for name in (*fields, "_ping_interval_task", "_flusher_task", "_status"))
+    assert all(hasattr(TcpTransport(), name) for name in ("_io_reader", "_io_writer"))
 
 
 def block(status: str, pending: int | None = None) -> bytes:

@@ -158,15 +158,18 @@ class NatsAdapter(Adapter):
             raise faults.as_error(error, f"looking at streams on {self._config.address}") from error
 
     async def send(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
-        core = [isinstance(item.destination, Channel) and is_core(item.destination) for item in batch]
-        if not any(core):
+        # By identity: of a list most go to one destination.
+        destinations = {id(item.destination): item.destination for item in batch}
+        core = {number for number, each in destinations.items() if isinstance(each, Channel) and is_core(each)}
+        if not core:
             return await self._publisher.send(parts.routed(batch))
-        if all(core):
+        if len(core) == len(destinations):
             return await self._questions.send(batch)
-        asked = iter(await self._questions.send([*itertools.compress(batch, core)]))
-        others = [item for item, is_question in zip(batch, core, strict=True) if not is_question]
+        which = [id(item.destination) in core for item in batch]
+        asked = iter(await self._questions.send([*itertools.compress(batch, which)]))
+        others = [item for item, is_question in zip(batch, which, strict=True) if not is_question]
         sent = iter(await self._publisher.send(parts.routed(others)))
-        return [next(asked) if is_question else next(sent) for is_question in core]
+        return [next(asked) if is_question else next(sent) for is_question in which]
 
     async def open_inbox(self, arrived: Arrived) -> CoreInbox:
         """See `Replies`: a subject of core NATS, which vanishes with the connection and comes back with the next."""

@@ -12,7 +12,7 @@ from typing import Final
 from atleastonce import wire
 from atleastonce.adapters.nats import faults
 from atleastonce.adapters.nats.config import Config
-from atleastonce.adapters.nats.envelope import Refused, encode_unkept, read_answer
+from atleastonce.adapters.nats.envelope import Refused, encode_unkept, read_unkept
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_for
 from atleastonce.adapters.nats.replies import NOBODY, Replies
@@ -49,10 +49,10 @@ class CorePublisher:
             return [faults.outcome_of(faults.classify(error))] * len(items)
         outcomes: list[Outcome] = []
         frames: list[bytes] = []
-        size = 0
+        size, largest = 0, replies.wire.largest
         try:
             for item in items:
-                made = self._frame(item, replies.wire.largest)
+                made = self._frame(item, largest)
                 if isinstance(made, Outcome):
                     outcomes.append(made)
                     continue
@@ -73,9 +73,10 @@ class CorePublisher:
 
     def _frame(self, item: Outgoing, largest: int) -> bytes | Outcome:
         to, message = item.destination, item.message
-        answer = isinstance(to, ReplyTo)
-        subject = to.name if answer else subject_for(to)
-        back = "" if answer else message.headers.get(wire.REPLY_TO) or ""
+        if isinstance(to, ReplyTo):
+            subject, back = to.name, ""
+        else:
+            subject, back = subject_for(to), message.headers.get(wire.REPLY_TO) or ""
         for each in (subject, back):
             if each and not _SUBJECT.fullmatch(each):
                 return rejected(Code.INVALID, f"{each[:80]!r} is no subject")
@@ -134,7 +135,7 @@ class CoreInbox:
         if block.startswith(NOBODY):
             self._batch.append(Reply(correlation, None))
         else:
-            self._batch.append(Reply(correlation, read_answer(block, body, correlation)))
+            self._batch.append(Reply(correlation, read_unkept(block, body, correlation, None)))
 
     # ----------------------------------------------------------------------------------------------------- link's guest
 

@@ -178,7 +178,11 @@ def _read(block: bytes) -> list[tuple[str, str, HeaderValue]]:
         text = RENAMED
     if RENAMED in text or BASE64 in text:
         return [(on_wire, *_unpacked(on_wire, data)) for on_wire, data in fields_of(block)]
-    found: list[tuple[str, str, HeaderValue]] = []  # text as a whole, which is cheaper
+    return _fields_in(text)  # text as a whole, which is cheaper
+
+
+def _fields_in(text: str) -> list[tuple[str, str, HeaderValue]]:
+    found: list[tuple[str, str, HeaderValue]] = []
     for line in text.split("\r\n")[1:]:
         name, colon, value = line.partition(":")
         if colon and name:
@@ -191,19 +195,30 @@ def _is_ours(native: HeaderValue, known: str) -> bool:
     return isinstance(native, str) and (native == known or native.startswith((f"{known}/", f"{known}@")))
 
 
-class _Block(Headers):
-    """A header block, taken apart when somebody looks for a field whose name is in it."""
+class _Text(Headers):
+    """A header block, taken apart when somebody looks at all of it. What is looked for by name is found as it lies there.
 
-    __slots__ = ("_block",)
+    Args:
+        text: a block of which no field travels under another name than its own.
+    """
 
-    def __init__(self, block: bytes) -> None:
-        self._block = block
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
         self._last = None
         self._size = -1
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """See `Headers.get`."""
-        return super().get(name, default) if name.encode("utf-8", "surrogateescape") in self._block else default
+        text = self._text
+        at = text.rfind(f"\r\n{name}:")
+        if at < 0 or ":" in name:
+            return default
+        at += len(name) + 3
+        end = text.find("\r\n", at)
+        value = text[at:end] if end >= 0 else text[at:]
+        return value[1:] if value[:1] == " " else value
 
     def fields(self) -> Sequence[tuple[str, HeaderValue]]:
         """See `Headers.fields`."""
@@ -212,15 +227,27 @@ class _Block(Headers):
     def __getattr__(self, name: str) -> Any:
         if name != "_items":  # the one that is not set from the start
             raise AttributeError(name)
-        self._items = tuple([(name, value) for _, name, value in _read(self._block)])
+        self._items = tuple([(name, value) for _, name, value in _fields_in(self._text)])
         return self._items
 
 
-def read_answer(block: bytes, body: bytes, correlation: str) -> Message:
-    """An answer that arrived: of most of them nobody looks at a field."""
-    if KEY.encode() in block or MESSAGE_ID.encode() in block or ID.encode() in block:
-        return read_message(block, body, correlation, None)
-    return Message(correlation, body, None, _Block(block) if block else NO_HEADERS)
+def read_unkept(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
+    """As `read_message`, for what comes past all streams, requests and answers: of most of them nobody looks at all fields."""
+    headers = plain_headers(block)
+    if headers is None:
+        return read_message(block, body, position, published_at)
+    return Message(read_id(headers.get(ID)) or position, body, None, headers, published_at)
+
+
+def plain_headers(block: bytes) -> Headers | None:
+    """The fields of a block, where they are the message's as they stand there; None where it takes `read_message` to tell."""
+    if not block:
+        return NO_HEADERS
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if KEY in text or MESSAGE_ID in text or RENAMED in text or BASE64 in text else _Text(text)
 
 
 def read_message(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:

@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-
-from atleastonce.adapters.nats.envelope import read_message
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_of
+from atleastonce.adapters.nats.question import Question
 from atleastonce.adapters.nats.replies import Replies
 from atleastonce.channels import Source
 from atleastonce.contract import (
@@ -32,31 +30,11 @@ from atleastonce.contract import (
     Window,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, PermissionDenied
-from atleastonce.message import new_id
 from atleastonce.silence import Owed
 from atleastonce.wake import Signal
 
 _BUFFERED: Final = 64
 """So many times the window's messages. Fewer: a burst finds nobody listening. More: requests wait here past their time."""
-
-_FOR_A_STREAM: Final = b"\r\nNats-Msg-Id:"
-
-
-class _Frame:
-    """A request as it came: what giving it back needs."""
-
-    __slots__ = ("block", "body", "reply")
-
-    def __init__(self, reply: bytes, block: bytes, body: bytes) -> None:
-        self.reply, self.block, self.body = reply, block, body
-
-    def again(self, subject: str) -> bytes:
-        """The publish that brings it to somebody else."""
-        to = b"%b %b" % (subject.encode(), self.reply + b" " if self.reply else b"")
-        block, body = self.block, self.body
-        if not block:
-            return b"PUB %b%d\r\n%b\r\n" % (to, len(body), body)
-        return b"HPUB %b%d %d\r\n%b%b\r\n" % (to, len(block), len(block) + len(body), block, body)
 
 
 class CoreSubscription(Subscription):
@@ -71,7 +49,7 @@ class CoreSubscription(Subscription):
         self._link = link
         self._replies: Replies | None = None
         self._sid = b""
-        self._buffer: deque[Delivery] = deque()
+        self._buffer: deque[Question] = deque()
         self._out: set[Delivery] = set()
         self._bytes = 0
         self._news = Signal()
@@ -110,19 +88,14 @@ class CoreSubscription(Subscription):
         return found
 
     def _took(self, _subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        message = read_message(block, body, "", time.time())
-        if not message.id:
-            message = msgspec.structs.replace(message, id=new_id())
-        # What has an id for a stream is no question: its reply subject waits for the stream's confirm.
-        asker = reply.decode("ascii", "replace") if reply and _FOR_A_STREAM not in block else None
-        delivery = Delivery(message, self._source, self._source.name, "", 0, _Frame(reply, block, body), 1, 0.0, asker)
-        self._bytes += delivery.size
-        self._keep(delivery)
+        question = Question(self._source, reply, block, body)
+        self._bytes += question.size
+        self._keep(question)
         if self._full:
             self._mute()
 
-    def _keep(self, delivery: Delivery) -> None:
-        self._buffer.append(delivery)
+    def _keep(self, question: Question) -> None:
+        self._buffer.append(question)
         self._news.notify()
 
     @property
@@ -134,7 +107,7 @@ class CoreSubscription(Subscription):
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
         for delivery, verdict in batch:
-            if delivery not in self._out:
+            if delivery not in self._out or not isinstance(delivery, Question):
                 continue  # settled before
             self._out.discard(delivery)
             if isinstance(verdict, Retry):
@@ -147,12 +120,9 @@ class CoreSubscription(Subscription):
             self._listen()
         return [OK] * len(batch)
 
-    def _later(self, delivery: Delivery, seconds: float) -> None:
+    def _later(self, delivery: Question, seconds: float) -> None:
         """It waits here: nobody else keeps it."""
-        token = delivery.token
-        again = Delivery(
-            delivery.message, self._source, self._source.name, "", 0, token, delivery.count + 1, 0.0, delivery.raw
-        )
+        again = delivery.once_more()
 
         def due() -> None:
             self._timers.discard(timer)
@@ -161,11 +131,11 @@ class CoreSubscription(Subscription):
         timer = asyncio.get_running_loop().call_later(max(0.0, seconds), due)
         self._timers.add(timer)
 
-    def _give_back(self, delivery: Delivery) -> None:
+    def _give_back(self, delivery: Question) -> None:
         self._leaving = True  # what comes back to us would go round for ever
         self._mute()
         if self._replies is not None:
-            self._replies.wire.put(delivery.token.again(self._subject))
+            self._replies.wire.put(delivery.published(self._subject))
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
         """Nobody else has it, however long it takes."""

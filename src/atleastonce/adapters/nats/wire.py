@@ -1,4 +1,5 @@
-"""nats-py's client with its reading replaced: bytes are taken apart in one go, and messages go to sinks, not through queues.
+"""nats-py's client with its reading replaced: bytes are taken apart in one go as the socket brings them, and messages go to sinks,
+not through streams and queues.
 
 nats-py connects, greets, authenticates, upgrades to TLS and pings. It is told not to reconnect: a connection has one life, and
 everything that ends it ends in one place, whatever nats-py would have made of it (closing for good, reconnecting, or a reader
@@ -17,6 +18,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.transport import Transport
 
+from atleastonce.adapters.nats.reading import Reading, take_over
 from atleastonce.errors import PermissionDenied
 from atleastonce.silence import Silence
 
@@ -29,7 +31,6 @@ _nats = logging.getLogger("nats")
 _nats.addHandler(logging.NullHandler())
 log = logging.getLogger("atleastonce.nats")
 
-_READ = 256 * 1024
 _LONGEST_LINE = 1 << 20
 """Bytes of a control line: an INFO of a large cluster is the longest."""
 _PASSING = ("invalid subject", "invalid publish subject", "permissions violation")
@@ -57,6 +58,7 @@ class Wire(Client):
         self._kept_size = 0
         self._needed = 0
         self._must_be_tls = False
+        self._reading: Reading | None = None
 
     def _connect_command(self) -> bytes:
         # nats-py upgrades where the server demands it, and else goes on in the clear, credentials and all.
@@ -81,9 +83,6 @@ class Wire(Client):
         except BaseException as error:
             wire.end(error if isinstance(error, Exception) else ConnectionError("cancelled"))
             raise
-        reading = wire._reading_task
-        if reading is not None:
-            reading.add_done_callback(lambda _: wire.end(ConnectionError("the reader ended")))
         return wire
 
     # ------------------------------------------------------------------------------------------------------- for us
@@ -134,6 +133,8 @@ class Wire(Client):
         """
         if self.lost is not None:
             raise ConnectionResetError(str(self.lost))
+        if self._reading is not None and not self._reading.full:
+            return
         try:
             await self._stream.drain()  # type: ignore[no-untyped-call]
         except OSError as error:
@@ -175,13 +176,11 @@ class Wire(Client):
         self.end(ConnectionError("closed"))
 
     async def _read_loop(self) -> None:
+        """Begin to read. Nothing of nats-py's own reading is left running."""
+        stream: Any = self._stream
         try:
-            while self.lost is None:
-                data = await self._stream.read(_READ)
-                if not data:
-                    raise ConnectionResetError("the server closed the connection")
-                self.feed(data)
-        except Exception as error:  # noqa: BLE001 - a reader that stops without a word would hang everything above it
+            self._reading = await take_over(stream._io_reader, stream._io_writer.transport, self.came, self.end)
+        except Exception as error:  # noqa: BLE001 - a reader that does not begin, and says no word, would hang everything above it
             self.end(error)
 
     def end(self, reason: Exception) -> None:
@@ -206,6 +205,13 @@ class Wire(Client):
         self.on_lost(reason)
 
     # ------------------------------------------------------------------------------------------------------ reading
+
+    def came(self, data: bytes) -> None:
+        """Bytes from the socket. Never raises: what cannot be read ends the connection."""
+        try:
+            self.feed(data)
+        except Exception as error:  # noqa: BLE001 - whatever a strange server sends
+            self.end(error)
 
     def feed(self, data: bytes) -> None:
         """Take what came apart. What is not whole yet is kept, without a copy for each piece of it."""

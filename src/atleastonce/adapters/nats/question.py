@@ -1,0 +1,75 @@
+"""A request as it came over core NATS: its message is made when somebody looks at it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from atleastonce.adapters.nats.envelope import plain_headers, read_unkept
+from atleastonce.channels import Source
+from atleastonce.contract import Delivery
+from atleastonce.message import Headers, Message, new_id
+
+_FOR_A_STREAM: Final = b"\r\nNats-Msg-Id:"
+
+
+class Question(Delivery):
+    """One hand-out. ``raw`` is the subject that an answer goes to; None where nobody waits for one."""
+
+    __slots__ = ("arrived", "block", "name", "payload", "reply")
+
+    def __init__(self, source: Source, reply: bytes, block: bytes, body: bytes) -> None:
+        self.source = source
+        self.stream = source.name
+        self.position = ""
+        self.epoch = 0
+        self.token = None
+        self.count = 1
+        self.lease_until = 0.0
+        self.lost = False
+        self.returned = False
+        self.size = len(block) + len(body)
+        self.tries = 0
+        self.settled = False
+        self.name = new_id()  # unless it says one: now, since two threads may look at it at once
+        self.arrived = time.time()
+        self.reply = reply
+        self.block = block
+        self.payload = body
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "raw":  # not set from the start
+            # What has an id for a stream is no question: its reply subject waits for the stream's confirm.
+            asks = self.reply and _FOR_A_STREAM not in self.block
+            self.raw = self.reply.decode("ascii", "replace") if asks else None
+            return self.raw
+        return self.late(name)
+
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_unkept(self.block, self.payload, self.name, self.arrived)
+
+    @property
+    def body(self) -> bytes:
+        """See `Delivery.body`."""
+        return self.payload
+
+    @property
+    def headers(self) -> Headers:
+        """See `Delivery.headers`."""
+        found = plain_headers(self.block)
+        return self.message.headers if found is None else found
+
+    def once_more(self) -> Question:
+        """Another hand-out of the same."""
+        again = Question(self.source, self.reply, self.block, self.payload)
+        again.name, again.arrived, again.count = self.name, self.arrived, self.count + 1
+        return again
+
+    def published(self, subject: str) -> bytes:
+        """What brings it to somebody else who reads ``subject``."""
+        to = b"%b %b" % (subject.encode(), self.reply + b" " if self.reply else b"")
+        block, body = self.block, self.payload
+        if not block:
+            return b"PUB %b%d\r\n%b\r\n" % (to, len(body), body)
+        return b"HPUB %b%d %d\r\n%b%b\r\n" % (to, len(block), len(block) + len(body), block, body)
