@@ -18,6 +18,7 @@ from atleastonce.engine.memory import MemoryGuard, container_limit, resident
 from atleastonce.engine.quarantine import Quarantine
 from atleastonce.engine.supervisor import Supervisor
 from atleastonce.engine.turnstile import Turnstile
+from atleastonce.engine.worker import Worker
 from atleastonce.outbox import Outbox
 from atleastonce.relays import Relays
 from atleastonce.runtime import ConsumerStatus, Runtime
@@ -90,16 +91,14 @@ class Running:
             await broker.open()
             self.broker = broker
             await self._ensure_possible(broker)
-            for runtime in sorted(self._made, key=lambda each: -each.consumer.priority):
-                before = [
-                    other.home
-                    for other in self.runtimes
-                    if other.home is not None and other.consumer.priority > runtime.consumer.priority
-                ]
-                if self.fatal_error is not None:  # a suspect has ended the service before anything else was read
-                    break
-                self.runtimes.append(runtime)
-                await runtime.start(before)
+            made = sorted(self._made, key=lambda each: -each.consumer.priority)
+            for runtime in made:
+                if self.fatal_error is None:  # else a suspect has ended the service before anything else was read
+                    self.runtimes.append(runtime)
+                    await runtime.look_for_suspects()
+            for runtime in made:
+                if self.fatal_error is None:
+                    await runtime.start(self._before(runtime))
             self._relays = Relays(self._relayed, broker, self._name)
             await self._relays.start()
             self._guard_memory()
@@ -112,6 +111,14 @@ class Running:
         self._started = True
         homes = ", ".join(str(consumer.home) for consumer in self._consumers)
         log.info("service %s runs on %s: %s", self._name, broker.url, homes)
+
+    def _before(self, runtime: Runtime) -> list[Worker]:
+        """The readers, begun by now, that have priority over those of ``runtime``."""
+        return [
+            other.home
+            for other in self.runtimes
+            if other.home is not None and other.consumer.priority > runtime.consumer.priority
+        ]
 
     async def _open_stores(self) -> None:
         asked = [consumer.idempotency.store for consumer in self._consumers if consumer.idempotency is not None]
@@ -190,7 +197,7 @@ class Running:
         relays = self._relays.status() if self._relays is not None else []
         found = [status for runtime in self.runtimes for status in runtime.status()]
         if not self._started and not self.stopping.is_set():
-            found += [self._waits(made.consumer) for made in self._made if made not in self.runtimes]
+            found += [self._waits(made.consumer) for made in self._made if made.home is None]
         if (
             error := self.fatal_error
         ) is not None:  # `serve` stops at once; with `start` that is up to the caller, who looks here

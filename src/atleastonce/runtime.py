@@ -60,8 +60,9 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     Attributes:
         source: what it reads.
         handler: for whom.
-        state: starting, running, disconnected, blocked, paused, draining (it receives nothing more), stopping (an error ended the
-            service, and whoever started it is to stop it), stopped.
+        state: starting, running, disconnected (it is being mended), blocked, paused, draining (it receives nothing more), stopping
+            (an error ended the service, and whoever started it is to stop it), stopped (it is read no more; with a detail it was
+            what trying again does not mend, as a right that is missing, and only a new start of the service reads it again).
         detail: why.
         in_flight, bytes: received and unsettled.
         counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;
@@ -163,16 +164,19 @@ class Runtime:
             return None
         return Claims(bound, asked, self.consumer.scope, outage)
 
+    async def look_for_suspects(self) -> None:
+        """Run what is suspected of having ended a process: before `start`, and before anything of the service is read."""
+        if isinstance(self._bound, InboxBound):
+            await self._bound.ensure_session()
+        self.supervisors.append(self._quarantine)
+        await self._quarantine.start(_SUSPECTS_FIRST)
+
     async def start(self, before: Sequence[Worker] = ()) -> None:
         """Subscribe to everything. Raises as `Supervisor.start`; what was started by then is for `stop`.
 
         Args:
             before: readers that have priority over this one's.
         """
-        if isinstance(self._bound, InboxBound):
-            await self._bound.ensure_session()
-        self.supervisors.append(self._quarantine)
-        await self._quarantine.start(_SUSPECTS_FIRST)
         self.home = home = self._worker(self.consumer.home, self.consumer.window, None)
         home.betters += before
         await self._start(home)

@@ -51,6 +51,7 @@ class Mover:
         self._moving: dict[_Way, asyncio.Task[None]] = {}
         self._running = False
         self._failed_copies = FailedCopies(wait, refused)
+        self._bug: asyncio.Future[None] | None = None  # has the error that ended one of the ways
         self.last_fault: Fault | None = None
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
@@ -74,12 +75,17 @@ class Mover:
         return len(self._failed_copies)
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish until cancelled.
+
+        Raises:
+            Exception: a bug has ended the publishing of one way; what goes it would wait for ever.
+        """
         self._running = True
+        self._bug = asyncio.get_running_loop().create_future()
         try:
             for way in self._pending:
                 self._begin(way)
-            await asyncio.get_running_loop().create_future()
+            await self._bug
         finally:
             self._running = False
             moving = list(self._moving.values())
@@ -95,6 +101,9 @@ class Mover:
         try:
             while batch := self._pending.pop(way, None):
                 await self._move(batch)
+        except Exception as error:  # noqa: BLE001 - raised by `run`, which somebody looks after
+            if self._bug is not None and not self._bug.done():
+                self._bug.set_exception(error)
         finally:
             del self._moving[way]
 

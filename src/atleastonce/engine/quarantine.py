@@ -13,7 +13,7 @@ import logging
 import random
 
 from atleastonce.contract import Adapter, Backlog, Leasing, Subscription
-from atleastonce.engine.turnstile import Turnstile
+from atleastonce.engine.turnstile import BRIEF, Turnstile
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import PermissionDenied
 from atleastonce.wake import Bell
@@ -30,9 +30,13 @@ _BUSY_SECONDS = 1.0
 # then.
 _BLIND_SECONDS = 600.0
 _BLIND_SLACK = 1.0
-# How long a turn waits for running handlers. Longer ones keep this process from taking suspects; other processes, and its own
-# next start, do.
+# How long a turn waits for running handlers where a suspect is known to wait: all for `BRIEF` seconds, then slow consumers alone.
+# Twice as long after each time in vain, up to the longest: handlers that last longer keep this process from taking suspects; other
+# processes, and its own next start, do. Where nothing is known to wait nobody is held up for longer than `BRIEF`.
 _PATIENCE = 30.0
+_MOST_PATIENCE = 300.0
+# The pause after a wait in vain is doubled so often at most.
+_DOUBLINGS = 10
 # So many looks follow soon upon a call: what is being moved arrives within them, or the broker is away.
 _LOOKS = 5
 # How long the first message of a visit is waited for: joining a consumer group takes seconds. Where messages are leased, one that
@@ -64,11 +68,13 @@ class Quarantine:
         self._expected = 0  # so many looks soon, for what was moved and has not arrived
         self._looked = asyncio.Event()
         self._pause = _BUSY_SECONDS
+        self._in_vain = 0  # so many times in a row running handlers did not end
         self._shared = False  # the one that runs is no longer alone
         self._halted = False
         self._denied: PermissionDenied | None = None
         self._leaving = False  # a subscription is being closed: not to be interrupted
         self._owed = False  # where the broker cannot say what waits: one look more, a lease later
+        self._known = False  # where it cannot: whether something is known to have been there
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, within: float) -> None:
@@ -100,7 +106,7 @@ class Quarantine:
 
     def call(self) -> None:
         """Something was moved into the channel."""
-        self._called = True
+        self._called = self._known = True
         self._bell.ring()
 
     async def stop(self, grace: float) -> bool:
@@ -126,7 +132,7 @@ class Quarantine:
                 self.worker.state = ("running", "")
             except Exception as error:
                 detail = str(error) or type(error).__name__
-                self.worker.state = ("disconnected", detail)
+                self.worker.state = ("stopped" if error is self._denied else "disconnected", detail)
                 if error is self._denied:
                     log.error("%s: %s; it is read no more", self.worker.source, detail)
                     raise
@@ -149,17 +155,30 @@ class Quarantine:
             return _jittered(_BUSY_SECONDS if found.in_flight or self._expected else _IDLE_SECONDS)
         blind = found.waiting is None
         self._owed = self._owed or called
-        async with self._turnstile.alone(_PATIENCE) as alone:
+        patience = self._patience() if self._known or not blind else BRIEF
+        async with self._turnstile.alone(patience) as alone:
             if not alone:
-                log.warning("%s: handlers ran on for %g s; suspects wait", self.worker.source, _PATIENCE)
-                return self._later()
+                return self._vain(patience)
+            self._in_vain = 0
             if await self._visit(_LEASED_WAIT if self._leased else _FIRST_WAIT):
-                self._pause, self._owed = _BUSY_SECONDS, True
+                self._pause, self._owed, self._known = _BUSY_SECONDS, True, True
                 return self._pause
         return self._seldom() if blind else self._later()
 
+    def _patience(self) -> float:
+        return min(_PATIENCE * 2.0**self._in_vain, _MOST_PATIENCE)
+
+    def _vain(self, patience: float) -> float:
+        if patience > BRIEF:
+            log.warning("%s: handlers ran on for %g s; suspects wait", self.worker.source, patience)
+        else:
+            log.info("%s: handlers ran on; it is looked for suspects later", self.worker.source)
+        self._in_vain = min(self._in_vain + 1, _DOUBLINGS)
+        return _jittered(min(_BUSY_SECONDS * 2.0**self._in_vain, _BLIND_SECONDS))
+
     def _seldom(self) -> float:
         owed, self._owed = self._owed, False
+        self._known = self._known and (owed or self._called)
         return _jittered(self._adapter.capabilities.lease_seconds + _BLIND_SLACK if owed else _BLIND_SECONDS)
 
     def _later(self) -> float:

@@ -141,6 +141,7 @@ class Supervisor:
             failures = 1 if self.worker.counts["received"] > received else failures + 1
             pause = self._backoff.wait(failures)
             if pause is None or isinstance(ended, PermissionDenied | ConfigurationError):
+                self.worker.state = ("stopped", self.worker.state[1])  # nobody mends it
                 log.error("%s: %s; it is read no more", self.worker.source, self.worker.state[1])
                 raise ended
             log.warning("%s: %s; subscribing again in %.1f s", self.worker.source, self.worker.state[1], pause)

@@ -157,6 +157,19 @@ async def test_a_destination_that_hangs_keeps_nothing_else_waiting() -> None:
     assert moves.settled[-1] == one.message.id
 
 
+async def test_a_bug_in_what_settles_ends_the_mover_and_not_one_way_in_silence() -> None:
+    moves = Moves()
+
+    def settle(item: Delivery, verdict: Verdict) -> None:
+        raise ValueError("a bug")
+
+    mover = Mover(moves.adapter.send, settle, moves._wait, moves._refused)
+    task = asyncio.create_task(mover.run())
+    mover.add(delivery("m"), move("c"))
+    with pytest.raises(ValueError, match="a bug"):
+        await asyncio.wait_for(task, 2)
+
+
 async def test_a_mover_that_is_cancelled_sends_nothing_more() -> None:
     moves = Moves()
     moves.adapter.sending.clear()

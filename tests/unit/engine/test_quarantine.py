@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from engine_kit import LEASED, Rig, ScriptedAdapter, ScriptedSubscription, delivery, until
 
 from atleastonce.contract import Code, Delivery, Window, rejected
-from atleastonce.engine import quarantine
+from atleastonce.engine import quarantine, turnstile
 from atleastonce.engine.decision import DONE, Decision
 from atleastonce.engine.quarantine import Quarantine
 from atleastonce.engine.turnstile import Turnstile
@@ -24,7 +25,8 @@ class Looks:
         self.ran: list[str] = []
         self.adapter = ScriptedAdapter(msgspec.structs.replace(LEASED, lease_seconds=0.2))
         rig = Rig(self._run, adapter=self.adapter, concurrency=1, window=Window(1, 2**20, counted=True))
-        self.quarantine = Quarantine(self.adapter, rig.worker, Turnstile())
+        self.turnstile = Turnstile()
+        self.quarantine = Quarantine(self.adapter, rig.worker, self.turnstile)
 
     async def _run(self, item: Delivery) -> Decision:
         self.ran.append(item.message.id)
@@ -88,4 +90,56 @@ async def test_suspects_that_may_not_be_settled_are_visited_no_more(
     looks.quarantine.call()
     await asyncio.sleep(0.1)  # time in which it would be visited again
     assert (looks.visits, looks.ran) == (1, ["suspect"])
-    assert looks.quarantine.worker.state[0] == "disconnected"
+    assert looks.quarantine.worker.state == ("stopped", "orders: may not ack: no right to it")
+
+
+class Busy:
+    """A reader whose handler never ends, and how long it was kept from starting another one."""
+
+    def __init__(self) -> None:
+        self.pool = self
+        self.busy = 1
+        self.halts: list[float] = []
+        self._since: float | None = None
+
+    def halt(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def let_go(self) -> None:
+        if self._since is not None:
+            self.halts.append(time.monotonic() - self._since)
+            self._since = None
+
+
+@pytest.fixture
+def busy(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> Busy:
+    """After the start, and with a twentieth of all times."""
+    for name in ("BRIEF", "_PATIENCE", "_BUSY_SECONDS"):
+        monkeypatch.setattr(quarantine, name, getattr(quarantine, name) / 20)
+    monkeypatch.setattr(turnstile, "BRIEF", turnstile.BRIEF / 20)
+    return Busy()
+
+
+async def test_where_nothing_is_known_to_be_a_suspect_nobody_is_held_up_for_longer_than_a_moment(
+    looks: Looks, busy: Busy
+) -> None:
+    await looks.quarantine.start(1.0)
+    looks.turnstile.add(busy)  # type: ignore[arg-type]
+    await until(lambda: len(busy.halts) == 3)
+    assert max(busy.halts) < 0.5  # a suspect is waited for for 1.5 s
+    assert looks.visits == 1
+    busy.busy = 0
+    looks.adapter.prepared.append(looks.with_message("held"))
+    await until(lambda: looks.ran == ["held"])
+
+
+async def test_a_suspect_that_is_known_to_be_there_is_waited_for_longer(looks: Looks, busy: Busy) -> None:
+    await looks.quarantine.start(1.0)
+    looks.turnstile.add(busy)  # type: ignore[arg-type]
+    looks.quarantine.call()
+    await until(lambda: len(busy.halts) == 1)
+    assert busy.halts[0] >= 1.5
+    looks.adapter.prepared.append(looks.with_message("moved"))
+    busy.busy = 0
+    await until(lambda: looks.ran == ["moved"], within=20.0)

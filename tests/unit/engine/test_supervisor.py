@@ -147,7 +147,7 @@ async def test_what_trying_again_does_not_mend_ends_the_reading_and_is_told(erro
             rig.feed(deliveries(2), ConnectionLost("gone"))
         with pytest.raises(type(error), match=str(error)):
             await asyncio.wait_for(rig.supervisor.wait(), 2)
-        assert rig.worker.state == ("disconnected", str(error))
+        assert rig.worker.state == ("stopped", str(error))
         assert rig.subscription.closed
         assert len(rig.scripted.subscriptions) == 1
     assert rig.worker.state == ("stopped", "")
@@ -171,7 +171,7 @@ async def test_who_may_not_settle_reads_no_more_and_is_told_why() -> None:
         rig.feed(deliveries(1))
         with pytest.raises(PermissionDenied, match="orders: may not ack: no right to it"):
             await asyncio.wait_for(rig.supervisor.wait(), 2)
-        assert rig.worker.state == ("disconnected", "orders: may not ack: no right to it")
+        assert rig.worker.state == ("stopped", "orders: may not ack: no right to it")
         rig.feed(deliveries(1))
         await asyncio.sleep(0.05)  # time in which it would be read
         assert (runs, first.closed, len(rig.scripted.subscriptions)) == (["m0"], 1, 1)
@@ -266,7 +266,7 @@ async def test_wait_returns_when_the_supervisor_is_stopped() -> None:
 async def test_a_reading_that_failed_and_was_not_asked_about_is_no_surprise_to_the_loop() -> None:
     async with running(Rig(done)) as rig:
         rig.feed(PermissionDenied("revoked"))
-        await until(lambda: rig.worker.state[0] == "disconnected")
+        await until(lambda: rig.worker.state[0] == "stopped")
     reading = rig.supervisor._reading
     assert reading is not None
     assert not reading._log_traceback  # type: ignore[attr-defined]  # what makes it complain when it is collected
