@@ -6,8 +6,11 @@ import asyncio
 import uuid
 
 import pytest
+from rabbitmq_kit import all_of, opened, outgoing, prepared, reading, take
 
 from atleastonce import Context, Queue, Service, connect
+from atleastonce.channels import Source
+from atleastonce.contract import ACK, RELEASE
 
 MESSAGES = 6000
 
@@ -89,3 +92,31 @@ async def test_what_ends_while_the_service_stops_is_not_delivered_again(rabbitmq
             await came.wait()
         assert again == set(range(0, 1000, 2))
         assert (await broker.backlog(orders)).waiting == 0
+
+
+async def test_what_was_acknowledged_behind_many_give_backs_does_not_come_again(rabbitmq_url: str) -> None:
+    """A quorum queue takes 32 commands of a channel at a time. What is beyond them is kept by the channel, and gone with it."""
+    leaving, given_back, handled = 12, 60, 20
+    async with opened(rabbitmq_url) as adapter, opened(rabbitmq_url) as sender:
+        sources = [Source(Queue(f"t.stop.{uuid.uuid4().hex[:8]}")) for _ in range(leaving)]
+        await prepared(adapter, *sources)
+        sent = [item for source in sources for item in outgoing(source, given_back + handled)]
+        assert all(outcome.ok for outcome in await sender.send(sent))
+
+        async def stop(source: Source) -> set[str]:
+            """As a stop does it: nothing more is asked for, what has not begun is given back, what ran is acknowledged."""
+            subscription = await reading(adapter, source, given_back + handled)
+            got = await take(subscription, given_back + handled)
+            await subscription.leave()
+            ran = got[1 : 2 * handled : 2]  # so that no acknowledgement can be for several
+            rest = [each for each in got if each not in ran]
+            batch = [(each, RELEASE) for each in rest] + [(each, ACK) for each in ran]
+            assert all(outcome.ok for outcome in await subscription.settle(batch))
+            await subscription.close()
+            return {each.message.id for each in ran}
+
+        for source in sources:
+            done = await stop(source)
+            again = {each.message.id for each in await all_of(sender, source)}
+            assert len(again | done) == given_back + handled
+            assert not again & done, f"{len(again & done)} were acknowledged and came again"

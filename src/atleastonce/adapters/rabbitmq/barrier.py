@@ -1,4 +1,4 @@
-"""Knowing that the broker has read what was written: AMQP does not answer acknowledgements."""
+"""Settlements that the broker has taken together: AMQP does not answer acknowledgements."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from atleastonce.contract import Code, Outcome, unknown
 
 
 class Barrier:
-    """A round trip behind the acknowledgements of one channel, shared by all that were written before it began.
+    """A round trip behind the settlements of one channel, shared by all that were written before it began: the commit of a
+    transaction.
 
     A channel's methods are handled in order: when the answer comes, everything before it has gone to the queue. Without it
     an acknowledgement may sit in a socket's buffer when the process is killed, and its message comes again.
+
+    A transaction, because outside of one each frame is a command of its own to a quorum queue. More than 32 of these the broker
+    keeps back until earlier ones are on the disk, and forgets them when the channel closes before that (its
+    ``rabbit_fifo_client``): of a stop that gave back a hundred messages one by one, the acknowledgements behind them were lost. A
+    commit tells each queue of all acknowledgements, and of all returns, at once.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -24,8 +30,12 @@ class Barrier:
         self._written = 0
         self._read = 0
 
+    async def begin(self) -> None:
+        """From now on what is settled on the channel counts when `passed` has returned. Raises as `Channel.call`."""
+        await self._channel.call("tx_select")
+
     async def passed(self) -> Outcome | None:
-        """Wait until the broker has read what was written until now; the outcome instead where nobody can tell."""
+        """Wait until the broker has taken what was written until now; the outcome instead where nobody can tell."""
         self._written += 1
         mine = self._written
         async with self._turn:
@@ -33,8 +43,7 @@ class Barrier:
                 return None
             upto = self._written
             try:
-                # The method with the least effect that has an answer: the channel flows already.
-                await self._channel.call("flow", active=True)
+                await self._channel.call("tx_commit")
             except TimeoutError:
                 return unknown(Code.TIMEOUT, "settled, and no sign of the broker since")
             except amqp.AMQPError as error:

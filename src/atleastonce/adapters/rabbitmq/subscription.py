@@ -93,6 +93,7 @@ class RabbitMQSubscription(Subscription):
         self._channel.attach(_Deliveries(self._arrived))
         self._channel.on_closed = self._lost
         self._channel.pika.add_on_cancel_callback(self._cancel)
+        await self._barrier.begin()
         await self._intake.steer()
 
     @property
@@ -154,7 +155,7 @@ class RabbitMQSubscription(Subscription):
         # be handed what comes later as soon as this one is cancelled, and what was given back one by one would be behind it.
         self._intake.ended = not self._keep
         await self.pause()
-        self._give_back()
+        await self._give_back()
 
     async def close(self) -> None:
         if self._closed:
@@ -167,18 +168,19 @@ class RabbitMQSubscription(Subscription):
         if self._steering is not None:
             await self._steering
         if self._channel.closed is None:
-            self._give_back()
+            await self._give_back()
             self._channel.on_closed = None
             await self._channel.close(at_once=self._keep)
         self._buffer.clear()
         self._tags.lose()
         self.on_end(self)
 
-    def _give_back(self) -> None:
+    async def _give_back(self) -> None:
         """What came and was never handed out, where it may go before the channel does: see `leave`."""
         if self._buffer and not self._keep and self._channel.closed is None:
             self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
             self._buffer.clear()
+            await self._barrier.passed()
 
     # --------------------------------------------------------------------------- told by the broker
 
