@@ -204,3 +204,25 @@ async def test_a_lease_that_cannot_be_held_is_rejected_alone(of: OF) -> None:
             True,
             True,
         ]
+
+
+@pytest.mark.parametrize("idempotency", [Inbox, Lease])
+async def test_a_number_and_the_text_of_its_digits_are_two_messages(
+    queue: MakeQueue, tmp_path: Path, idempotency: type[Inbox] | type[Lease]
+) -> None:
+    database = Database("sqlite", str(tmp_path / "shop.db"))
+    orders: Queue[Any] = Queue(queue("orders").name)
+    service = Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    runs = []
+
+    @service.consumer(orders, idempotency=idempotency(database.make(), key="id", compare=False))
+    async def handle(order: dict[str, Any]) -> None:
+        runs.append(order["id"])
+
+    async with service:
+        for id in (1, "1", "01", 1, "1"):
+            await service.broker.publish(orders, {"id": id})
+        for id in (True, 1.0, None):
+            await service.broker.publish(orders, {"id": id})
+        await until(lambda: counts(service)["duplicates"] == 2 and counts(service)["dead"] == 3, service)
+    assert sorted(map(repr, runs)) == ["'01'", "'1'", "1"]

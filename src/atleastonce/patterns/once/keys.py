@@ -19,6 +19,8 @@ Key: TypeAlias = str | Sequence[str] | Callable[..., Any] | None
 
 _MISSING = object()
 _PLAIN = (str, int)
+# Begins the text of a number: a control character, which no key of people's begins with.
+_NUMBER = "\x01"
 
 
 def check_key(key: object, name: str) -> None:
@@ -68,9 +70,9 @@ class KeyReader:
             found = message.id
         elif self._call is not None:
             value = self._called(payload, message)
-            found = _text(value, "its key function's result") if not isinstance(value, tuple) else _joined(value)
+            found = _single(value, "its key function's result") if not isinstance(value, tuple) else _joined(value)
         elif len(self._names) == 1:
-            found = _text(_field(payload, self._names[0]), f'its key field "{self._names[0]}"')
+            found = _single(_field(payload, self._names[0]), f'its key field "{self._names[0]}"')
         else:
             found = _joined([_field(payload, name) for name in self._names], self._names)
         if wrong := flaw("x", found, b""):
@@ -110,7 +112,8 @@ def _field(payload: Any, name: str) -> Any:
     return found
 
 
-def _text(value: Any, what: str) -> str:
+def _plain(value: Any, what: str) -> str | int:
+    """``value`` as JSON has it: text, or a whole number."""
     if value is None:
         raise InvalidIdempotencyKey(f"{what} is null")
     if isinstance(value, bool) or not isinstance(value, _PLAIN):
@@ -122,13 +125,33 @@ def _text(value: Any, what: str) -> str:
         if isinstance(plain, bool) or not isinstance(plain, _PLAIN):
             raise InvalidIdempotencyKey(f"{what} is a {type(value).__name__}; a key is text or a whole number")
         value = plain
-    return str(value)
+    return str(value) if isinstance(value, str) else int(value)
+
+
+def _single(value: Any, what: str) -> str:
+    """One value as text, so that no two values make the same one: a number is not the text of its digits."""
+    plain = _plain(value, what)
+    if isinstance(plain, int):
+        return _NUMBER + _digits(plain, what)
+    # A text stays as it is, for its claims were made by it; but for one that looks like a number of ours.
+    return f"{_NUMBER}{plain}" if plain.startswith(_NUMBER) else plain
 
 
 def _joined(values: Sequence[Any], names: Sequence[str] = ()) -> str:
-    """Several values as one text, so that no two lists make the same one."""
+    """Several values as one text, a list in JSON, so that no two lists make the same one: ``[1]`` is not ``["1"]``."""
     whats = [f'its key field "{name}"' for name in names] or ["a part of its key"] * len(values)
-    return msgspec.json.encode([_text(*pair) for pair in zip(values, whats, strict=True)]).decode()
+    parts = []
+    for value, what in zip(values, whats, strict=True):
+        plain = _plain(value, what)
+        parts.append(_digits(plain, what) if isinstance(plain, int) else msgspec.json.encode(plain).decode())
+    return f"[{','.join(parts)}]"
+
+
+def _digits(value: int, what: str) -> str:
+    try:
+        return f"{value:d}"
+    except ValueError:  # Python writes no number of more than 4300 digits
+        raise InvalidIdempotencyKey(f"{what} is a number of too many digits; use a digest of it") from None
 
 
 def arguments_of(key: Callable[..., Any], handler: str, what: str) -> int:
