@@ -226,3 +226,29 @@ async def test_a_number_and_the_text_of_its_digits_are_two_messages(
             await service.broker.publish(orders, {"id": id})
         await until(lambda: counts(service)["duplicates"] == 2 and counts(service)["dead"] == 3, service)
     assert sorted(map(repr, runs)) == ["'01'", "'1'", "1"]
+
+
+async def test_a_batch_may_report_its_failures_one_at_a_time(queue: MakeQueue, tmp_path: Path) -> None:
+    """As a handler does that stops at the first bad member."""
+    database, size = Database("sqlite", str(tmp_path / "shop.db")), 550
+    orders, service = queue("orders"), Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+    largest = 0
+
+    @service.batch_consumer(
+        orders,
+        idempotency=Inbox(database.make()),
+        max_messages=size,
+        max_wait="5s",
+        max_in_flight=2 * size,
+        retry=["10ms"],
+    )
+    async def handle(batch: list[Order], contexts: list[Context]) -> list[Exception | None]:
+        nonlocal largest
+        largest = max(largest, len(batch))
+        bad = next((place for place, ctx in enumerate(contexts) if ctx.attempt == 1), None)
+        return [ValueError("bad") if place == bad else None for place in range(len(batch))]
+
+    async with service:
+        await service.broker.publish_many(orders, [Order(n) for n in range(size)])
+        await until(lambda: counts(service)["done"] == size, service, within=120)
+    assert largest == size

@@ -11,7 +11,7 @@ from atleastonce.errors import ConfigurationError
 from atleastonce.once.item import Item
 from atleastonce.once.run import Looked
 from atleastonce.patterns.hops import one_line
-from atleastonce.patterns.once.sessions import Transactions, driver_of, unsuspended
+from atleastonce.patterns.once.sessions import Transactions, driver_of, ensure_begun, unsuspended
 from atleastonce.stores.contract import TransactionalStore
 from atleastonce.stores.records import Entry
 
@@ -37,6 +37,7 @@ class Book:
         return await self._claim(driver, [item.key for item in items], [item.print for item in items])
 
     async def _claim(self, driver: Any, keys: list[str], prints: list[bytes]) -> list[Entry]:
+        ensure_begun(driver)
         claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
         return await self._transactions.answered(claim)
 
@@ -54,7 +55,8 @@ class Book:
         """Return if the user's session, where there is one, writes where the store's tables are; or if it cannot be asked now.
 
         Raises:
-            ConfigurationError: it is on another database, or over a driver that no store speaks to.
+            ConfigurationError: it is on another database, over a driver that no store speaks to, or commits each statement by
+                itself.
         """
         if self._transactions.borrowed:
             await (self._try(handler) if on_loop else on_a_thread(lambda: unsuspended(self._try(handler))))
@@ -66,8 +68,8 @@ class Book:
                 raise Looked
         except Looked:
             return
-        except ConfigurationError:
-            raise
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{handler}: its inbox's session cannot be used: {error}") from None
         except Exception as error:  # noqa: BLE001 - a database that is away or busy is waited for when messages come
             fault = self._store.classify(error)
             if fault.code is Code.NOT_FOUND:

@@ -83,7 +83,13 @@ class InboxBound(Bound):
     # ------------------------------------------------------------------------------------------------- one transaction
 
     async def _decide(self, items: list[Item], decisions: Decisions) -> None:
-        """Run ``items`` in one transaction; where that fails, each in one of its own. A decision for each."""
+        """Run ``items`` in one transaction; where that fails, in others. A decision for each."""
+        while items:
+            items = await self._attempt(items, decisions)
+
+    async def _attempt(self, items: list[Item], decisions: Decisions) -> list[Item]:
+        """Run ``items`` in one transaction. Those that have no decision by it: others failed by the handler's own account, and they
+        are to run without them."""
         run = Run()
         try:
             with self._outage.using():
@@ -108,15 +114,15 @@ class InboxBound(Bound):
                     decisions[item.delivery] = (
                         self.condemned(item.delivery, ended, "handler") if condemned else self._committed(item, entry)
                     )
-                return
+                return []
             ensure_failure(error, awaited=True)
             if isinstance(error, Undo):
-                await self._without(items, error.failures, decisions)
-            else:
-                await self._undone(items, run, error, decisions)
+                return self._without(items, error.failures, decisions)
+            await self._undone(items, run, error, decisions)
         else:
             for item, entry in zip(items, run.entries, strict=True):
                 decisions[item.delivery] = self._committed(item, entry)
+        return []
 
     def _committed(self, item: Item, entry: Entry) -> Decision:
         if entry is Entry.NEW:
@@ -178,11 +184,10 @@ class InboxBound(Bound):
 
     # ------------------------------------------------------------------------------------------------ when it is undone
 
-    async def _without(self, items: list[Item], failures: dict[Delivery, Exception], decisions: Decisions) -> None:
+    def _without(self, items: list[Item], failures: dict[Delivery, Exception], decisions: Decisions) -> list[Item]:
         for delivery, error in failures.items():
             decisions[delivery] = self.failed(delivery, error)
-        if rest := [item for item in items if item.delivery not in failures]:
-            await self._decide(rest, decisions)
+        return [item for item in items if item.delivery not in failures]
 
     async def _undone(self, items: list[Item], run: Run, error: BaseException, decisions: Decisions) -> None:
         fault = self._inquiry.trouble(run, error)

@@ -280,6 +280,7 @@ class TransactionalStore(LeaseStore):
         Raises:
             InvalidMessage: an id or fingerprint that no store takes, or an id that this database's encoding cannot hold; nothing
                 was recorded, and the transaction may be of no more use.
+            ConfigurationError: ``tx`` is no transaction.
             ConfigurationError, StoreUnavailable: what the database answered is not understood. An id is `Entry.SEEN` only if the
                 database said so.
             The driver's own errors: a serialization failure or deadlock undoes the whole transaction, so it is not tried

@@ -34,6 +34,24 @@ def wrong_version(store: str, where: str, found: object) -> ConfigurationError:
     )
 
 
+TABLES = ("store", "lease", "inbox", "outbox", "outbox_slot", "outbox_relay")
+"""What the tables' names end in, in every store with SQL."""
+
+
+def ensure_all(found: Collection[str], prefix: str, store: str, where: str) -> None:
+    """Return if all `TABLES` of ``prefix`` are among ``found``, the names of tables.
+
+    Raises:
+        ConfigurationError: some are missing: they came later than the others, or a migration left them out.
+    """
+    name, there = prefix.rpartition(".")[2], {each.lower() for each in found}
+    if missing := [f"{name}_{table}" for table in TABLES if f"{name}_{table}".lower() not in there]:
+        raise ConfigurationError(
+            f"{store}: {where} lacks the table{'s' if len(missing) > 1 else ''} {', '.join(missing)}; run `atleastonce inbox init` "
+            "once, which makes what is missing and leaves the rest as it is, or apply the store's schema() with your migrations"
+        )
+
+
 def missing_schema(store: str, where: str) -> ConfigurationError:
     """The error for a schema that is not there."""
     return ConfigurationError(

@@ -10,6 +10,12 @@ from atleastonce.errors import AtLeastOnceError, ConfigurationError, PermissionD
 
 _T = TypeVar("_T")
 
+IN_NO_TRANSACTION = (
+    "this connection is in no transaction: each statement would be committed by itself, whatever becomes of the rest; begin one "
+    "(async with outbox.transaction(), Session.begin(), transaction.atomic(), connection.transaction(), BEGIN), on a "
+    "connection or engine that does not commit by itself"
+)
+
 _KINDS: dict[Code, type[AtLeastOnceError]] = {
     Code.PERMISSION: PermissionDenied,
     Code.NOT_FOUND: ConfigurationError,

@@ -1,6 +1,7 @@
 """Stores that cannot be reached, are set wrong, or are in the way of themselves."""
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 import uuid
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import psycopg
+import pymysql
 import pytest
 from redis.asyncio import Redis
 
@@ -15,10 +17,11 @@ from atleastonce import ConfigurationError, PermissionDenied, PostgresStore, Red
 from atleastonce.brokers import Running
 from atleastonce.contract import Code
 from atleastonce.contract import Status as Ended
-from atleastonce.stores import ClaimRequest, Entry, Status, new_token, scope_key
+from atleastonce.stores import ClaimRequest, Entry, Status, new_token, open_store, scope_key
 from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite import store as sqlite_store
 from atleastonce.testing.brokers import PrivateBroker
+from atleastonce.urls import BrokerUrl
 
 SCOPE = scope_key("svc", "g", "h")
 ONE = b"\x01" * 32
@@ -322,3 +325,37 @@ def _lease(request: ClaimRequest):  # type: ignore[no-untyped-def]
     from atleastonce.stores import Lease
 
     return Lease(request.scope, request.id, request.token)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mysql"])
+@pytest.mark.parametrize("lost", [["outbox_relay"], ["inbox"], ["outbox", "outbox_slot", "outbox_relay"]])
+async def test_a_missing_table_is_named_at_the_start(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, lost: list[str]
+) -> None:
+    """A database of a time before there was an outbox: its messages would be found out one by one, each a dead letter."""
+    url = f"sqlite:///{tmp_path}/store.db" if kind == "sqlite" else request.getfixturevalue(f"{kind}_url")
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    await open_store(url, {"prefix": prefix}).init()
+    for table in lost:
+        query(url, f"DROP TABLE {prefix}_{table}")
+    names = ", ".join(f"{prefix}_{table}" for table in lost)
+    s = "s" if len(lost) > 1 else ""
+    with pytest.raises(ConfigurationError, match=f"lacks the table{s} {names}; run `atleastonce inbox init`"):
+        await open_store(url, {"prefix": prefix, "create": False}).open()
+    await open_store(url, {"prefix": prefix}).init()
+    async with open_store(url, {"prefix": prefix, "create": False}):
+        pass
+
+
+def query(url: str, sql: str) -> None:
+    parts = BrokerUrl.parse(url)
+    if parts.scheme == "sqlite":
+        with contextlib.closing(sqlite3.connect(str(parts.path))) as lite, lite:
+            lite.execute(sql)
+    elif parts.scheme == "mysql":
+        ((host, port),) = parts.hosts
+        with pymysql.connect(host=host, port=port or 3306, user=parts.user, database=parts.path) as my:
+            my.cursor().execute(sql)
+    else:
+        with psycopg.connect(url, autocommit=True) as pg:
+            pg.execute(sql.encode())

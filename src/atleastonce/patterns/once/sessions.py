@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from atleastonce.errors import ConfigurationError, StoreUnavailable, TransactionEnded
 from atleastonce.patterns.once.options import Inbox
+from atleastonce.stores.telling import IN_NO_TRANSACTION
 
 T = TypeVar("T")
 
@@ -200,22 +201,17 @@ def _is_over(tx: Any, driver: Any) -> bool:
 
 
 def ensure_begun(driver: Any) -> None:
-    """Return if what is written through ``driver`` now is part of a transaction.
+    """Return if what is written through ``driver`` now is part of a transaction, or if only its store can tell (SQLite).
 
     Raises:
         ConfigurationError: each statement would be committed by itself.
     """
     if _state(driver) is not None:
         alone = _state(driver) == "IDLE" and getattr(driver, "autocommit", False)
-    elif (inside := _mysql_in_transaction(driver)) is not None:
-        alone = not inside and driver.get_autocommit()
-    else:  # sqlite3, which begins by itself unless it was told not to
-        alone = not getattr(driver, "in_transaction", True) and getattr(driver, "isolation_level", "") is None
+    else:
+        alone = _mysql_in_transaction(driver) is False and driver.get_autocommit()
     if alone:
-        raise ConfigurationError(
-            "outbox: this connection is in no transaction, so a message would leave whatever happens to the rest; begin one "
-            "(async with outbox.transaction(), Session.begin(), transaction.atomic(), connection.transaction())"
-        )
+        raise ConfigurationError(IN_NO_TRANSACTION)
 
 
 UNDONE = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from atleastonce.stores.options import SCHEMA_VERSION
+from atleastonce.stores.options import SCHEMA_VERSION, TABLES
 from atleastonce.stores.outbox import SLOTS
 from atleastonce.stores.protocol import State, micros
 from atleastonce.stores.records import MAX_FINGERPRINT, MAX_ID, MAX_SCOPE, TOKEN, ClaimRequest, Completion, Lease
@@ -70,7 +70,11 @@ class Statements:
         self.version = f"SELECT version FROM {prefix}_store"
         database, _, name = prefix.rpartition(".")
         where = f"t.table_schema = '{database}'" if database else "t.table_schema = DATABASE()"
+        names = ", ".join(f"'{name}_{table}'" for table in TABLES)
         self.tables = (
+            f"SELECT t.table_name FROM information_schema.tables t WHERE {where} AND t.table_name IN ({names})"
+        )
+        self.columns = (
             "SELECT t.table_name, t.engine, c.data_type, c.character_octet_length FROM information_schema.tables t "
             "JOIN information_schema.columns c ON c.table_schema = t.table_schema AND c.table_name = t.table_name "
             f"WHERE {where} AND t.table_name IN ('{name}_lease', '{name}_inbox') AND c.column_name IN ('scope', 'id')"

@@ -17,7 +17,7 @@ from atleastonce.stores.mysql import faults, sql
 from atleastonce.stores.mysql.address import Address
 from atleastonce.stores.mysql.outbox import MySQLOutbox
 from atleastonce.stores.mysql.pool import BlockingPool, Pool, Session, affected, rows_of
-from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, table_prefix, wrong_version
+from atleastonce.stores.options import SCHEMA_VERSION, ensure_all, missing_schema, table_prefix, wrong_version
 from atleastonce.stores.protocol import SECOND, State
 from atleastonce.stores.records import (
     MAX_ID,
@@ -125,7 +125,9 @@ class MySQLStore(MySQLOutbox):
             raise
         if not rows or rows[0][0] != SCHEMA_VERSION:
             raise wrong_version("mysql store", str(self._address), rows[0][0] if rows else "unknown")
-        columns = await rows_of(connection, self._sql.tables)
+        found = await rows_of(connection, self._sql.tables)
+        ensure_all([as_text(name) for (name,) in found], self._prefix, "mysql store", str(self._address))
+        columns = await rows_of(connection, self._sql.columns)
         if len(columns) < 4:
             raise missing_schema("mysql store", str(self._address))
         for table, engine, kind, length in columns:

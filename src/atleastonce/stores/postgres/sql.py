@@ -3,7 +3,7 @@ compared (``clock_timestamp()``: ``now()`` stands still from the beginning of th
 
 from __future__ import annotations
 
-from atleastonce.stores.options import SCHEMA_VERSION
+from atleastonce.stores.options import SCHEMA_VERSION, TABLES
 from atleastonce.stores.outbox import SLOTS
 
 
@@ -47,6 +47,8 @@ class Statements:
         gone = "l.expires <= clock_timestamp()"
         asked = "unnest(%(scopes)s::text[], %(ids)s::text[]"
         self.version = f"SELECT version FROM {prefix}_store"
+        names = ", ".join(f"to_regclass('{prefix}_{table}')" for table in TABLES)
+        self.tables = f"SELECT relname FROM pg_class WHERE oid = ANY(ARRAY[{names}]::oid[])"
         # Sorted, so that two lists lock their rows in one order. A row that may not be taken is locked and left as it is.
         self.claim = f"""
 INSERT INTO {lease} AS l

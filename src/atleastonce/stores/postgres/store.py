@@ -13,7 +13,7 @@ from atleastonce.errors import AtLeastOnceError, InvalidMessage, MissingExtra
 from atleastonce.stores import protocol
 from atleastonce.stores.contract import SAVEPOINT
 from atleastonce.stores.inbox import Asked, finish
-from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, table_prefix, wrong_version
+from atleastonce.stores.options import SCHEMA_VERSION, ensure_all, missing_schema, table_prefix, wrong_version
 from atleastonce.stores.postgres import faults, sql
 from atleastonce.stores.postgres.blocking import BlockingPool
 from atleastonce.stores.postgres.outbox import PostgresOutbox
@@ -133,6 +133,8 @@ class PostgresStore(PostgresOutbox):
             raise missing_schema("postgres store", self._place) from None
         if row is None or row[0] != SCHEMA_VERSION:
             raise wrong_version("postgres store", self._place, row[0] if row else "unknown")
+        found = await (await connection.execute(self._sql.tables.encode())).fetchall()
+        ensure_all([as_text(name) for (name,) in found], self._prefix, "postgres store", self._place)
 
     async def _disconnect(self) -> None:
         await self._outbox_close()

@@ -30,6 +30,7 @@ from atleastonce.stores.outbox import (
 from atleastonce.stores.protocol import SECOND, micros
 from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite.desk import NOW, Desk
+from atleastonce.stores.sqlite.users import ensure_begun
 
 _T = TypeVar("_T")
 
@@ -93,6 +94,7 @@ class SQLiteOutbox(OutboxStore):
         rows = [(*row[:2], *row[3:], micros(row.delay)) for row in stored(outputs)]
         if not rows:
             return
+        await ensure_begun(tx, f"{self._prefix}_outbox")
         done = tx.executemany(
             f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, key, headers, body, created, due) "
             f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {NOW}, {NOW} + ?)",

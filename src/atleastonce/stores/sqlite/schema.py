@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from atleastonce.errors import ConfigurationError, PermissionDenied, StoreUnavailable
-from atleastonce.stores.options import SCHEMA_VERSION, missing_schema, wrong_version
+from atleastonce.stores.options import SCHEMA_VERSION, ensure_all, missing_schema, wrong_version
 from atleastonce.stores.outbox import SLOTS
 
 OLDEST = (3, 35, 0)  # RETURNING
@@ -86,6 +86,8 @@ def check(connection: sqlite3.Connection, path: Path, prefix: str) -> None:
         raise
     if row is None or row[0] != SCHEMA_VERSION:
         raise wrong_version("sqlite store", str(path), row[0] if row else "unknown")
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    ensure_all([name for (name,) in found], prefix, "sqlite store", str(path))
 
 
 def create(connection: sqlite3.Connection, prefix: str) -> None:

@@ -24,6 +24,7 @@ from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite.desk import NOW, Desk
 from atleastonce.stores.sqlite.outbox import SQLiteOutbox
 from atleastonce.stores.sqlite.threads import in_thread
+from atleastonce.stores.sqlite.users import ensure_begun, rows_of
 from atleastonce.stores.texts import as_text
 
 _COLUMNS = "state, token, fence, attempts, doubt, lease_until, fingerprint, result, created, expires"
@@ -236,8 +237,9 @@ class SQLiteStore(SQLiteOutbox):
     ) -> list[Entry]:
         """``tx``: a ``sqlite3.Connection`` or an ``aiosqlite.Connection``. Begin with ``BEGIN IMMEDIATE``."""
         asked = Asked.of(scope, ids, fingerprints, ttl)
+        await ensure_begun(tx, f"{self._prefix}_inbox")
         rows = json.dumps([[id, value.hex()] for id, value in asked.distinct.items()])
-        fresh = await _all(
+        fresh = await rows_of(
             tx,
             # Hex, since JSON has no bytes and `unhex` came with 3.41 (and `->>` with 3.38); the clock once for all.
             f"INSERT INTO {self._prefix}_inbox (scope, id, fingerprint, created, expires) "
@@ -250,15 +252,14 @@ class SQLiteStore(SQLiteOutbox):
         known: dict[str, bytes] = {}
         if len(new) < len(asked.distinct):
             others = json.dumps([id for id in asked.distinct if id not in new])
-            found = await _all(
+            found = await rows_of(
                 tx,
                 f"SELECT id, fingerprint FROM {self._prefix}_inbox "
                 "WHERE scope = ? AND id IN (SELECT value FROM json_each(?))",
                 (scope, others),
             )
             known = {as_text(id): bytes.fromhex(as_text(value)) for id, value in found}
-        if tx.in_transaction:  # outside of one a savepoint would begin it, and its release commit
-            await _all(tx, f"SAVEPOINT {SAVEPOINT}", ())
+        await rows_of(tx, f"SAVEPOINT {SAVEPOINT}")
         return finish(asked, new, known)
 
     def lost_a_race(self, error: BaseException) -> bool:
@@ -266,7 +267,7 @@ class SQLiteStore(SQLiteOutbox):
 
     async def holds_in(self, tx: Any, *, failed: bool = False) -> bool:
         try:
-            await _all(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} {SAVEPOINT}", ())
+            await rows_of(tx, f"{'ROLLBACK TO' if failed else 'RELEASE'} {SAVEPOINT}")
         except sqlite3.OperationalError as error:
             if "no such savepoint" not in str(error):
                 raise
@@ -304,16 +305,3 @@ def _values(record: Record) -> tuple[Any, ...]:
         int(record.state), record.token, record.fence, record.attempts, int(record.doubt), record.lease_until,
         record.fingerprint, record.result, record.created, record.expires,
     )  # fmt: skip
-
-
-async def _all(tx: Any, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-    """All rows as tuples, from sqlite3 or from a driver that awaits, whatever its row factory."""
-    cursor = tx.cursor()
-    if hasattr(cursor, "__await__"):
-        cursor = await cursor
-    cursor.row_factory = None
-    done = cursor.execute(sql, parameters)
-    if hasattr(done, "__await__"):
-        await done
-    rows = cursor.fetchall()
-    return list(await rows if hasattr(rows, "__await__") else rows)
