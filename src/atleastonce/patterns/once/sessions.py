@@ -243,8 +243,8 @@ def tells(driver: Any) -> bool:
 
 def is_drivers(error: BaseException, driver: Any) -> bool:
     """Whether ``error`` was raised by the driver of ``driver``."""
-    # Without `object`: a handler's own ConnectionError would be the store's.
-    roots = {kind.__module__.partition(".")[0] for kind in type(driver).__mro__} - {"builtins"}
+    # Without `object`: a handler's own ConnectionError would be the store's. Nor our own errors, where the connection is our class.
+    roots = {kind.__module__.partition(".")[0] for kind in type(driver).__mro__} - {"builtins", "atleastonce"}
     return _root(error) in roots | {_ERRORS_OF[root] for root in roots & _ERRORS_OF.keys()}
 
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atleastonce.contract.moves import Outgoing
-from atleastonce.stores.mysql.pool import affected
-from atleastonce.stores.mysql.sql import NOW, RESULTS, blob
+from atleastonce.errors import MessageTooLarge
+from atleastonce.stores.mysql.pool import affected, rows_of
+from atleastonce.stores.mysql.sql import LARGEST, NOW, blob
 from atleastonce.stores.outbox import (
     FETCHED,
     Holding,
@@ -26,6 +27,10 @@ from atleastonce.stores.protocol import SECOND, micros
 if TYPE_CHECKING:
     from aiomysql import Connection
 
+# A statement below this is taken by every server: no version's `max_allowed_packet` was smaller unless it was made so.
+_ALWAYS = 512 << 10
+_COMMAND = 64  # around a statement, in its packet
+_FIXED = 16 * 3 + 2 * len(NOW) + 64  # of a row: quotes, commas, the times and numbers
 _COLUMNS = ", ".join("`key`" if name == "key" else name for name in FETCHED)
 
 
@@ -46,18 +51,36 @@ class MySQLOutbox(PooledStore["Connection"]):
     # -------------------------------------------------------------------------------------------------------- the user
 
     async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
-        """``tx``: as in `claim_in`. One statement for each four megabytes."""
-        for rows in _portions(stored(outputs)):
+        """``tx``: as in `claim_in`. One statement for each eight megabytes of it.
+
+        Raises:
+            MessageTooLarge: one has more than half of what the server takes in a statement (``max_allowed_packet``), for a byte is
+                two digits. Nothing was written.
+        """
+        rows = stored(outputs)
+        begin = (
+            f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, `key`, headers, body, created, due) "
+            "VALUES "
+        )
+        sizes = [_size(row) for row in rows]
+        largest = LARGEST
+        if sum(sizes) + len(begin) > _ALWAYS:
+            # What is too large the server answers by closing the connection, as if it had gone away.
+            ((allowed,),) = await rows_of(tx, "SELECT @@max_allowed_packet")
+            largest = min(LARGEST, int(allowed) - len(begin) - _COMMAND)
+            for row, size in zip(rows, sizes, strict=True):
+                if size > int(allowed) - len(begin) - _COMMAND:
+                    raise MessageTooLarge(
+                        f"outbox: {row.id} has {len(row.body) + len(row.headers)} bytes, which are {size} in a statement, and the "
+                        f"server takes {allowed}; send a reference to it instead, or raise max_allowed_packet"
+                    )
+        for some in _portions(rows, sizes, largest):
             values = ", ".join(
                 f"({row.slot:d}, {row.state:d}, {blob(row.id)}, {blob(row.destination)}, {_or_null(row.settings)}, "
                 f"{_or_null(row.key)}, {blob(row.headers)}, {blob(row.body)}, {NOW}, {NOW} + {micros(row.delay)})"
-                for row in rows
+                for row in some
             )
-            await affected(
-                tx,
-                f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, `key`, headers, body, created, due) "
-                f"VALUES {values}",
-            )
+            await affected(tx, begin + values)
 
     # ------------------------------------------------------------------------------------------------------- the relay
 
@@ -168,16 +191,21 @@ class MySQLOutbox(PooledStore["Connection"]):
         return await self._outbox_change(f"{verb} {self._prefix}_outbox {values} WHERE state IN (2, 3){chosen}")
 
 
-def _portions(rows: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """As much as a server takes in one statement."""
-    some, size = list[Stored](), 0
-    for row in rows:
-        more = len(row.body) + len(row.headers) + 200
-        if some and size + more > RESULTS:
+def _size(row: Stored) -> int:
+    """The bytes of ``row`` in a statement, at most."""
+    texts = (row.id, row.destination, row.settings or "", row.headers)
+    return 2 * (sum(len(text.encode()) for text in texts) + len(row.key or b"") + len(row.body)) + _FIXED
+
+
+def _portions(rows: Sequence[Stored], sizes: Sequence[int], largest: int) -> Iterator[list[Stored]]:
+    """As much as fits in one statement."""
+    some, total = list[Stored](), 0
+    for row, size in zip(rows, sizes, strict=True):
+        if some and total + size > largest:
             yield some
-            some, size = [], 0
+            some, total = [], 0
         some.append(row)
-        size += more
+        total += size
     if some:
         yield some
 

@@ -18,8 +18,8 @@ from atleastonce.stores.records import MAX_FINGERPRINT, MAX_ID, MAX_SCOPE, TOKEN
 
 NOW = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 _TABLE = "ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4"
-# Bytes of results in one statement. A server takes 16 MiB in one (`max_allowed_packet`), and a byte is two digits.
-RESULTS = 4 << 20
+# Bytes of one statement, as far as it can be had in portions. A server takes 16 MiB or more (`max_allowed_packet`).
+LARGEST = 8 << 20
 
 
 def schema(prefix: str = "alo") -> str:
@@ -154,11 +154,12 @@ class Statements:
         """End those that are held, in as many statements as their results need."""
         statements, some, size = [], list[Completion](), 0
         for item in items:
-            if some and size + len(item.result) > RESULTS:
+            more = 2 * len(item.result)  # a byte is two digits
+            if some and size + more > LARGEST:
                 statements.append(self._end(some))
                 some, size = [], 0
             some.append(item)
-            size += len(item.result)
+            size += more
         return [*statements, self._end(some)]
 
     def _end(self, items: Sequence[Completion]) -> str:

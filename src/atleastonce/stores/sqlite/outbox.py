@@ -14,9 +14,8 @@ import msgspec
 
 from atleastonce.contract.moves import Outgoing
 from atleastonce.contract.outcomes import Code
-from atleastonce.errors import ConfigurationError
+from atleastonce.errors import ConfigurationError, MessageTooLarge
 from atleastonce.stores.outbox import (
-    FETCHED,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -33,6 +32,11 @@ from atleastonce.stores.sqlite.desk import NOW, Desk
 from atleastonce.stores.sqlite.users import ensure_begun
 
 _T = TypeVar("_T")
+
+# Bytes that one look brings, and one row more. Fewer: more looks at large rows. More: memory, four times as much as this.
+_FETCHED_BYTES = 32 << 20
+# Bytes of one row: as hexadecimal digits it must fit in a text of SQLite, which has 1 000 000 000 at most.
+_LARGEST = 450_000_000
 
 
 class SQLiteOutbox(OutboxStore):
@@ -90,15 +94,24 @@ class SQLiteOutbox(OutboxStore):
     # -------------------------------------------------------------------------------------------------------- the user
 
     async def outbox_append(self, tx: Any, outputs: Sequence[Outgoing]) -> None:
-        """``tx``: a ``sqlite3.Connection`` or an ``aiosqlite.Connection``."""
-        rows = [(*row[:2], *row[3:], micros(row.delay)) for row in stored(outputs)]
+        """``tx``: a ``sqlite3.Connection`` or an ``aiosqlite.Connection``.
+
+        Raises:
+            MessageTooLarge: one has more than 450 000 000 bytes. Nothing was written.
+        """
+        rows = stored(outputs)
         if not rows:
             return
+        for row in rows:
+            if (size := len(row.body) + len(row.headers) + len(row.key or b"")) > _LARGEST:
+                raise MessageTooLarge(
+                    f"outbox: {row.id} has {size} bytes and may have {_LARGEST}; send a reference to it instead"
+                )
         await ensure_begun(tx, f"{self._prefix}_outbox")
         done = tx.executemany(
             f"INSERT INTO {self._prefix}_outbox (slot, state, id, destination, settings, key, headers, body, created, due) "
             f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {NOW}, {NOW} + ?)",
-            rows,
+            [(*row[:2], *row[3:], micros(row.delay)) for row in rows],
         )
         if hasattr(done, "__await__"):
             await done
@@ -143,8 +156,9 @@ class SQLiteOutbox(OutboxStore):
         outbox = f"{self._prefix}_outbox"
         given = {"held": json.dumps(list(held)), "paused": json.dumps(list(paused)), "relay": relay, "limit": limit}
         some = [
-            f"SELECT * FROM (SELECT {', '.join(FETCHED)} FROM {outbox} o WHERE slot = {slot:d} AND state = 0 "
-            "AND seq NOT IN (SELECT value FROM json_each(:held)) AND destination NOT IN (SELECT value FROM json_each(:paused)) "
+            f"SELECT * FROM (SELECT seq, length(headers) + length(body) AS size FROM {outbox} o WHERE slot = {slot:d} "
+            "AND state = 0 AND seq NOT IN (SELECT value FROM json_each(:held)) "
+            "AND destination NOT IN (SELECT value FROM json_each(:paused)) "
             # Whether anything blocks at all is asked once, and not for each row.
             f"AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS "
             f"(SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)) "
@@ -154,9 +168,12 @@ class SQLiteOutbox(OutboxStore):
         ]
         # One statement, and all rows as one text: Python gives up its lock for each statement and each row, and gets it back up to
         # 5 ms later while the loop's thread is busy.
+        # Such a text has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look.
         look = (
             "SELECT json_group_array(json_array(seq, slot, CAST(destination AS TEXT), CAST(settings AS TEXT), CAST(id AS TEXT), "
-            f"hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) FROM ({' UNION ALL '.join(some)})"
+            f"hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) FROM {outbox} WHERE seq IN (SELECT seq FROM "
+            f"(SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM ({' UNION ALL '.join(some)})) "
+            f"WHERE before < {_FETCHED_BYTES})"
         )
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
