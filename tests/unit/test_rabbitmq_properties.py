@@ -214,11 +214,22 @@ def test_a_changed_value_is_written_as_text() -> None:
         ({"x-delivery-count": 2}, True, 3),
         ({"x-acquired-count": 1}, True, 1),  # given back on 4.3
         ({}, True, 0),  # a classic queue
+        ({"x-delivery-count": 2, "x-acquired-count": 4}, True, 3),  # 4.3
+        # What a producer had written, as 3.10.8 and 4.3.6 hand it out:
+        ({"x-delivery-count": 9}, False, 1),
+        ({"x-delivery-count": 9, "x-acquired-count": 4}, False, 1),
+        ({"x-delivery-count": 9, "x-acquired-count": 1}, True, 1),
     ],
 )
 def test_deliveries_are_counted_alike_on_every_version(headers: dict[str, int], redelivered: bool, count: int) -> None:
     encoded = b"".join(pika.BasicProperties(headers=headers or None).encode())
     assert delivery_count(parse(encoded), redelivered) == count
+
+
+def test_a_queue_that_does_not_count_has_no_count_that_a_producer_wrote() -> None:
+    encoded = b"".join(pika.BasicProperties(headers={"x-delivery-count": 9}).encode())
+    assert delivery_count(parse(encoded), True, counts=False) == 0
+    assert delivery_count(parse(encoded), False, counts=False) == 1
 
 
 def test_an_order_that_does_not_fit_is_ignored() -> None:

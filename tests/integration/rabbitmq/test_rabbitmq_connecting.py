@@ -95,6 +95,37 @@ async def test_opening_can_be_cancelled_and_leaves_nothing(rabbitmq_url: str) ->
     assert asyncio.all_tasks() == before
 
 
+@pytest.mark.parametrize("later", [0.0, 0.2], ids=["just connected", "waiting for an answer"])
+async def test_an_attempt_that_is_given_up_hangs_up_and_is_no_surprise_to_the_loop(later: float) -> None:
+    """A service is stopped while its broker takes connections and says nothing."""
+    surprises: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: surprises.append(context))
+    hello, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        hello.set()
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        adapter = open_adapter(f"rabbitmq://127.0.0.1:{port}/", {"connect_timeout": "1s"})
+        opening = asyncio.create_task(adapter.open())
+        async with asyncio.timeout(5):
+            await hello.wait()
+        await asyncio.sleep(later)  # so long the attempt has been at it
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        async with asyncio.timeout(1):
+            await gone.wait()
+        await adapter.close()
+        await asyncio.sleep(1.6)  # beyond the timer of the attempt: half as long again as connect_timeout
+    assert surprises == []
+
+
 async def test_a_goodbye_that_nobody_answers_ends(rabbitmq_url: str) -> None:
     async with Proxy(rabbitmq_url) as proxy:
         adapter = open_adapter(proxy.url, {"operation_timeout": 0.3})

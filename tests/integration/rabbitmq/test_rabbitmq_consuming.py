@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pika
 import pytest
 from rabbitmq_kit import (
     PATIENCE,
@@ -144,6 +145,25 @@ async def test_give_backs_count_as_the_version_counts_and_rejects_always(rabbitm
         (later,) = await subscription.settle([(delivery, Retry(5.0))])
         assert later.fault is not None
         assert later.fault.code is Code.INVALID
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+async def test_a_count_that_a_producer_wrote_is_not_the_brokers(rabbitmq_url: str, source: Sources, kind: str) -> None:
+    """As of a program that sends messages on with all the header fields that they had."""
+    classic = {"rabbitmq": {"x-queue-type": "classic"}}
+    queue = source(options=classic if kind == "classic" else {})
+    copied = pika.BasicProperties(headers={"x-delivery-count": 9})
+    async with opened(rabbitmq_url) as adapter:
+        await prepared(adapter, queue)
+        await raw(rabbitmq_url, lambda channel: channel.basic_publish("", queue.name, b"m", copied))
+        subscription = await reading(adapter, queue)
+        counts = []
+        for _ in range(3):
+            (delivery,) = await take(subscription, 1)
+            counts.append(delivery.count)
+            assert (await subscription.settle([(delivery, Retry(0.0))]))[0].ok
+        assert counts == ([1, 0, 0] if kind == "classic" else [1, 2, 3])
+        await subscription.close()
 
 
 async def test_what_kills_its_consumers_falls_into_the_net(rabbitmq_url: str, source: Sources) -> None:

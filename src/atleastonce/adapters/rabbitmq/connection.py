@@ -130,6 +130,21 @@ def _resolve(answer: asyncio.Future[Any], value: Any) -> None:
         answer.set_result(value)
 
 
+def _give_up(attempt: Any, wires: list[Wire]) -> None:
+    """End an attempt to connect, whatever it is at.
+
+    While AMQP is being agreed upon pika's own ``abort`` fails half-way: the connection stays, and a timer, which fails as well.
+    Just before that it forgets the connection.
+    """
+    with contextlib.suppress(Exception):  # it has ended by itself, or see above
+        attempt.abort()
+    for wire in wires:
+        if not wire.is_closed:
+            wire.add_on_open_error_callback(lambda *_: None)  # pika's own raises, in the loop
+            with contextlib.suppress(Exception):  # nothing to end yet
+                wire.abort(amqp.StreamLostError("nobody waits for this connection any more"))
+
+
 def unexpected(*_: Any) -> None:
     """What pika is given as a callback where a sink takes over."""
     raise RuntimeError("a confirm or delivery went past its sink: this release of pika reads frames in another way")
@@ -170,12 +185,18 @@ class Connection:
             else:
                 result.set_exception(outcome)
 
-        attempt = Wire.create_connection(config.parameters(purpose), done, custom_ioloop=loop)
+        wires: list[Wire] = []
+
+        class Noted(Wire):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                wires.append(self)
+
+        attempt = Noted.create_connection(config.parameters(purpose), done, custom_ioloop=loop)
         try:
             return cls(config, await result)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):  # it has ended by itself
-                attempt.abort()
+            _give_up(attempt, wires)
             raise
 
     @property

@@ -153,18 +153,30 @@ def is_brokers(name: str) -> bool:
     return name in _NAMES or name.startswith(_PREFIXES)
 
 
-def delivery_count(properties: Properties, redelivered: bool) -> int:
+def delivery_count(properties: Properties, redelivered: bool, *, counts: bool = True) -> int:
     """Hand-outs to this queue's readers so far, this one included; 0 where the queue does not count.
 
     Quorum queues count in ``x-delivery-count``: 0 or absent (since 4.0) at first. From 4.3 on, a give-back by ``nack`` leaves it
     alone and shows in ``x-acquired-count`` only. A queue with neither, which has handed it out before, does not count.
+
+    Both fields may be a producer's own, as of a program that sends messages on with all that they had: where the broker has
+    nothing to say it leaves them as they are (a classic queue always, a quorum queue until its own count is above 0).
+
+    Args:
+        properties: the message's.
+        redelivered: what the broker says beside them; of a first hand-out nothing else is believed.
+        counts: whether the queue may count; not if it was declared as a classic one.
     """
-    count = count_of(properties.table, "x-delivery-count")
-    if count is not None:
-        return count + 1
-    if not redelivered or count_of(properties.table, "x-acquired-count") is not None:
+    if not redelivered:
         return 1
-    return 0
+    if not counts:
+        return 0
+    count, acquired = count_of(properties.table, "x-delivery-count"), count_of(properties.table, "x-acquired-count")
+    if count is None:
+        return 0 if acquired is None else 1
+    if acquired is not None and count > acquired:  # nothing is delivered more often than handed out: it is a producer's
+        return 1
+    return count + 1
 
 
 def identity(properties: Properties) -> str | None:

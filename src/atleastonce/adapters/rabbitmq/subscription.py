@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from pika import exceptions as amqp
 
-from atleastonce.adapters.rabbitmq import faults
+from atleastonce.adapters.rabbitmq import faults, topology
 from atleastonce.adapters.rabbitmq.barrier import Barrier
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection
 from atleastonce.adapters.rabbitmq.envelope import Envelope, came_back, delivery_count, identity, parse
@@ -30,8 +30,11 @@ _EPOCHS = itertools.count(1)
 _DIED = b"x-first-death-queue"
 
 
-def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: str) -> Delivery:
-    """The delivery in ``raw``. One that expired in a queue whose name begins with ``rooms`` has come back from a retry."""
+def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: str, *, counts: bool = True) -> Delivery:
+    """The delivery in ``raw``. One that expired in a queue whose name begins with ``rooms`` has come back from a retry.
+
+    ``counts``: as of `delivery_count`.
+    """
     tag, redelivered, exchange, routing_key, encoded, body = raw
     properties = parse(encoded)
     id = read_id(identity(properties)) or strays.identify(body, redelivered)
@@ -43,7 +46,7 @@ def read_delivery(raw: Raw, source: Source, strays: Strays, epoch: int, rooms: s
         "",
         epoch,
         tag,
-        delivery_count(properties, redelivered),
+        delivery_count(properties, redelivered, counts=counts),
         0.0,
         envelope,
     )
@@ -68,6 +71,7 @@ class RabbitMQSubscription(Subscription):
         self.on_end: Callable[[RabbitMQSubscription], None] = lambda _: None
         self._source = source
         self._rooms = f"{source.name}.retry."
+        self._counts = topology.counts(source)
         self._window = window
         self._connection = connection
         self._channel = channel
@@ -118,7 +122,7 @@ class RabbitMQSubscription(Subscription):
         return self._closed or self._cancelled or self._error is not None
 
     def _delivery(self, raw: Raw) -> Delivery:
-        delivery = read_delivery(raw, self._source, self._strays, self._epoch, self._rooms)
+        delivery = read_delivery(raw, self._source, self._strays, self._epoch, self._rooms, counts=self._counts)
         self._tags.handed_out(raw[0], delivery)
         return delivery
 

@@ -82,9 +82,14 @@ def queue_arguments(source: Source, delivery_limit: int) -> dict[str, Any]:
     }
     if isinstance(source.channel, Queue | Topic) and source.channel.single_active:
         arguments["x-single-active-consumer"] = True
-    if given.get("x-queue-type", "quorum") != "quorum":
+    if not counts(source):
         del arguments["x-delivery-limit"], arguments["x-dead-letter-strategy"]
     return {**arguments, **given}
+
+
+def counts(source: Source) -> bool:
+    """Whether the queue that holds what ``source`` reads is declared as one that counts its hand-outs."""
+    return bool(_options(source.channel).get("x-queue-type", "quorum") == "quorum")
 
 
 def keeping_arguments() -> dict[str, Any]:
