@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from front_kit import until
 
-from atleastonce import BrokerUnavailable, Closed, RequestError, RequestTimeout, wire
+from atleastonce import BrokerUnavailable, Closed, PermissionDenied, RequestError, RequestTimeout, wire
 from atleastonce.adapters.memory import MemoryAdapter
 from atleastonce.channels import Queue, Source
 from atleastonce.contract import Outcome, Outgoing, Subscription, Topology, Window
@@ -128,17 +128,31 @@ async def test_a_silent_broker_does_not_hold_up_the_end(monkeypatch: pytest.Monk
         assert broker.begun == 1
 
 
-async def test_one_that_could_not_be_opened_is_removed_and_tried_again_by_the_next() -> None:
+async def test_one_that_could_not_be_opened_in_passing_is_removed_and_tried_again_by_the_same_request() -> None:
     async with asking() as (broker, asker, posted):
         broker.gate.set()
-        broker.refuses = [BrokerUnavailable("not now")]
-        with pytest.raises(BrokerUnavailable, match="not now"):
-            await asker.ask(QUESTION, 60)
-        assert not broker.there
-        with pytest.raises(RequestTimeout, match="no answer"):
-            await asker.ask(QUESTION, 0.05)
+        broker.refuses = [BrokerUnavailable("no leader yet"), BrokerUnavailable("no leader yet")]
+        asked = asyncio.create_task(asker.ask(QUESTION, 2.0))
+        await until(lambda: posted.within)
+        assert broker.begun == 3
         assert len(broker.there) == 1
+        with pytest.raises(RequestTimeout, match="no answer"):
+            await asked
         assert len(posted.within) == 1
+
+
+async def test_it_is_tried_again_for_as_long_as_the_request_waits_and_the_last_reason_is_told() -> None:
+    async with asking() as (broker, asker, posted):
+        broker.gate.set()
+        broker.refuses = [BrokerUnavailable("not now")] * 100
+        with pytest.raises(RequestTimeout, match=r"could not be opened within 0\.3 s: not now"):
+            await asker.ask(QUESTION, 0.3)
+        assert broker.begun in (2, 3)
+        assert not broker.there
+        broker.refuses = [PermissionDenied("never")]
+        with pytest.raises(PermissionDenied, match="never"):
+            await asker.ask(QUESTION, 60)
+        assert posted.within == []
 
 
 async def test_each_waits_for_its_own_time_whoever_asked_first() -> None:

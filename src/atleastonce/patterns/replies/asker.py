@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from atleastonce.contract import Code, Outcome, Outgoing, Replies, Reply, ReplyInbox, Status
+from atleastonce.engine.backoff import Backoff
 from atleastonce.errors import (
     BrokerUnavailable,
     Closed,
@@ -21,6 +22,9 @@ from atleastonce.message import Message
 from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
 from atleastonce.patterns.replies.table import Table
 from atleastonce.patterns.replies.waiters import One, Several, Waiter
+
+# Between two attempts to open an inbox.
+_AGAIN = Backoff("100ms", maximum="2s")
 
 _NOBODY = frozenset({Code.NOT_FOUND, Code.UNROUTABLE})
 
@@ -148,21 +152,31 @@ class Asker:
             self._set_timer(end)
 
     async def _opened(self, item: Outgoing, end: float, within: float) -> ReplyInbox:
-        """The inbox. Opening it may take longer than this request waits, and goes on for the next one."""
-        if self._closed:
-            raise Closed("the broker was closed")
-        opening = self._opening
-        if opening is None:
-            opening = self._opening = asyncio.create_task(self._open(), name="atleastonce-inbox")
-            opening.add_done_callback(self._has_opened)
-        await asyncio.wait((opening,), timeout=end - asyncio.get_running_loop().time())
-        if not opening.done():
-            raise RequestTimeout(
-                f"request to {_named(item)} not sent: the inbox for its answer could not be opened within {within:g} s"
-            )
-        if self._closed:
-            raise Closed("the broker was closed")
-        return opening.result()
+        """The inbox. Opening it may take longer than this request waits, and goes on for the next one. What fails in passing, as
+        where a cluster has no leader yet for what was just made, is tried again for as long."""
+        loop = asyncio.get_running_loop()
+        tries, why = 0, ""
+        while (left := end - loop.time()) > 0 or not tries:
+            if self._closed:
+                raise Closed("the broker was closed")
+            opening = self._opening
+            if opening is None:
+                opening = self._opening = asyncio.create_task(self._open(), name="atleastonce-inbox")
+                opening.add_done_callback(self._has_opened)
+            await asyncio.wait((opening,), timeout=left)
+            if self._closed:
+                raise Closed("the broker was closed")
+            if not opening.done():
+                break
+            try:
+                return opening.result()
+            except BrokerUnavailable as error:
+                why = f": {error}"
+            tries += 1
+            await asyncio.sleep(max(0.0, min(_AGAIN.wait(tries) or 0.0, end - loop.time())))
+        raise RequestTimeout(
+            f"request to {_named(item)} not sent: the inbox for its answer could not be opened within {within:g} s{why}"
+        )
 
     def _has_opened(self, opening: asyncio.Task[ReplyInbox]) -> None:
         self._opening = None
