@@ -17,6 +17,7 @@ from typing import Any
 from atleastonce import RelayOptions, connect
 from atleastonce.patterns.outbox import Relay
 from atleastonce.stores import OutboxStore, open_store
+from atleastonce.stores.outbox import OutboxRow
 
 
 async def main(orders: dict[str, Any]) -> None:
@@ -24,12 +25,12 @@ async def main(orders: dict[str, Any]) -> None:
     assert isinstance(store, OutboxStore)
     remove, left = store.outbox_remove, int(orders["die"])
 
-    async def remove_or_die(seqs: Sequence[int]) -> None:
+    async def remove_or_die(rows: Sequence[OutboxRow]) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        await remove(seqs)
+        await remove(rows)
 
     store.outbox_remove = remove_or_die  # type: ignore[method-assign]
     async with store, connect(orders["broker"]) as broker:

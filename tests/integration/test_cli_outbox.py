@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -42,12 +44,13 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 class Shop:
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder}/shop.db"
+        self.path = folder / "shop.db"
+        self.url = f"sqlite:///{self.path}"
         self.broker = f"sqlite:///{folder}/broker.db"
-        self.outbox = Outbox(SQLiteStore(folder / "shop.db"))
+        self.outbox = Outbox(SQLiteStore(self.path))
 
-    def write(self, count: int, channel: Any = Queue("orders")) -> None:  # noqa: B008 - immutable
-        asyncio.run(self._write(count, channel))
+    def write(self, count: int, channel: Any = Queue("orders"), key: str | None = None) -> None:  # noqa: B008 - immutable
+        asyncio.run(self._write(count, channel, key))
 
     def park(self, count: int) -> None:
         asyncio.run(self._park(count))
@@ -59,16 +62,19 @@ class Shop:
 
         return asyncio.run(ask())
 
-    async def _write(self, count: int, channel: Any) -> None:
+    async def _write(self, count: int, channel: Any, key: str | None) -> None:
+        values = [{"n": n} for n in range(count)]
         async with self.outbox, self.outbox.transaction() as tx:
-            await self.outbox.publish_many(tx, channel, [{"n": n} for n in range(count)], id=lambda one: f"m{one['n']}")
+            await self.outbox.publish_many(tx, channel, values, id=lambda one: f"m{one['n']}", key=lambda _: key)
 
     async def _park(self, count: int) -> None:
         async with self.outbox:
             store = self.outbox.store
             await store.outbox_hold(b"x" * 16, "test", 60)
             rows = await store.outbox_fetch(b"x" * 16, range(8), 100, held=(), paused=())
-            await store.outbox_park([Parking(row.seq, "too large: 9 MB") for row in rows[:count]], blocking=True)
+            await store.outbox_park(
+                [Parking(row.seq, row.id, "too large: 9 MB") for row in rows[:count]], blocking=True
+            )
             await store.outbox_leave(b"x" * 16)
 
 
@@ -87,6 +93,19 @@ def test_relay_until_empty(shop: Shop, run: Run) -> None:
     assert (account["published"], account["repeated"], account["parked"], account["waiting"]) == (1200, 0, 0, 0)
     assert "0 waiting, 0 delayed, 0 parked, 0 relays" in run("outbox", "status", shop.url)
     assert run("tail", "orders", "--queue", "--broker", shop.broker, "--max", "3").count("m") >= 3
+
+
+def test_relay_until_empty_leaves_what_waits_for_a_parked_row(shop: Shop, run: Run) -> None:
+    """It waits for people; a row that cannot even be read holds up its key like any other."""
+    shop.write(5, key="k")
+    shop.write(3)
+    with contextlib.closing(sqlite3.connect(shop.path)) as file, file:
+        file.execute("UPDATE alo_outbox SET headers = '[broken' WHERE seq = 1")
+    command = ("outbox", "relay", shop.url, "--broker", shop.broker, "--until-empty", "--blocking", "--json")
+    account = json.loads(run(*command, code=1).splitlines()[0])
+    assert (account["published"], account["parked"], account["waiting"]) == (3, 1, 4)
+    assert "4 of them for a parked one of their key" in run("outbox", "status", shop.url, code=1)
+    assert json.loads(run(*command).splitlines()[0])["published"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from once_kit import Database, Order, counts, dead_letters, until
 
-from atleastonce import Context, FailurePolicy, Inbox, Queue, Service, wire
+from atleastonce import Context, FailurePolicy, Inbox, MySQLStore, PostgresStore, Queue, Service, wire
 
 MakeQueue = Callable[[str], Queue[Any]]
 ONCE = FailurePolicy(in_place=None, chain=None)
@@ -132,3 +132,40 @@ def _holding(database: Database, update: str) -> Any:
             pg.execute(update.encode())
             yield
             pg.rollback()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+async def test_a_duplicate_that_waits_for_a_long_run_is_no_outage(
+    queue: MakeQueue, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """In a session of the user's, whose statements wait for a lock for as long as it takes."""
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+    database: Database = request.getfixturevalue(f"{kind}_database")
+    driver = "postgresql+psycopg" if kind == "postgres" else "mysql+aiomysql"
+    engine = create_async_engine(f"{driver}://{database.where.partition('://')[2]}")
+    orders, service = queue("orders"), billing()
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    make: Any = PostgresStore if kind == "postgres" else MySQLStore
+    store = make(database.where, prefix=database.table.replace("effect", "alo"), create=True, timeout="1s")
+
+    @service.consumer(orders, idempotency=Inbox(store, session=async_sessionmaker(engine).begin), failure=ONCE)
+    async def handle(order: Order, ctx: Context) -> None:
+        await ctx.tx.execute(text(f"INSERT INTO {database.table} VALUES (:n)"), {"n": order.n})
+        begun.set()
+        await may_end.wait()
+
+    async with service:
+        await service.broker.publish(orders, Order(1), id="long")
+        await asyncio.wait_for(begun.wait(), 30)
+        await service.broker.publish(orders, Order(1), id="long")
+        try:
+            await until(lambda: counts(service)["conflicts"] >= 2, service)
+            assert not counts(service)["held"]
+        finally:
+            may_end.set()
+        await until(lambda: counts(service)["done"] == counts(service)["duplicates"] == 1, service)
+    assert database.effects() == Counter([1])
+    await engine.dispose()

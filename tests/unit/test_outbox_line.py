@@ -17,7 +17,8 @@ from atleastonce.stores.outbox import SLOTS, OutboxRow, share, slot_of
 
 def row(seq: int, key: bytes | None = None, topic: str = "t") -> OutboxRow:
     destination = f"topic:{topic}"
-    return OutboxRow(seq, slot_of(destination, key), destination, Outgoing(Topic(topic), Message(f"{seq}", b"", key)))
+    message = Message(f"{seq}", b"", key)
+    return OutboxRow(seq, slot_of(destination, key), destination, message.id, key, Outgoing(Topic(topic), message))
 
 
 def test_of_a_key_one_row_is_out_at_a_time() -> None:

@@ -193,6 +193,8 @@ def _lag(stats: OutboxStats) -> str:
     text = f"{stats.waiting} waiting"
     if stats.oldest is not None:
         text += f", the oldest for {readable(stats.oldest)}"
+    if stats.blocked:
+        text += f", {stats.blocked} of them for a parked one of their key"
     return text + f", {stats.delayed} delayed, {stats.parked} parked"
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from atleastonce.bound import Bound
 from atleastonce.context import InboxContext
-from atleastonce.contract import Code, Delivery
+from atleastonce.contract import Code, Delivery, Fault
 from atleastonce.engine.decision import DONE, Decision, again
 from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import ConfigurationError, InvalidMessage, TransactionEnded
@@ -22,7 +22,7 @@ from atleastonce.patterns.hops import one_line, words
 from atleastonce.patterns.once.keys import external_key
 from atleastonce.patterns.once.options import Inbox
 from atleastonce.patterns.once.outage import Outage
-from atleastonce.patterns.once.sessions import UNDONE, Transactions, driver_of, ensure_open, unsuspended
+from atleastonce.patterns.once.sessions import UNDONE, NoAnswer, Transactions, driver_of, ensure_open, unsuspended
 from atleastonce.stores.contract import TransactionalStore
 from atleastonce.stores.outbox import OutboxStore
 from atleastonce.stores.records import Entry
@@ -95,7 +95,11 @@ class InboxBound(Bound):
             with self._outage.using():
                 async with self._transactions.begin() as tx:
                     run.driver = await driver_of(tx)
-                    run.entries = await self._book.claim(items, run.driver)
+                    try:
+                        run.entries = await self._book.claim(items, run.driver)
+                    except NoAnswer:
+                        run.unanswered = True
+                        raise
                     new = [item for item, entry in zip(items, run.entries, strict=True) if entry is Entry.NEW]
                     if new:
                         run.stage = Stage.HANDLER
@@ -191,6 +195,10 @@ class InboxBound(Bound):
 
     async def _undone(self, items: list[Item], run: Run, error: BaseException, decisions: Decisions) -> None:
         fault = self._inquiry.trouble(run, error)
+        if (
+            run.unanswered and await self._outage.answers()
+        ):  # the first run is at work still, and the session has no limit
+            fault = Fault(Code.CONFLICT, True, detail="a row of another transaction was waited for")
         if fault is not None and fault.code is not Code.CONFLICT:
             # At the commit nobody knows how it ended: the row says so the next time.
             self._outage.begin(fault)

@@ -26,6 +26,7 @@ class Run:
         stage: how far it has come.
         driver: its connection.
         entries: what the claim said.
+        unanswered: the claim was not answered in time. What a session makes of that at its end may tell nothing of it.
         held: of a handler that raised, whether the transaction was still the one it was given; None: the connection does not say.
         sure: ``held`` is the handler's doing, and not the database's.
         spoilt: of a handler that raised, whether its transaction could not go on.
@@ -35,6 +36,7 @@ class Run:
         self.stage = Stage.CLAIM
         self.driver: Any = None
         self.entries: list[Entry] = []
+        self.unanswered = False
         self.held: bool | None = True
         self.sure = self.spoilt = False
 

@@ -81,6 +81,8 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
         seq: its number.
         slot: by which it is held.
         destination: ``queue:NAME`` or ``topic:NAME``.
+        id: of its message, since after a failover that lost commits a number may be another row's; None if it is no text.
+        key: of its message.
         outgoing: what to publish; None if the row does not say.
         flaw: why not.
     """
@@ -88,6 +90,8 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
     seq: int
     slot: int
     destination: str
+    id: str | None
+    key: bytes | None
     outgoing: Outgoing | None
     flaw: str = ""
 
@@ -104,13 +108,14 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
         body: bytes,
     ) -> OutboxRow:
         """From the columns in `FETCHED`. A row that somebody else's SQL has written badly is given with its flaw."""
+        name: str | None = None
         try:
             where, name = as_text(destination), as_text(id)
             channel = _channel(where, None if settings is None else as_text(settings))
             fields = _decoded(as_text(headers))
         except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
-            return cls(seq, slot, shown(destination), None, f"the row cannot be read: {error}")
-        return cls(seq, slot, where, Outgoing(channel, Message(name, body, key, Headers(fields))))
+            return cls(seq, slot, shown(destination), name, key, None, f"the row cannot be read: {error}")
+        return cls(seq, slot, where, name, key, Outgoing(channel, Message(name, body, key, Headers(fields))))
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -126,9 +131,10 @@ class Holding(msgspec.Struct, frozen=True):
 
 
 class Parking(msgspec.Struct, frozen=True):
-    """A row to be parked, and why."""
+    """A row to be parked, by its number and its message's id (None: by the number alone), and why."""
 
     seq: int
+    id: str | None
     reason: str
 
 
@@ -181,6 +187,7 @@ class OutboxStats(msgspec.Struct, frozen=True):
         delayed: rows that are not due yet.
         parked: rows that the broker has refused.
         relays: how many are alive.
+        blocked: of ``waiting``, rows that wait for a parked one of their key.
     """
 
     waiting: int
@@ -188,6 +195,7 @@ class OutboxStats(msgspec.Struct, frozen=True):
     delayed: int
     parked: int
     relays: int
+    blocked: int = 0
 
 
 class OutboxStore(TransactionalStore):
@@ -232,12 +240,13 @@ class OutboxStore(TransactionalStore):
         """
 
     @abstractmethod
-    async def outbox_remove(self, seqs: Sequence[int]) -> None:
-        """Delete what was published. Need not survive a power cut: what comes back is published again."""
+    async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
+        """Delete what was published, as far as number and id are still one row's: after a failover that lost commits the numbers
+        are given again. Need not survive a power cut: what comes back is published again."""
 
     @abstractmethod
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
-        """Put aside what the broker will never take. Keyless rows block nothing."""
+        """Put aside what the broker will never take, by number and id as `outbox_remove`. Keyless rows block nothing."""
 
     @abstractmethod
     async def outbox_promote(self) -> None:

@@ -90,6 +90,10 @@ class Outage:
         finally:
             del self._runs[run]
 
+    async def answers(self) -> bool:
+        """Whether the store does, asked now."""
+        return await self._probe() is None
+
     def hold(self, delivery: Delivery) -> Decision:
         """``delivery`` runs when the store is back. That is no try. From any thread."""
         self._held.add(delivery)

@@ -72,7 +72,7 @@ class Transactions:
         try:
             async with limit:
                 return await work
-        except TimeoutError:
+        except Exception:  # aiomysql makes an error of its own of a cancellation
             if not limit.expired():
                 raise
             raise NoAnswer(f"the store did not answer within {self._patience:g} s") from None

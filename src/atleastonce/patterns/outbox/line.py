@@ -182,6 +182,6 @@ class Line:
             yield from behind
 
     def _key(self, row: OutboxRow) -> Key | None:
-        if not self._ordered or row.outgoing is None or row.outgoing.message.key is None:
+        if not self._ordered or row.key is None:
             return None
-        return row.destination, row.outgoing.message.key
+        return row.destination, row.key

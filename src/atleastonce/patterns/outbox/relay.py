@@ -124,11 +124,13 @@ class Relay:
         return bool(self._sender.busy or self._work.sent or self._work.poison)
 
     async def emptied(self) -> None:
-        """Wait until nothing is ready any more: all was published and removed, by whichever relay, or parked."""
+        """Wait until nothing is ready any more: all was published and removed, by whichever relay, or parked, or waits for what is
+        parked."""
         while True:
             if not len(self._work.line) and not self._busy:
                 with contextlib.suppress(AtLeastOnceError):
-                    if not (await self._holder.count()).waiting:
+                    lag = await self._holder.count()
+                    if lag.waiting <= lag.blocked:
                         return
             await asyncio.sleep(0.05)
 

@@ -31,7 +31,7 @@ class Remover:
         if sent := list(work.sent):
             await work.store.outbox_remove(sent)
             del work.sent[: len(sent)]
-            work.line.forget(sent)
+            work.line.forget(row.seq for row in sent)
             work.counts["published"] += len(sent)
             work.sending.ring()
         if poison := list(work.poison):

@@ -101,7 +101,7 @@ class Sender:
             if outcome.ok:
                 worked.add(row.destination)
                 work.line.end(row)
-                work.sent.append(row.seq)
+                work.sent.append(row)
             elif outcome.status is Status.REJECTED and outcome.fault is not None and outcome.fault.code in _POISON:
                 self._refuse(row, str(outcome.fault))
             else:
@@ -146,13 +146,9 @@ class Sender:
     def _refuse(self, row: OutboxRow, reason: str) -> None:
         """``row`` can never be published. If it blocks, its key waits until that is written down."""
         text = mask(one_line(reason))[:1000]
-        log.error("outbox: %s to %s is parked: %s", _id(row), row.destination, text)
-        self._work.poison.append((row, Parking(row.seq, text)))
+        log.error("outbox: %s to %s is parked: %s", row.id or f"row {row.seq}", row.destination, text)
+        self._work.poison.append((row, Parking(row.seq, row.id, text)))
         self._work.removing.ring()
         if not self._blocking:
             self._work.line.end(row)
             self._work.sending.ring()
-
-
-def _id(row: OutboxRow) -> str:
-    return row.outgoing.message.id if row.outgoing is not None else f"row {row.seq}"

@@ -34,7 +34,7 @@ class Work:
         line: rows that were read and not yet seen removed.
         away: destinations that take nothing now.
         slots: held now.
-        sent: numbers of rows that are confirmed and not removed.
+        sent: rows that are confirmed and not removed.
         poison: rows that can never be published, and why, not written down yet.
         more: whether the next look will find many again, as far as is known.
         stopping: nothing more is begun.
@@ -49,7 +49,7 @@ class Work:
         self.line = Line(ordered=ordered)
         self.away = Away()
         self.slots: frozenset[int] = frozenset()
-        self.sent: list[int] = []
+        self.sent: list[OutboxRow] = []
         self.poison: list[tuple[OutboxRow, Parking]] = []
         self.more = False
         self.stopping = False

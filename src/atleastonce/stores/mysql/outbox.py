@@ -134,9 +134,9 @@ class MySQLOutbox(PooledStore["Connection"]):
         rows = await self._outbox(lambda: self._ask(look))
         return [OutboxRow.of(*row) for row in sorted(rows, key=lambda row: int(row[0]))]
 
-    async def outbox_remove(self, seqs: Sequence[int]) -> None:
-        if seqs:
-            await self._outbox_change(f"DELETE FROM {self._prefix}_outbox WHERE seq IN ({_numbers(seqs)})")
+    async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
+        if rows:
+            await self._outbox_change(f"DELETE FROM {self._prefix}_outbox WHERE {_these(rows)}")
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
         if rows:
@@ -144,7 +144,7 @@ class MySQLOutbox(PooledStore["Connection"]):
             await self._outbox_change(
                 f"UPDATE {self._prefix}_outbox SET reason = CASE seq {reasons} END, parked = {NOW}, "
                 f"state = IF({blocking:d} AND `key` IS NOT NULL, 3, 2) "
-                f"WHERE seq IN ({_numbers(row.seq for row in rows)}) AND state = 0"
+                f"WHERE {_these(rows)} AND state = 0"
             )
 
     async def outbox_promote(self) -> None:
@@ -154,14 +154,15 @@ class MySQLOutbox(PooledStore["Connection"]):
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
-        ((waiting, oldest, delayed, parked, relays),) = await self._outbox(
+        ((waiting, oldest, delayed, parked, relays, blocked),) = await self._outbox(
             lambda: self._ask(
                 f"SELECT sum(state = 0), {NOW} - min(IF(state = 0, created, NULL)), sum(state = 1), sum(state >= 2), "
-                f"(SELECT count(*) FROM {outbox}_relay WHERE until > {NOW}) FROM {outbox}"
+                f"(SELECT count(*) FROM {outbox}_relay WHERE until > {NOW}), (SELECT count(*) FROM {outbox} WHERE state = 0 "
+                f"AND (destination, `key`) IN (SELECT destination, `key` FROM {outbox} WHERE state = 3)) FROM {outbox}"
             )
         )
         age = None if oldest is None else max(0.0, float(oldest) / SECOND)
-        return OutboxStats(int(waiting or 0), age, int(delayed or 0), int(parked or 0), int(relays))
+        return OutboxStats(int(waiting or 0), age, int(delayed or 0), int(parked or 0), int(relays), int(blocked))
 
     async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
         rows = await self._outbox(
@@ -212,6 +213,14 @@ def _portions(rows: Sequence[Stored], sizes: Sequence[int], largest: int) -> Ite
 
 def _or_null(value: bytes | str | None) -> str:
     return "NULL" if value is None else blob(value)
+
+
+def _these(rows: Sequence[OutboxRow] | Sequence[Parking]) -> str:
+    """Two lists and no pairs, of which not every server makes a range of its index. A message of one of these ids in one of these
+    rows is one of these messages."""
+    numbers = f"seq IN ({_numbers(row.seq for row in rows)})"
+    ids = [blob(row.id) for row in rows if row.id is not None]
+    return f"{numbers} AND id IN ({', '.join(ids)})" if len(ids) == len(rows) else numbers
 
 
 def _numbers(values: Iterable[int]) -> str:

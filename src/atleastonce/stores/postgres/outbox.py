@@ -125,19 +125,25 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
         )
         return [OutboxRow.of(*row) for row in rows]
 
-    async def outbox_remove(self, seqs: Sequence[int]) -> None:
+    async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
         # The commit need not wait for the disk: at worst a power cut brings back what was removed.
         await self._outbox_rows(
-            f"DELETE FROM {self._prefix}_outbox WHERE seq = ANY(%s::bigint[]) "
-            "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
-            (list(seqs),),
+            f"DELETE FROM {self._prefix}_outbox o USING unnest(%s::bigint[], %s::text[]) AS a(seq, id) "
+            "WHERE o.seq = a.seq AND o.id = a.id AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            ([row.seq for row in rows], [row.id for row in rows]),
         )
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
         await self._outbox_rows(
             f"UPDATE {self._prefix}_outbox o SET state = CASE WHEN %s AND o.key IS NOT NULL THEN 3 ELSE 2 END, reason = a.reason, "
-            f"parked = {_NOW} FROM unnest(%s::bigint[], %s::text[]) AS a(seq, reason) WHERE o.seq = a.seq AND o.state = 0",
-            (blocking, [row.seq for row in rows], [row.reason.replace("\0", "") for row in rows]),
+            f"parked = {_NOW} FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS a(seq, id, reason) "
+            "WHERE o.seq = a.seq AND o.id = coalesce(a.id, o.id) AND o.state = 0",
+            (
+                blocking,
+                [row.seq for row in rows],
+                [row.id for row in rows],
+                [row.reason.replace("\0", "") for row in rows],
+            ),
         )
 
     async def outbox_promote(self) -> None:
@@ -179,13 +185,14 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
-        ((waiting, oldest, delayed, parked, relays),) = await self._outbox_rows(
+        ((waiting, oldest, delayed, parked, relays, blocked),) = await self._outbox_rows(
             "SELECT count(*) FILTER (WHERE state = 0), "
             f"extract(epoch FROM {_NOW} - min(created) FILTER (WHERE state = 0))::float8, "
             "count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state >= 2), "
-            f"(SELECT count(*) FROM {outbox}_relay WHERE until > {_NOW}) FROM {outbox}"
+            f"(SELECT count(*) FROM {outbox}_relay WHERE until > {_NOW}), (SELECT count(*) FROM {outbox} WHERE state = 0 "
+            f"AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)) FROM {outbox}"
         )
-        return OutboxStats(waiting, None if oldest is None else max(0.0, oldest), delayed, parked, relays)
+        return OutboxStats(waiting, None if oldest is None else max(0.0, oldest), delayed, parked, relays, blocked)
 
     async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
         rows = await self._outbox_rows(

@@ -191,16 +191,20 @@ class SQLiteOutbox(OutboxStore):
 
         return await self._outbox_read(work)
 
-    async def outbox_remove(self, seqs: Sequence[int]) -> None:
-        sql = f"DELETE FROM {self._prefix}_outbox WHERE seq IN (SELECT value FROM json_each(?))"
-        await self._outbox_write(lambda connection, _: connection.execute(sql, (json.dumps(list(seqs)),)))
+    async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
+        sql = (
+            f"DELETE FROM {self._prefix}_outbox WHERE seq IN (SELECT value FROM json_each(?)) "
+            "AND CAST(id AS TEXT) IN (SELECT value FROM json_each(?))"  # a message of one of these ids is one of these messages
+        )
+        gone = (json.dumps([row.seq for row in rows]), json.dumps([row.id for row in rows]))
+        await self._outbox_write(lambda connection, _: connection.execute(sql, gone))
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
         def work(connection: sqlite3.Connection, now: int) -> None:
             connection.executemany(
                 f"UPDATE {self._prefix}_outbox SET state = CASE WHEN ? AND key IS NOT NULL THEN 3 ELSE 2 END, "
-                "reason = ?, parked = ? WHERE seq = ? AND state = 0",
-                [(blocking, row.reason, now, row.seq) for row in rows],
+                "reason = ?, parked = ? WHERE seq = ? AND CAST(id AS TEXT) = coalesce(?, CAST(id AS TEXT)) AND state = 0",
+                [(blocking, row.reason, now, row.seq, row.id) for row in rows],
             )
 
         await self._outbox_write(work)
@@ -221,12 +225,17 @@ class SQLiteOutbox(OutboxStore):
             counts = dict(connection.execute(f"SELECT state, count(*) FROM {outbox} GROUP BY state").fetchall())
             (oldest,) = connection.execute(f"SELECT min(created) FROM {outbox} WHERE state = 0").fetchone()
             (relays,) = connection.execute(f"SELECT count(*) FROM {outbox}_relay WHERE until > ?", (now,)).fetchone()
+            (blocked,) = connection.execute(
+                f"SELECT count(*) FROM {outbox} WHERE state = 0 "
+                f"AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)"
+            ).fetchone()
             return OutboxStats(
                 counts.get(State.READY, 0),
                 None if oldest is None else max(0.0, (now - oldest) / SECOND),
                 counts.get(State.DELAYED, 0),
                 counts.get(State.PARKED, 0) + counts.get(State.BLOCKING, 0),
                 relays,
+                blocked,
             )
 
         return await self._outbox_read(work)

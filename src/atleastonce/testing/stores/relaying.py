@@ -23,7 +23,7 @@ from typing import Any
 from atleastonce.contract import OK, Code, Outcome, Outgoing, unknown
 from atleastonce.patterns.outbox import Relay, RelayOptions
 from atleastonce.stores import open_store
-from atleastonce.stores.outbox import Holding, OutboxStore
+from atleastonce.stores.outbox import Holding, OutboxRow, OutboxStore
 
 
 class Sink:
@@ -133,12 +133,12 @@ async def main(orders: dict[str, Any]) -> None:
         os.write(sink, lines)
         return [OK] * len(items)
 
-    async def remove_or_die(seqs: Sequence[int]) -> None:
+    async def remove_or_die(rows: Sequence[OutboxRow]) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        await remove(seqs)
+        await remove(rows)
 
     store.outbox_remove = remove_or_die  # type: ignore[method-assign]
     watch(store, lambda: os.write(sink, b"late \n"))
