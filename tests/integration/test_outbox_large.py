@@ -69,5 +69,5 @@ async def test_a_look_at_large_rows_of_sqlite_brings_some_and_the_next_one_the_o
         await store.outbox_hold(relay, "relay", 60)
         while rows := await store.outbox_fetch(relay, range(SLOTS), 100, held=[], paused=[]):
             found.append([row.outgoing.message.body[:1] for row in rows if row.outgoing is not None])
-            await store.outbox_remove([row.seq for row in rows])
+            await store.outbox_remove(rows)
     assert found == [[b"0", b"1"], [b"2", b"3"]]
