@@ -17,7 +17,7 @@ from kafka_kit import MockCluster, eventually, member, message, numbers, opened,
 
 from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.channels import Source
-from atleastonce.contract import ACK, RELEASE, STALE, Code, Outgoing, Reject, Retry, Status, Window
+from atleastonce.contract import ACK, RELEASE, STALE, Code, Fault, Outgoing, Reject, Retry, Status, Window
 from atleastonce.errors import BrokerUnavailable, Closed
 
 ILLEGAL_GENERATION, UNKNOWN_MEMBER, REBALANCE_IN_PROGRESS = 22, 25, 27
@@ -32,8 +32,12 @@ def mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[MockCluster]:
     async def partitions(self: Admin, topics: Iterable[str]) -> dict[str, int | None]:
         return {name: cluster.topics.get(name) for name in topics}
 
+    async def usable(self: Admin, topics: Iterable[str], operation: object) -> dict[str, Fault | None]:
+        return {name: None if name in cluster.topics else Fault(Code.NOT_FOUND) for name in topics}
+
     # The mock cluster has no controller, which the client wants to ask about topics.
     monkeypatch.setattr(Admin, "partitions", partitions)
+    monkeypatch.setattr(Admin, "usable", usable)
     yield cluster
     cluster.close()
 
