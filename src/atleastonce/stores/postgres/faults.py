@@ -14,7 +14,7 @@ _CODES: dict[str, tuple[Code, bool]] = {
     "40P01": (Code.CONFLICT, True),  # deadlock
     "55P03": (Code.CONFLICT, True),  # lock_timeout
     "57014": (Code.TIMEOUT, True),  # statement_timeout
-    "25P03": (Code.TIMEOUT, True),  # idle_in_transaction_session_timeout
+    "25P03": (Code.UNAVAILABLE, True),  # idle_in_transaction_session_timeout: the session is over
     "25006": (Code.UNAVAILABLE, True),  # read-only: it became a standby
     "42501": (Code.PERMISSION, False),
     "42P01": (Code.NOT_FOUND, False),  # no such table
