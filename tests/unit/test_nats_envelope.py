@@ -85,6 +85,22 @@ def test_what_is_looked_for_by_name_is_what_is_found_when_all_is_read(lines: lis
     assert light == whole
 
 
+@given(
+    LINES,
+    st.sampled_from([b"o-1", b"o-1/ab", b"o-1@g", b"o-2", b"[", b""]),
+    st.sampled_from([b"", b"alo-key: a%41\r\n"]),
+)
+def test_a_block_as_we_write_it_says_the_same_when_it_is_read_as_anybodys(
+    lines: list[tuple[bytes, bytes]], native: bytes, key: bytes
+) -> None:
+    fields = b"".join(b"%b:%b\r\n" % line for line in lines)
+    rest = b"%balo-id: o-1\r\n%b\r\n" % (key, fields)
+    light = read_message(b"NATS/1.0\r\nNats-Msg-Id: %b\r\n%b" % (native, rest), b"", "q-7", None)
+    whole = read_message(b"NATS/1.0\r\nNats-Msg-Id:%b\r\n%b" % (native, rest), b"", "q-7", None)
+    assert ("x" in light.headers, "y" in light.headers) == ("x" in whole.headers, "y" in whole.headers)
+    assert light == whole
+
+
 @given(st.binary(max_size=200))
 def test_any_block_can_be_read(block: bytes) -> None:
     message = read_message(block, b"", "q-7", 1.0)

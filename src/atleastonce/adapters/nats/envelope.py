@@ -27,6 +27,8 @@ BASE64: Final = "alo-b64-"
 """Before the name of a value that no header line can carry."""
 MESSAGE_ID: Final = "Nats-Msg-Id"
 
+_OURS: Final = b"NATS/1.0\r\nNats-Msg-Id: "
+_KEYED: Final = "\r\nalo-key: "
 _RESERVED: Final = ("nats-", KEY, RENAMED, BASE64)
 _HISTORY: Final = frozenset({ID, KEY})
 
@@ -220,6 +222,9 @@ class _Text(Headers):
         value = text[at:end] if end >= 0 else text[at:]
         return value[1:] if value[:1] == " " else value
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
     def fields(self) -> Sequence[tuple[str, HeaderValue]]:
         """See `Headers.fields`."""
         return self._items
@@ -244,14 +249,42 @@ def plain_headers(block: bytes) -> Headers | None:
     if not block:
         return NO_HEADERS
     try:
-        text = block.decode()
+        return _plain(block.decode())
     except UnicodeDecodeError:
         return None
+
+
+def _plain(text: str) -> Headers | None:
     return None if KEY in text or MESSAGE_ID in text or RENAMED in text or BASE64 in text else _Text(text)
 
 
 def read_message(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
     """The message that arrived. ``position`` names one without an id: the same at each delivery."""
+    return _as_written(block, body, published_at) or _read_any(block, body, position, published_at)
+
+
+def _as_written(block: bytes, body: bytes, published_at: float | None) -> Message | None:
+    """The message of a block like `encode` makes of most: the native id, the key, the fields, which are left as they are until
+    somebody looks at them. None where it takes `_read_any` to tell."""
+    if not block.startswith(_OURS):
+        return None
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        return None
+    end = text.find("\r\n", len(_OURS))
+    native, text, key = text[len(_OURS) : end], text[end:], None
+    if text.startswith(_KEYED):
+        end = text.find("\r\n", len(_KEYED))
+        key, text = unquote_to_bytes(text[len(_KEYED) : end]), text[end:]
+    headers = None if end < 0 else _plain(text)
+    known = None if headers is None else read_id(headers.get(ID))
+    if headers is None or known is None or not _is_ours(native, known):
+        return None
+    return Message(known, body, key, headers, published_at)
+
+
+def _read_any(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
     identity = native = key = None
     fields: list[tuple[str, HeaderValue]] = []
     for on_wire, name, value in _read(block) if block else ():

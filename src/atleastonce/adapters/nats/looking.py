@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Backlog, Delivery
 from atleastonce.message import Message
 
-_AHEAD = 127
+_AHEAD = 128
 """Messages asked for at one time. Fewer: more round trips. More: their answers, of up to the server's largest message each, lie
 in memory together."""
 
@@ -128,20 +129,62 @@ class Stretch(msgspec.Struct, frozen=True):
 
 
 async def _lists(link: Link, stream: str, source: Source, there: Stretch) -> AsyncGenerator[list[Delivery]]:
-    sequence = there.begin
-    while sequence <= there.end:
-        first = await _first(link, stream, sequence, there.subjects)  # the next one, over any gap
-        if first is None or (number := int(first["seq"])) > there.end:
-            return
-        # Its neighbours are likely to be there, and are asked for together.
-        more = range(number + 1, min(number + _AHEAD, there.end) + 1)
-        stored = [first, *await _at(link, stream, more, there.subjects)]
-        sequence = number + _AHEAD + 1
-        name = source.channel.name
-        yield [
-            Delivery(_read(source.channel, each), source, name, int(each["seq"]), 0, None, 0, 0.0, each)
-            for each in stored
-        ]
+    coming = asyncio.ensure_future(_next(link, stream, there, there.begin))
+    try:
+        while True:
+            stored, begin = await coming
+            if begin is not None:  # the server looks for the next ones while somebody reads these
+                coming = asyncio.ensure_future(_next(link, stream, there, begin))
+            if stored:
+                yield [_Stored(source, each) for each in stored]
+            if begin is None:
+                return
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _next(link: Link, stream: str, there: Stretch, begin: int) -> tuple[list[dict[str, Any]], int | None]:
+    """What is there from ``begin`` on, a list of it, and where to go on; None at the end."""
+    if begin > there.end:
+        return [], None
+    numbers = range(begin, min(begin + _AHEAD, there.end + 1))
+    if found := await _at(link, stream, numbers, there.subjects):
+        return found, numbers.stop
+    first = await _first(link, stream, numbers.stop, there.subjects)  # over any gap
+    return [], None if first is None else int(first["seq"])
+
+
+class _Stored(Delivery):
+    """A message where it lies. It is made when somebody looks at it."""
+
+    __slots__ = ("block", "payload")
+
+    def __init__(self, source: Source, stored: dict[str, Any]) -> None:
+        self.block = base64.b64decode(stored.get("hdrs") or "")
+        self.payload = base64.b64decode(stored.get("data") or "")
+        self.source = source
+        self.stream = source.channel.name
+        self.position = int(stored["seq"])
+        self.epoch = 0
+        self.token = None
+        self.count = 0
+        self.lease_until = 0.0
+        self.lost = False
+        self.raw = stored
+        self.returned = False
+        self.size = len(self.block) + len(self.payload)
+        self.tries = 0
+        self.settled = False
+
+    def read(self) -> Message:
+        """See `Delivery.read`."""
+        return read_message(self.block, self.payload, f"{self.stream}-{self.position}", _time(self.raw))
+
+    @property
+    def body(self) -> bytes:
+        """See `Delivery.body`."""
+        return self.payload
 
 
 async def _up_to(limit: int, lists: AsyncGenerator[list[Delivery]]) -> list[Delivery]:
@@ -170,9 +213,3 @@ async def _at(link: Link, stream: str, sequences: Iterable[int], subjects: Seque
         elif answer.error.code != 404:
             raise answer
     return found
-
-
-def _read(channel: Channel[Any], stored: dict[str, Any]) -> Message:
-    block = base64.b64decode(stored.get("hdrs") or "")
-    body = base64.b64decode(stored.get("data") or "")
-    return read_message(block, body, f"{channel.name}-{stored['seq']}", _time(stored))
