@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import os
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 import msgspec
 from loops import ours
-from loops.common import Job, Result
+from loops.common import Job, Result, run
 from peers import peers_python
 
 from atleastonce.errors import AtLeastOnceError
@@ -208,9 +207,9 @@ class Arena:
         job.channel, job.address, job.url = "orders", str(path), f"sqlite:///{path}"
         count = 0 if job.scenario.startswith("publish") or job.scenario == "latency" else job.messages
         if job.contender in ("ours", "adapter"):
-            asyncio.run(ours.declare(job))
+            run(ours.declare(job))
             if count:
-                asyncio.run(ours.load(job))
+                run(ours.load(job))
         else:
             from loops import sqlite
 
@@ -232,7 +231,7 @@ class Arena:
         if self.broker == "kafka":
             client.create(self.address, job.channel)
             return
-        asyncio.run(ours.declare(job))
+        run(ours.declare(job))
         if loaded and not (self.broker == "redis" and job.contender == "faststream"):  # it reads its own envelope alone
             client.load(self.address, job.channel, job.messages)
 
@@ -260,7 +259,7 @@ class Arena:
             from loops import sqlite
 
             mine = job.contender in ("ours", "adapter")
-            left = asyncio.run(ours.remaining(job)) if mine else sqlite.remaining(job.address)
+            left = run(ours.remaining(job)) if mine else sqlite.remaining(job.address)
         elif self.broker == "kafka":
             settled = self._client().settled(self.address, job.channel, job.group)
             # A slow contender reads a part of the log; committing in lists may have taken it a little further.

@@ -5,16 +5,30 @@ Nothing here imports atleastonce: peers run in an environment of their own, with
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+_T = TypeVar("_T")
+
 ID_HEADER = "alo-id"
 """The header that every loop must read: without it a consumer cannot tell a duplicate."""
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner()
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """As ``asyncio.run``, with one loop for all that a process runs: gRPC goes on using the first one that it saw."""
+    return _runner().run(work)
 
 
 class Order(msgspec.Struct):

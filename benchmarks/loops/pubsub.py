@@ -15,6 +15,7 @@ import msgspec
 from google.protobuf import empty_pb2
 from google.pubsub_v1.types import pubsub as types
 
+from loops import common
 from loops.common import ID_HEADER, Job, Meter, Order, Result, body, headers, stamped
 
 _PULL = 1000
@@ -66,7 +67,7 @@ def delete(address: str, queue: str) -> None:
                 await client.delete_topic(types.DeleteTopicRequest.pb()(topic=client.topic(name)))
         await client.channel.close()
 
-    asyncio.run(run())
+    common.run(run())
 
 
 def remaining(address: str, queue: str) -> int:
@@ -79,7 +80,7 @@ def remaining(address: str, queue: str) -> int:
         await client.channel.close()
         return len(found.received_messages)
 
-    return asyncio.run(run())
+    return common.run(run())
 
 
 def load(address: str, queue: str, messages: int) -> None:
@@ -91,7 +92,7 @@ def load(address: str, queue: str, messages: int) -> None:
         await _requests(client, queue, items, _REQUEST, _REQUESTS)
         await client.channel.close()
 
-    asyncio.run(run())
+    common.run(run())
 
 
 def raw(job: Job) -> Result:
@@ -227,4 +228,4 @@ def feed(job: Job) -> None:
             await client.publish(_Publish(topic=client.topic(job.channel), messages=[message]))
         await client.channel.close()
 
-    asyncio.run(run())
+    common.run(run())

@@ -72,7 +72,8 @@ class Broker(Asks):
         window = Window(
             whole(max_pending, name="max_pending"), size_in_bytes(max_pending_bytes, name="max_pending_bytes")
         )
-        publisher = Publisher(adapter.send, window, max_batch=adapter.capabilities.max_batch, rate=rate)
+        able = adapter.capabilities
+        publisher = Publisher(adapter.send, window, max_batch=able.max_send or able.max_batch, rate=rate)
         super().__init__(adapter, publisher, max_requests)
         self.url = mask_url(url)
         self._create = create

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -71,11 +71,7 @@ class Headers:
 
     def plus(self, name: str, value: str) -> Headers:
         """A copy with one more field at the end: for lists of messages that have all others in common."""
-        more = Headers.__new__(Headers)
-        more._items = (*self._items, (name, value))
-        more._last = None
-        more._size = self.size + len(name) + len(value)
-        return more
+        return Added(self, name, value)
 
     def without(self, prefix: str) -> Headers:
         """A copy without the fields whose names start with ``prefix``."""
@@ -119,6 +115,30 @@ class Headers:
 
     def __repr__(self) -> str:
         return f"Headers({list(self._items)!r})"
+
+
+class Added(Headers):
+    """The fields that a list of messages has in common, and one more: who writes them may keep what it made of ``base``.
+
+    Attributes:
+        base: those in common, one object for all of the list.
+        name, value: of the last field.
+    """
+
+    __slots__ = ("base", "name", "value")
+
+    def __init__(self, base: Headers, name: str, value: str) -> None:
+        self.base = base
+        self.name = name
+        self.value = value
+        self._last = None
+        self._size = base.size + len(name) + len(value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_items":  # the one that is not set from the start
+            raise AttributeError(name)
+        self._items = (*self.base.items(), (self.name, self.value))
+        return self._items
 
 
 NO_HEADERS = Headers()

@@ -251,3 +251,16 @@ def test_a_delay_needs_a_broker_that_delays() -> None:
     for delay in ("soon", -1, float("nan"), float("inf"), [1], True):
         with pytest.raises(ConfigurationError, match="delay"):
             one(Level.NATIVE, None, delay)
+
+
+@given(fields=FIELDS)
+def test_fields_with_one_more_are_as_if_made_at_once(fields: list[tuple[str, str | bytes | None]]) -> None:
+    base = Headers(fields)
+    more, whole = base.plus("alo-id", "1"), Headers([*fields, ("alo-id", "1")])
+    assert more.size == whole.size
+    assert more == whole
+    assert hash(more) == hash(whole)
+    assert list(more.items()) == list(more.fields()) == [*fields, ("alo-id", "1")]
+    assert (more.get("alo-id"), "alo-id" in more, len(more), bool(more)) == ("1", True, len(fields) + 1, True)
+    assert more.set({"alo-id": "2"}) == base.without("alo-id").set({"alo-id": "2"})
+    assert more.plus("b", "2").items()[-2:] == (("alo-id", "1"), ("b", "2"))

@@ -18,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atleastonce.adapters.pubsub import faults, topology
-from atleastonce.adapters.pubsub.attributes import MAX_ATTRIBUTES, Refused, add_key, attributes_of, read_attributes
+from atleastonce.adapters.pubsub.attributes import (
+    MAX_ATTRIBUTES,
+    Attributes,
+    Refused,
+    add_key,
+    attributes_of,
+    read_attributes,
+)
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.adapters.pubsub.declaring import grants_agent
 from atleastonce.adapters.pubsub.leases import Leases
@@ -253,3 +260,26 @@ def test_whether_the_service_agent_may_move_messages() -> None:
     assert grants_agent(policy, frozenset({"roles/pubsub.publisher"}))
     assert not grants_agent(policy, frozenset({"roles/pubsub.subscriber"}))
     assert not grants_agent(policy_pb2.Policy(), frozenset({"roles/pubsub.publisher"}))
+
+
+@given(
+    fields=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "content-type", "alo-id", "goog", "é"]),
+            st.one_of(st.none(), st.text(max_size=3), st.binary(max_size=3), st.just("x" * 1030)),
+        ),
+        max_size=4,
+    ),
+    ids=st.lists(st.one_of(st.text(max_size=3), st.just("y" * 300), st.just("y" * 1030)), min_size=2, max_size=4),
+)
+def test_the_attributes_of_a_list_are_those_of_its_messages_one_by_one(
+    fields: list[tuple[str, str | bytes | None]], ids: list[str]
+) -> None:
+    base = Headers(fields)
+    messages = [Message(id, b"", None, base.plus("alo-id", id)) for id in ids]
+    listed = [*messages, Message("m", b"", None, base.plus("other", "m")), Message("n", b"", None, base), *messages]
+    made = Attributes()
+    for each in listed:
+        got = made.of(each)
+        assert got == attributes_of(each)
+        got["alo-key"] = "changed by who got it"

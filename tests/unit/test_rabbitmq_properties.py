@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atleastonce.adapters.rabbitmq.envelope import Envelope, Properties, delivery_count, identity, parse
+from atleastonce.adapters.rabbitmq.lists import Encoder
 from atleastonce.adapters.rabbitmq.properties import MAX_HEADER_BYTES, Refused, encode, to_message
 from atleastonce.adapters.rabbitmq.table import encode_name, encode_table, encode_value, read_table
 from atleastonce.contract import Code
@@ -248,3 +249,37 @@ def test_a_count_that_is_none_is_not_believed(forged: HeaderValue) -> None:
     properties = Properties({}, read_table(content, 0, len(content)), None)
     assert delivery_count(properties, redelivered=False) == 1
     assert delivery_count(properties, redelivered=True) == 0
+
+
+@given(
+    fields=FIELDS,
+    ids=st.lists(st.one_of(st.text(max_size=8), st.text("ab", min_size=250, max_size=260)), min_size=2, max_size=4),
+    keys=st.lists(st.one_of(st.none(), st.binary(max_size=9), st.just(b"k" * 9000)), min_size=4, max_size=4),
+)
+def test_a_list_is_written_as_its_messages_are_one_by_one(
+    fields: list[tuple[str, HeaderValue]], ids: list[str], keys: list[bytes | None]
+) -> None:
+    base = Headers(fields)
+    messages = [Message(id, b"body", key, base.plus("alo-id", id)) for id, key in zip(ids, keys, strict=False)]
+    others = [Message("m", b"", None, base), Message("n", b"", None, base.plus("other", "n"))]
+    listed = [*messages, *others, *messages, Message("z", b"", None, Headers([("z", "1")]).plus("alo-id", "z"))]
+    encoder = Encoder(LIMIT, user="guest", now=1_700_000_000.5)
+    assert [encoder.encode(each) for each in listed] == [written(each) for each in listed]
+
+
+def test_what_is_refused_in_a_list_is_refused_each_time() -> None:
+    encoder = Encoder(1000, user="guest", now=0)
+    bad, good = Headers([("x-death", "1")]), Headers([("a", "1")])
+    for each in (
+        Message("1", b"", None, bad.plus("alo-id", "1")),
+        Message("2", b"", None, bad.plus("alo-id", "2")),
+        Message("3", b"", None, Headers([("a", "\ud800")]).plus("alo-id", "3")),
+        Message("4", b"", None, Headers([("a", "\ud800")]).plus("alo-id", "3")),
+    ):
+        with pytest.raises(Refused):
+            encoder.encode(each)
+    encoder.encode(Message("5", b"", None, good.plus("alo-id", "5")))
+    with pytest.raises(Refused, match="1000"):
+        encoder.encode(Message("6", b"x" * 1000, None, good.plus("alo-id", "6")))
+    with pytest.raises(Refused):
+        encoder.encode(Message("7", b"", None, good.plus("alo-id", "\ud800")))

@@ -23,6 +23,7 @@ from atleastonce.cli.run import LogLevel
 from atleastonce.cli.signals import gracefully, interruptible
 from atleastonce.cli.target import BrokerOption, NoWait, broker_url
 from atleastonce.durations import readable
+from atleastonce.engine import collector
 from atleastonce.engine.backoff import Backoff
 from atleastonce.errors import ConfigurationError, StoreUnavailable
 from atleastonce.patterns.outbox import Relay, RelayOptions
@@ -105,7 +106,8 @@ def relay(
             running.start()
             note(f"relaying {target!r} to {connection.url}; Ctrl-C ends")
             try:
-                await _watch(running, stopping, connection, until_empty=until_empty)
+                with collector.tuned():
+                    await _watch(running, stopping, connection, until_empty=until_empty)
             finally:
                 if not await running.stop(_STOP_SECONDS):
                     note("not all that was published could be removed: it will be published again, with the same ids")

@@ -99,6 +99,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         max_batch: the most items that one call to the broker takes. Longer lists are split by the adapter; and the engine asks
             `Subscription.receive` for no more at once, and its publisher gives `Adapter.send` no longer list. Too small: both
             pay a round trip for so few.
+        max_send: the longest list that the publisher gives `Adapter.send`, where that is not ``max_batch``: more, where the
+            adapter has several calls of one list out at a time.
     """
 
     delay: Ability
@@ -127,3 +129,4 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     binary_headers: bool = False
     null_body: bool = False
     max_batch: int = 1000
+    max_send: int | None = None

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -37,6 +37,7 @@ from atleastonce.errors import ConfigurationError, InvalidMessage
 from atleastonce.message import Headers, HeaderValue, Message
 from atleastonce.stores.contract import TransactionalStore
 from atleastonce.stores.texts import as_text, shown
+from atleastonce.wire import ID
 
 SLOTS = 8
 """How many relays of one outbox can work at a time; more of them stand by. Part of the schema."""
@@ -71,7 +72,7 @@ class Stored(NamedTuple):
 
 
 FETCHED = ("seq", "slot", "destination", "settings", "id", "key", "headers", "body")
-"""The columns that `OutboxRow.of` takes, in this order."""
+"""The columns of which `OutboxRow.of` makes rows, in this order."""
 
 
 class OutboxRow(msgspec.Struct, frozen=True, gc=False):
@@ -96,26 +97,22 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
     flaw: str = ""
 
     @classmethod
-    def of(
-        cls,
-        seq: int,
-        slot: int,
-        destination: str | bytes,
-        settings: str | bytes | None,
-        id: str | bytes,
-        key: bytes | None,
-        headers: str | bytes,
-        body: bytes,
-    ) -> OutboxRow:
-        """From the columns in `FETCHED`. A row that somebody else's SQL has written badly is given with its flaw."""
-        name: str | None = None
-        try:
-            where, name = as_text(destination), as_text(id)
-            channel = _channel(where, None if settings is None else as_text(settings))
-            fields = _decoded(as_text(headers))
-        except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
-            return cls(seq, slot, shown(destination), name, key, None, f"the row cannot be read: {error}")
-        return cls(seq, slot, where, name, key, Outgoing(channel, Message(name, body, key, Headers(fields))))
+    def of(cls, found: Iterable[Sequence[Any]]) -> list[OutboxRow]:
+        """From the columns in `FETCHED`, row by row. One that somebody else's SQL has written badly is given with its flaw."""
+        rows = []
+        for seq, slot, destination, settings, id, key, headers, body in found:
+            name: str | None = None
+            try:
+                where = destination if destination.__class__ is str else as_text(destination)
+                name = id if id.__class__ is str else as_text(id)
+                channel = _channel(where, None if settings is None else as_text(settings))
+                fields = _headers(headers if headers.__class__ is str else as_text(headers), name)
+            except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
+                flaw = f"the row cannot be read: {error}"
+                rows.append(cls(seq, slot, shown(destination), name, key, None, flaw))
+            else:
+                rows.append(cls(seq, slot, where, name, key, Outgoing(channel, Message(name, body, key, fields))))
+        return rows
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -284,6 +281,27 @@ def slot_of(destination: str, key: bytes | None) -> int:
     return (start if key is None else crc32(key, start)) % SLOTS
 
 
+_RUNS = 16
+
+
+def runs(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """The longest runs of consecutive ``numbers``, at most `_RUNS`, by their first and last; and all others. What a relay holds
+    are thousands, mostly in a few runs: a database looks at those for each row faster than at a list."""
+    found: list[tuple[int, int]] = []
+    first = last = -2
+    for number in sorted(numbers):
+        if number != last + 1:
+            if first != -2:
+                found.append((first, last))
+            first = number
+        last = number
+    if first != -2:
+        found.append((first, last))
+    found.sort(key=lambda run: run[0] - run[1])
+    rest = [number for first, last in found[_RUNS:] for number in range(first, last + 1)]
+    return found[:_RUNS], rest
+
+
 def stored(outputs: Sequence[Outgoing]) -> list[Stored]:
     """The rows of ``outputs``.
 
@@ -327,6 +345,27 @@ _decode_texts: Callable[[str], list[tuple[str, HeaderValue]]] = msgspec.json.Dec
 ).decode  # type: ignore[assignment]
 _decode_headers = msgspec.json.Decoder(list[tuple[str, str | _Bytes | None]]).decode
 _encode = msgspec.json.Encoder().encode
+
+
+# What comes before the id in the header fields of rows, and those fields: a program writes few of them for many messages.
+_known: dict[str, Headers] = {}
+_MOST_KNOWN = 1024
+_LONGEST_KNOWN = 1024  # characters
+_ID_FIELD = f',["{ID}","'
+
+
+def _headers(text: str, id: str) -> Headers:
+    """The fields in ``text``. Where the last is the message's id, as in all that `Outbox` has written, the others are looked up."""
+    own = f'{_ID_FIELD}{id}"]]'
+    if not text.endswith(own) or len(text) > _LONGEST_KNOWN or "\\" in id:  # which JSON writes otherwise
+        return Headers(_decoded(text))
+    front = text[: -len(own)]
+    base = _known.get(front)
+    if base is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        base = _known[front] = Headers(_decoded(f"{front}]"))
+    return base.plus(ID, id)
 
 
 def _decoded(headers: str) -> list[tuple[str, HeaderValue]]:

@@ -15,7 +15,7 @@ from atleastonce.adapters.kafka.replies import TOPIC, place_of
 from atleastonce.channels import Source
 from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, ReplyTo, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
-from atleastonce.message import HeaderValue
+from atleastonce.message import Added, Headers, HeaderValue
 
 LOOK_AGAIN = (Code.NOT_FOUND, Code.TIMEOUT, Code.PERMISSION, Code.CLOSED)
 """What a record's topic may have to do with: it was deleted since, or a right was taken away. The client throws away (closed) all
@@ -72,37 +72,35 @@ class Publisher:
         most, most_copied = self._settings.max_message_bytes, self._settings.max_sent_bytes
         records: list[Publish] = []
         last: object = None
-        limit, absent = most, None
+        limit, absent, plain, name = most, None, False, ""
+        fields = _Fields().of
         for index, outgoing in enumerate(batch):
             destination, message = outgoing.destination, outgoing.message
             if destination is not last:
-                last, absent = destination, refused.get(destination.name)
-                limit = most_copied if destination.name in self.roomy else most
-            if destination.__class__ is Source:
+                last, name, absent = destination, destination.name, refused.get(destination.name)
+                limit = most_copied if name in self.roomy else most
+                plain = absent is None and destination.__class__ not in (Source, ReplyTo)
+            size = message.size
+            if plain and size <= limit and outgoing.delay <= 0:
+                value = None if message.native is TOMBSTONE and not message.body else message.body
+                records.append(Publish(index, name, value, message.key, fields(message.headers)))
+            elif destination.__class__ is Source:
                 outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
             elif outgoing.delay > 0:
                 outcomes[index] = rejected(Code.INVALID, "Kafka cannot delay a message; publish to a delay channel")
-            elif message.size > limit:
+            elif size > limit:
                 outcomes[index] = rejected(
-                    Code.TOO_LARGE,
-                    f"{message.size} bytes are more than {limit} (message.max.bytes less {RECORD_OVERHEAD})",
+                    Code.TOO_LARGE, f"{size} bytes are more than {limit} (message.max.bytes less {RECORD_OVERHEAD})"
                 )
             elif absent is not None:
                 outcomes[index] = absent
-            elif destination.__class__ is ReplyTo:
-                place = place_of(destination.name)
+            else:
+                place = place_of(name)
                 if place is None:
-                    outcomes[index] = rejected(Code.INVALID, f"{destination.name[:80]!r} is no inbox of Kafka's")
+                    outcomes[index] = rejected(Code.INVALID, f"{name[:80]!r} is no inbox of Kafka's")
                 else:
                     number, key = place
-                    headers = message.headers
-                    records.append(Publish(index, TOPIC, message.body, key, _fields(headers.items()), number))
-            else:
-                value = None if message.native is TOMBSTONE and not message.body else message.body
-                headers = message.headers
-                records.append(
-                    Publish(index, destination.name, value, message.key, _fields(headers.items()) if headers else [])
-                )
+                    records.append(Publish(index, TOPIC, message.body, key, fields(message.headers), number))
         return records, outcomes
 
     def missing(self, topics: Iterable[str]) -> None:
@@ -167,9 +165,28 @@ class Publisher:
         return {name: Outcome(Status.REJECTED, fault) for name, fault in found.items() if fault is not None}
 
 
+class _Fields:
+    """Header fields as the client takes them, for one list of messages."""
+
+    __slots__ = ("_base", "_made")
+
+    def __init__(self) -> None:
+        self._base: Headers | None = None
+        self._made: list[tuple[str, HeaderValue]] = []
+
+    def of(self, headers: Headers) -> list[tuple[str, HeaderValue]]:
+        """Those of one message. What it has in common with the one before is looked at once."""
+        if not isinstance(headers, Added):
+            return _fields(headers.items())
+        if headers.base is not self._base:
+            self._base, self._made = headers.base, _fields(headers.base.items())
+        value = headers.value
+        return [*self._made, (headers.name, value.encode() if "\0" in value else value)]
+
+
 def _fields(items: Sequence[tuple[str, HeaderValue]]) -> list[tuple[str, HeaderValue]]:
-    """Header fields as the client takes them. It cuts text at a NUL, which foreign ones may hold; bytes it leaves alone."""
+    """The client cuts text at a NUL, which foreign ones may hold; bytes it leaves alone."""
     for _, value in items:
-        if value.__class__ is str and "\x00" in value:
+        if value.__class__ is str and "\0" in value:
             return [(name, value.encode() if isinstance(value, str) else value) for name, value in items]
     return list(items)

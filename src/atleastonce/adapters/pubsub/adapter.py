@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -15,7 +15,7 @@ from atleastonce.adapters.pubsub.channel import GetSubscriptionRequest, Link, is
 from atleastonce.adapters.pubsub.config import MAX_DEADLINE, Config
 from atleastonce.adapters.pubsub.declaring import Maker, remove
 from atleastonce.adapters.pubsub.presence import ensure_topic
-from atleastonce.adapters.pubsub.publisher import MAX_MESSAGE_BYTES, Publisher
+from atleastonce.adapters.pubsub.publisher import MAX_MESSAGE_BYTES, REQUEST_MESSAGES, Publisher
 from atleastonce.adapters.pubsub.subscription import PubSubSubscription
 from atleastonce.adapters.pubsub.topology import DEAD_LETTERS, plan
 from atleastonce.channels import Queue, Source, Topic
@@ -45,6 +45,9 @@ from atleastonce.urls import BrokerUrl
 
 log = logging.getLogger("atleastonce.pubsub")
 
+_REQUESTS: Final = 4
+"""Of one list at a time. Fewer: the round trip shows. More: who publishes beside a long list waits for more of it."""
+
 _epochs = itertools.count(1)
 
 
@@ -71,6 +74,7 @@ class PubSubAdapter(Adapter):
             max_message_bytes=MAX_MESSAGE_BYTES,
             max_header_bytes=MAX_HEADER_BYTES,
             binary_headers=True,
+            max_send=REQUEST_MESSAGES * min(config.publishes, _REQUESTS),
         )
         self._config = config
         self._link = Link(config)

@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from atleastonce.contract import Code
-from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message, is_utf8
+from atleastonce.message import NO_HEADERS, Added, Headers, HeaderValue, Message, is_utf8
+from atleastonce.wire import ID
 
 MAX_ATTRIBUTES: Final = 100
 MAX_VALUE: Final = 1024
@@ -67,6 +68,33 @@ def attributes_of(message: Message) -> dict[str, str]:
     if order:
         attributes[ORDER] = order
     return attributes
+
+
+class Attributes:
+    """`attributes_of`, for the messages of one list: what a message has in common with the one before is looked at once."""
+
+    __slots__ = ("_base", "_shared")
+
+    def __init__(self) -> None:
+        self._base: Headers | None = None
+        self._shared: dict[str, str] | None = (
+            None  # of all fields of the base, and their order; None if that is not all there is
+        )
+
+    def of(self, message: Message) -> dict[str, str]:
+        """See `attributes_of`."""
+        headers = message.headers
+        if not isinstance(headers, Added) or headers.name != ID:
+            return attributes_of(message)
+        value = headers.value
+        if headers.base is self._base and self._shared is not None and len(value) <= 256 and value.isascii():
+            return {**self._shared, ID: value}
+        made = attributes_of(message)
+        if headers.base is not self._base:
+            self._base = headers.base
+            plain = all(name in made and made[name] == text for name, text in headers.items())
+            self._shared = made.copy() if plain else None
+        return made
 
 
 @lru_cache(4096)

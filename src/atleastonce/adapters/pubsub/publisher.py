@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 
 from atleastonce.adapters.pubsub import faults
-from atleastonce.adapters.pubsub.attributes import Refused, add_key, attributes_of
+from atleastonce.adapters.pubsub.attributes import Attributes, Refused, add_key
 from atleastonce.adapters.pubsub.channel import Link, ListTopicSubscriptionsRequest, PublishRequest
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.adapters.pubsub.inboxes import INBOX, REPLIES
@@ -23,7 +23,7 @@ from atleastonce.contract import OK, Code, Outcome, Outgoing, ReplyTo, Status, r
 MAX_MESSAGE_BYTES: Final = 9_900_000
 """Of body, key and headers. A request takes 10 MB (cloud.google.com/pubsub/quotas), the framing of one message among them."""
 _REQUEST_BYTES: Final = 9_500_000
-_REQUEST_MESSAGES: Final = 1000
+REQUEST_MESSAGES: Final = 1000
 _FRAMING: Final = 64  # of a message, and again for each attribute: more than protobuf adds
 _BELIEVED: Final = 60.0
 """Seconds that a topic once seen with a subscription is believed to have one. Publishing to a topic without any succeeds
@@ -43,7 +43,7 @@ class Job:
     def has_room(self, size: int) -> bool:
         """Whether a message of ``size`` bytes, framing included, may join."""
         count = len(self.places)
-        return not count or (count < _REQUEST_MESSAGES and self.bytes + size <= _REQUEST_BYTES)
+        return not count or (count < REQUEST_MESSAGES and self.bytes + size <= _REQUEST_BYTES)
 
     def halves(self) -> tuple[Job, Job]:
         """The same messages in two requests."""
@@ -137,6 +137,7 @@ class Publisher:
         known: Channel[Any] | Source | None = None
         topic, ordered, lone = "", False, False
         refusals: dict[str, Outcome | None] = {}
+        attributes_of = Attributes().of
         for place, item in enumerate(batch):
             message = item.message
             if item.destination is not known:

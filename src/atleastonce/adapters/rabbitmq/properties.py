@@ -49,7 +49,8 @@ KEY: Final = "alo-key"
 
 _KEPT: Final = (Bit.ENCODING, Bit.PRIORITY, Bit.CORRELATION, Bit.REPLY, Bit.TYPE, Bit.USER, Bit.APP, Bit.CLUSTER)
 _DIRECT_REPLY: Final = b"amq.rabbitmq.reply-to"
-_PERSISTENT: Final = b"\x02"
+PERSISTENT: Final = b"\x02"
+KEY_NAME: Final = encode_name(KEY)
 
 
 class Refused(Exception):
@@ -105,20 +106,12 @@ def encode(message: Message, limit: int, *, user: str, now: float, asking: bool 
 
 
 def _encode(message: Message, user: str, now: float, asking: bool) -> bytes:
-    items = message.headers.items()
     native = message.native.parsed if isinstance(message.native, Envelope) else None
     flags = 1 << Bit.HEADERS | 1 << Bit.MODE
-    parts: dict[int, bytes] = {Bit.MODE: _PERSISTENT}
-    if items and items[0][0] == wire.CONTENT_TYPE:
-        # It comes back as the first field. In any other place it stays in the table as well, which keeps its place.
-        value = items[0][1]
-        rest = items[1:]
-        if isinstance(value, str) and value.isascii() and len(value) < 256 and wire.CONTENT_TYPE not in dict(rest):
-            parts[Bit.CONTENT_TYPE] = _short(value)
-            flags |= 1 << Bit.CONTENT_TYPE
-            items = rest
-    elif (text := message.headers.get(wire.CONTENT_TYPE)) is not None and text.isascii() and len(text) < 256:
-        parts[Bit.CONTENT_TYPE] = _short(text)
+    parts: dict[int, bytes] = {Bit.MODE: PERSISTENT}
+    content_type, items = content_type_of(message.headers)
+    if content_type:
+        parts[Bit.CONTENT_TYPE] = content_type
         flags |= 1 << Bit.CONTENT_TYPE
     try:
         parts[Bit.HEADERS] = encode_table(_fields(items, message.key, native))
@@ -146,6 +139,20 @@ def _encode(message: Message, user: str, now: float, asking: bool) -> bytes:
                 parts[bit] = bytes((len(value),)) + value  # a raw client's own, which is not text to us
                 flags |= 1 << bit
     return FLAGS.pack(flags) + b"".join([parts[bit] for bit in bits(flags)])
+
+
+def content_type_of(headers: Headers) -> tuple[bytes, tuple[tuple[str, HeaderValue], ...]]:
+    """The property, empty for none, and what goes into the table."""
+    items = headers.items()
+    if items and items[0][0] == wire.CONTENT_TYPE:
+        # It comes back as the first field. In any other place it stays in the table as well, which keeps its place.
+        value = items[0][1]
+        rest = items[1:]
+        if isinstance(value, str) and value.isascii() and len(value) < 256 and wire.CONTENT_TYPE not in dict(rest):
+            return _short(value), rest
+    elif (text := headers.get(wire.CONTENT_TYPE)) is not None and text.isascii() and len(text) < 256:
+        return _short(text), items
+    return b"", items
 
 
 @lru_cache(64)
@@ -199,7 +206,7 @@ def _reserved(name: str) -> bool:
 
 
 def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, native: Properties | None) -> bytes:
-    names, order = _shape(tuple([name for name, _ in items]))
+    names, order = shape_of(tuple([name for name, _ in items]))
     odd = [] if native is None else [field for field in native.table if field[2] is not None]
     typed: dict[str, list[Field]] = {}
     for field in odd:
@@ -216,13 +223,13 @@ def _fields(items: tuple[tuple[str, HeaderValue], ...], key: bytes | None, nativ
         if field.nested and not is_brokers(field.name):
             pieces += (encode_name(packed([field.name])[0]), field.raw or b"")
     if key is not None:
-        pieces += (encode_name(KEY), _key(key))
+        pieces += (KEY_NAME, encode_key(key))
     pieces.append(order)
     return b"".join(pieces)
 
 
 @lru_cache(256)
-def _shape(names: tuple[str, ...]) -> tuple[list[bytes], bytes]:
+def shape_of(names: tuple[str, ...]) -> tuple[list[bytes], bytes]:
     """Names of fields as they are written, and the field that keeps their order, empty where none is needed. Messages of one list
     have the same names, as a rule."""
     for name in names:
@@ -234,7 +241,7 @@ def _shape(names: tuple[str, ...]) -> tuple[list[bytes], bytes]:
     return [encode_name(name) for name in own], places
 
 
-def _key(key: bytes) -> bytes:
+def encode_key(key: bytes) -> bytes:
     try:
         return encode_value(key.decode())
     except UnicodeDecodeError:

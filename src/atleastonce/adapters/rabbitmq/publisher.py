@@ -19,8 +19,9 @@ from atleastonce.adapters.rabbitmq.confirms import Batch, Ledger, Pending
 from atleastonce.adapters.rabbitmq.connection import Channel, Connection, Link
 from atleastonce.adapters.rabbitmq.envelope import message_id
 from atleastonce.adapters.rabbitmq.frames import Sink, content_frames, publish_frame
+from atleastonce.adapters.rabbitmq.lists import Encoder
 from atleastonce.adapters.rabbitmq.patience import Patience
-from atleastonce.adapters.rabbitmq.properties import Refused, encode
+from atleastonce.adapters.rabbitmq.properties import Refused
 from atleastonce.adapters.rabbitmq.replies import DIRECT
 from atleastonce.adapters.rabbitmq.routes import Route, Routes
 from atleastonce.channels import Channel as Destination
@@ -164,18 +165,12 @@ class Publisher:
 
     async def _send_chunk(self, items: Sequence[Outgoing], indexes: range, batch: Batch) -> None:
         ready: list[tuple[int, Route, bytes]] = []
-        now, limit, user = time.time(), self._config.max_message_bytes, self._config.user
+        encode = Encoder(self._config.max_message_bytes, user=self._config.user, now=time.time()).encode
         for index in indexes:
             item = items[index]
             try:
                 to = item.destination
-                encoded = encode(
-                    item.message,
-                    limit,
-                    user=user,
-                    now=now,
-                    asking=isinstance(to, Destination) and to.requests,
-                )
+                encoded = encode(item.message, asking=isinstance(to, Destination) and to.requests)
                 route = self._routes.known(item)
                 if route is None:
                     route = await self._patience.insist(partial(self._routes.find, item))

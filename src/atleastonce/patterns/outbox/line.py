@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from atleastonce.stores.outbox import OutboxRow
@@ -28,8 +28,8 @@ class Line:
     def __init__(self, *, ordered: bool = True) -> None:
         self._ordered = ordered
         self._ready: deque[OutboxRow] = deque()
-        # For each key with a row that is ready or out: what waits behind that row.
-        self._behind: dict[Key, deque[OutboxRow]] = {}
+        # For each key with a row that is ready or out: what waits behind that row, as a rule nothing.
+        self._behind: dict[Key, deque[OutboxRow] | None] = {}
         self._held: dict[int, OutboxRow] = {}
         self._out: set[int] = set()
         self._keyless: set[int] = set()  # of what is held
@@ -80,21 +80,24 @@ class Line:
         if self._dropped or self._keys_let_go:
             rows = [row for row in rows if not self._is_doubtful(row)]
         self._end_look()
-        fresh = 0
+        held, behind, ready = self._held, self._behind, self._ready
+        before = len(held)
         for row in rows:
-            if row.seq in self._held:
+            if row.seq in held:
                 continue
-            self._held[row.seq] = row
-            fresh += 1
+            held[row.seq] = row
             key = self._key(row)
             if key is None:
                 self._keyless.add(row.seq)
-                self._ready.append(row)
-            elif key in self._behind:
-                self._behind[key].append(row)
+                ready.append(row)
+            elif key not in behind:
+                behind[key] = None
+                ready.append(row)
+            elif (waiting := behind[key]) is None:
+                behind[key] = deque((row,))
             else:
-                self._behind[key] = deque()
-                self._ready.append(row)
+                waiting.append(row)
+        fresh = len(held) - before
         self._waiting += fresh
         return fresh
 
@@ -105,12 +108,15 @@ class Line:
         """The next rows, at most ``most``."""
         ready = self._ready
         rows: list[OutboxRow] = []
-        staying: list[OutboxRow] = []
-        while ready and len(rows) < most:
-            row = ready.popleft()
-            (rows if self._may_go(row) else staying).append(row)
-        ready.extendleft(reversed(staying))
-        self._out.update(row.seq for row in rows)
+        if not self._keyless_out:
+            rows = [ready.popleft() for _ in range(min(most, len(ready)))]
+        else:
+            staying: list[OutboxRow] = []
+            while ready and len(rows) < most:
+                row = ready.popleft()
+                (rows if self._may_go(row) else staying).append(row)
+            ready.extendleft(reversed(staying))
+        self._out.update([row.seq for row in rows])
         self._waiting -= len(rows)
         if self._keyless:
             self._keyless_out.update(row.destination for row in rows if row.seq in self._keyless)
@@ -129,14 +135,19 @@ class Line:
 
     def end(self, row: OutboxRow) -> None:
         """``row`` has ended; the next of its key may go. It is held until `forget`."""
-        self._come_back(row)
-        key = self._key(row)
-        if key is not None:
-            behind = self._behind.get(key)
-            if behind:
-                self._ready.append(behind.popleft())
-            else:
-                self._behind.pop(key, None)
+        self.end_all((row,))
+
+    def end_all(self, rows: Sequence[OutboxRow]) -> None:
+        """`end`, for each of ``rows``."""
+        self._out.difference_update([row.seq for row in rows])
+        if self._keyless:
+            for row in rows:
+                self._come_back(row)
+        for row in rows:
+            key = self._key(row)
+            if key is not None and (waiting := self._behind.pop(key, None)):
+                self._ready.append(waiting.popleft())
+                self._behind[key] = waiting or None
 
     def again(self, row: OutboxRow) -> None:
         """``row`` is to be read again, and with it what waits behind it."""
@@ -146,7 +157,7 @@ class Line:
         if key is not None:
             if self._looking:
                 self._keys_let_go.add(key)
-            for each in self._behind.pop(key, ()):
+            for each in self._behind.pop(key, None) or ():
                 self._waiting -= 1
                 del self._held[each.seq]
 
@@ -172,14 +183,15 @@ class Line:
         out = {self._key(self._held[seq]) for seq in self._out if seq in self._held}
         for key in {key for row in gone if (key := self._key(row)) is not None}:
             if key in out:  # whose end finds nothing behind it
-                self._behind[key] = deque()
+                self._behind[key] = None
             else:
                 del self._behind[key]
 
     def _all_waiting(self) -> Iterable[OutboxRow]:
         yield from self._ready
-        for behind in self._behind.values():
-            yield from behind
+        for waiting in self._behind.values():
+            if waiting:
+                yield from waiting
 
     def _key(self, row: OutboxRow) -> Key | None:
         if not self._ordered or row.key is None:

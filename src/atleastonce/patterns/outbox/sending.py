@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from atleastonce.contract import Code, Outcome, Outgoing, Status, unknown
+from atleastonce.contract import OK, Code, Outcome, Outgoing, Status, unknown
 from atleastonce.patterns.hops import one_line
 from atleastonce.patterns.outbox.reading import READ_AHEAD
 from atleastonce.patterns.outbox.work import Work
@@ -95,19 +95,7 @@ class Sender:
                     self._refuse(row, row.flaw)
             rows = [row for row in rows if row.outgoing is not None]
         outcomes = await self._outcomes(rows) if rows else []
-        worked: set[str] = set()
-        failed: dict[str, str] = {}
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if outcome.ok:
-                worked.add(row.destination)
-                work.line.end(row)
-                work.sent.append(row)
-            elif outcome.status is Status.REJECTED and outcome.fault is not None and outcome.fault.code in _POISON:
-                self._refuse(row, str(outcome.fault))
-            else:
-                failed.setdefault(row.destination, mask(one_line(str(outcome.fault))))
-                work.line.again(row)
-                work.counts["repeated"] += 1
+        worked, failed = self._sort(rows, outcomes)
         if work.sent or work.poison:
             work.removing.ring()
         now = time.monotonic()
@@ -124,6 +112,28 @@ class Sender:
                 )
         if failed:
             work.line.drop(lambda row: row.destination in failed)
+
+    def _sort(self, rows: list[OutboxRow], outcomes: list[Outcome]) -> tuple[set[str], dict[str, str]]:
+        """What becomes of each row. Returns the destinations that took some, and those that did not, and why."""
+        work = self._work
+        if outcomes.count(OK) == len(rows):  # as nearly always: then nothing is asked of each
+            work.line.end_all(rows)
+            work.sent += rows
+            return {row.destination for row in rows}, {}
+        worked: set[str] = set()
+        failed: dict[str, str] = {}
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if outcome.ok:
+                worked.add(row.destination)
+                work.line.end(row)
+                work.sent.append(row)
+            elif outcome.status is Status.REJECTED and outcome.fault is not None and outcome.fault.code in _POISON:
+                self._refuse(row, str(outcome.fault))
+            else:
+                failed.setdefault(row.destination, mask(one_line(str(outcome.fault))))
+                work.line.again(row)
+                work.counts["repeated"] += 1
+        return worked, failed
 
     async def _outcomes(self, rows: list[OutboxRow]) -> list[Outcome]:
         try:

@@ -132,7 +132,7 @@ class MySQLOutbox(PooledStore["Connection"]):
             for slot in slots
         )
         rows = await self._outbox(lambda: self._ask(look))
-        return [OutboxRow.of(*row) for row in sorted(rows, key=lambda row: int(row[0]))]
+        return OutboxRow.of(sorted(rows, key=lambda row: int(row[0])))
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
         if rows:

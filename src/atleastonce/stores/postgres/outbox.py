@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atleastonce.contract.moves import Outgoing
@@ -16,6 +16,7 @@ from atleastonce.stores.outbox import (
     ParkedRow,
     Parking,
     Stored,
+    runs,
     share,
     stored,
 )
@@ -39,10 +40,12 @@ class PostgresOutbox(PooledStore["AsyncConnection[Any]"]):
         super().__init__()
         self._ear: AsyncConnection[Any] | None = None
 
-    async def _outbox_rows(self, statement: str, given: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+    async def _outbox_rows(
+        self, statement: str, given: Sequence[Any] | Mapping[str, Any] = (), *, prepare: bool | None = None
+    ) -> list[Any]:
         async def ask(connection: AsyncConnection[Any]) -> list[Any]:
             cursor = connection.cursor(binary=True)
-            await cursor.execute(statement.encode(), given)
+            await cursor.execute(statement.encode(), given, prepare=prepare)
             return await cursor.fetchall() if cursor.description else [cursor.rowcount]
 
         return await self._outbox(lambda: self._run(ask))
@@ -113,24 +116,35 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
         self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
+        long, others = runs(held)
+        free = "".join(f" AND o.seq NOT BETWEEN {first:d} AND {last:d}" for first, last in long)
+        if others:
+            free += " AND o.seq <> ALL(%(others)s::bigint[])"
         rows = await self._outbox_rows(
             f"""
 SELECT {", ".join(f"o.{name}" for name in FETCHED)} FROM {outbox}_slot s CROSS JOIN LATERAL (
-    SELECT * FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0
-        AND o.seq <> ALL(%(held)s::bigint[]) AND o.destination <> ALL(%(paused)s::text[])
-        AND NOT EXISTS (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)
+    SELECT * FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0{free} AND o.destination <> ALL(%(paused)s::text[])
+        AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS
+            (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key))
     ORDER BY o.seq LIMIT %(limit)s) o
 WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq""",
-            {"held": list(held), "paused": list(paused), "limit": limit, "slots": list(slots), "relay": relay},
+            {
+                "others": _numbers(others),
+                "paused": list(paused),
+                "limit": limit,
+                "slots": list(slots),
+                "relay": relay,
+            },
+            prepare=False,
         )
-        return [OutboxRow.of(*row) for row in rows]
+        return OutboxRow.of(rows)
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
         # The commit need not wait for the disk: at worst a power cut brings back what was removed.
         await self._outbox_rows(
             f"DELETE FROM {self._prefix}_outbox o USING unnest(%s::bigint[], %s::text[]) AS a(seq, id) "
             "WHERE o.seq = a.seq AND o.id = a.id AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
-            ([row.seq for row in rows], [row.id for row in rows]),
+            (_numbers(row.seq for row in rows), _texts([row.id or "" for row in rows])),
         )
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
@@ -215,3 +229,16 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
             (ids is None, list(ids or ())),
         )
         return int(count)
+
+
+# Lists as PostgreSQL writes them: psycopg makes each element by itself, which costs more than the row does that it is of.
+def _numbers(numbers: Iterable[int]) -> str:
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+def _texts(texts: Sequence[str]) -> str:
+    if not texts:
+        return "{}"
+    joined = "\0".join(texts)  # no text in PostgreSQL has one
+    escaped = joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return f'{{"{escaped}"}}'

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from atleastonce.stores.outbox import (
     ParkedRow,
     Parking,
     State,
+    runs,
     share,
     stored,
 )
@@ -37,6 +38,10 @@ _T = TypeVar("_T")
 _FETCHED_BYTES = 32 << 20
 # Bytes of one row: as hexadecimal digits it must fit in a text of SQLite, which has 1 000 000 000 at most.
 _LARGEST = 450_000_000
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[tuple[int, int, str, str | None, str, str, int, str, str]]).decode
 
 
 class SQLiteOutbox(OutboxStore):
@@ -72,15 +77,20 @@ class SQLiteOutbox(OutboxStore):
 
     async def _outbox_write(self, work: Callable[[sqlite3.Connection, int], _T]) -> _T:
         desk = await self._at_outbox("writes")
-        try:
-            return await self._persist(lambda: desk.write(work))
-        except sqlite3.Error as error:
-            raise self._outbox_error(error) from None
+        return await self._outbox_asked(lambda: desk.write(work))
+
+    async def _outbox_change(self, statement: str, given: Sequence[Any]) -> None:
+        """One statement, which is a transaction by itself: Python gives up its lock for each."""
+        desk = await self._at_outbox("writes")
+        await self._outbox_asked(lambda: desk.read(lambda connection: connection.execute(statement, given)))
 
     async def _outbox_read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         desk = await self._at_outbox("looks")
+        return await self._outbox_asked(lambda: desk.read(work))
+
+    async def _outbox_asked(self, call: Callable[[], Awaitable[_T]]) -> _T:
         try:
-            return await self._persist(lambda: desk.read(work))
+            return await self._persist(call)
         except sqlite3.Error as error:
             raise self._outbox_error(error) from None
 
@@ -154,11 +164,14 @@ class SQLiteOutbox(OutboxStore):
         self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
-        given = {"held": json.dumps(list(held)), "paused": json.dumps(list(paused)), "relay": relay, "limit": limit}
+        long, others = runs(held)
+        free = "".join(f"AND seq NOT BETWEEN {first:d} AND {last:d} " for first, last in long)
+        if others:
+            free += "AND seq NOT IN (SELECT value FROM json_each(:others)) "
+        given = {"others": json.dumps(others), "paused": json.dumps(list(paused)), "relay": relay, "limit": limit}
         some = [
             f"SELECT * FROM (SELECT seq, length(headers) + length(body) AS size FROM {outbox} o WHERE slot = {slot:d} "
-            "AND state = 0 AND seq NOT IN (SELECT value FROM json_each(:held)) "
-            "AND destination NOT IN (SELECT value FROM json_each(:paused)) "
+            f"AND state = 0 {free}AND destination NOT IN (SELECT value FROM json_each(:paused)) "
             # Whether anything blocks at all is asked once, and not for each row.
             f"AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS "
             f"(SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)) "
@@ -177,17 +190,15 @@ class SQLiteOutbox(OutboxStore):
         )
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
-            found = (
-                msgspec.json.decode(connection.execute(look, given).fetchone()[0], type=list[list[Any]]) if some else []
-            )
-            found.sort(key=lambda row: row[0])
-            return [
-                OutboxRow.of(
-                    seq, slot, destination, settings, id,
-                    None if keyless else bytes.fromhex(key), headers, bytes.fromhex(body),
-                )
+            if not some:
+                return []
+            found = _decode(connection.execute(look, given).fetchone()[0])
+            found.sort()
+            unhex = bytes.fromhex
+            return OutboxRow.of(
+                (seq, slot, destination, settings, id, None if keyless else unhex(key), headers, unhex(body))
                 for seq, slot, destination, settings, id, key, keyless, headers, body in found
-            ]  # fmt: skip
+            )
 
         return await self._outbox_read(work)
 
@@ -196,8 +207,8 @@ class SQLiteOutbox(OutboxStore):
             f"DELETE FROM {self._prefix}_outbox WHERE seq IN (SELECT value FROM json_each(?)) "
             "AND CAST(id AS TEXT) IN (SELECT value FROM json_each(?))"  # a message of one of these ids is one of these messages
         )
-        gone = (json.dumps([row.seq for row in rows]), json.dumps([row.id for row in rows]))
-        await self._outbox_write(lambda connection, _: connection.execute(sql, gone))
+        gone = (_encode([row.seq for row in rows]).decode(), _encode([row.id for row in rows]).decode())
+        await self._outbox_change(sql, gone)
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
         def work(connection: sqlite3.Connection, now: int) -> None:
