@@ -10,9 +10,15 @@ from collections.abc import Sequence
 Fields = Sequence[tuple[bytes, bytes | None]]
 
 
-async def produce(broker: tuple[str, int], topic: str, partition: int, records: Sequence[tuple[bytes, Fields]]) -> None:
-    """Write ``records``, bodies with their header fields, and wait until they are there."""
-    batch = _batch([_record(index, body, fields) for index, (body, fields) in enumerate(records)])
+async def produce(
+    broker: tuple[str, int],
+    topic: str,
+    partition: int,
+    records: Sequence[tuple[bytes, Fields]],
+    key: bytes | None = None,
+) -> None:
+    """Write ``records``, bodies with their header fields, all of one key, and wait until they are there."""
+    batch = _batch([_record(index, key, body, fields) for index, (body, fields) in enumerate(records)])
     data = (
         struct.pack(">hhii", -1, -1, 10_000, 1) + _text(topic) + struct.pack(">iii", 1, partition, len(batch)) + batch
     )
@@ -46,9 +52,9 @@ def _sized(content: bytes | None) -> bytes:
     return _number(-1) if content is None else _number(len(content)) + content
 
 
-def _record(index: int, body: bytes, fields: Fields) -> bytes:
+def _record(index: int, key: bytes | None, body: bytes, fields: Fields) -> bytes:
     headers = b"".join(_sized(name) + _sized(value) for name, value in fields)
-    return _sized(b"\0" + _number(0) + _number(index) + _sized(None) + _sized(body) + _number(len(fields)) + headers)
+    return _sized(b"\0" + _number(0) + _number(index) + _sized(key) + _sized(body) + _number(len(fields)) + headers)
 
 
 def _batch(records: Sequence[bytes]) -> bytes:

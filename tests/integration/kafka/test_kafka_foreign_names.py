@@ -12,7 +12,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed"
 from kafka_kit import eventually, fresh
 from raw_produce import produce
 
-from atleastonce import Context, FailurePolicy, Queue, Service
+from atleastonce import Context, FailurePolicy, Queue, Service, connect, wire
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first", "later"])
@@ -36,6 +36,28 @@ async def test_a_record_whose_header_names_are_no_text_costs_itself_alone(
         await produce((str(parts.hostname), parts.port or 9092), work.name, 0, records)
         await eventually(lambda: _counts(service) == {"done": 2, "dead": 1}, "all ended", 60)
         assert sorted(handled) == sorted((body, 1) for body in bodies if body != bodies[place])
+
+
+async def test_an_answer_that_cannot_be_read_is_dropped_and_its_inbox_lives_on(kafka_url: str) -> None:
+    """Whoever sees a request can write to its inbox."""
+    parts = urlsplit(kafka_url)
+    quotes = Queue[Any](fresh().name, partitions=1)
+    service = Service("names", broker=kafka_url)
+    addresses: list[str] = []
+
+    @service.responder(quotes)
+    async def quote(body: dict[str, int], ctx: Context) -> int:
+        addresses.append(ctx.headers.get(wire.REPLY_TO) or "")
+        return body["n"] + 1
+
+    async with service, connect(kafka_url) as broker:
+        assert await broker.request(quotes, {"n": 1}, timeout="30s") == 2
+        topic, partition, key = addresses[0].split("/")
+        address = (str(parts.hostname), parts.port or 9092)
+        for number in range(1, 4):
+            await produce(address, topic, int(partition), [(b"x", [(b"\xff\xfe", b"v")])], key.encode())
+            await eventually(lambda number=number: broker.requests.unknown == number, "it is counted", 30)
+            assert await broker.request(quotes, {"n": number}, timeout="30s") == number + 1
 
 
 def _counts(service: Service) -> dict[str, int]:

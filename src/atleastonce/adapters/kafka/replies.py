@@ -17,6 +17,7 @@ import time
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Record
 from confluent_kafka.admin import AclOperation, NewTopic  # type: ignore[attr-defined]
 
 from atleastonce.adapters.kafka.admin import Admin
@@ -25,6 +26,7 @@ from atleastonce.adapters.kafka.reach import Reach
 from atleastonce.adapters.kafka.records import read_message
 from atleastonce.contract import Arrived, Code, Reply, Window
 from atleastonce.errors import AtLeastOnceError, BrokerUnavailable, PermissionDenied
+from atleastonce.message import Message
 from atleastonce.wire import CORRELATION
 
 log = logging.getLogger("atleastonce.kafka")
@@ -44,6 +46,16 @@ def place_of(address: str) -> tuple[int, bytes] | None:
     """The partition and the key that ``address`` stands for; None if it is no address."""
     found = _ADDRESS.fullmatch(address)
     return None if found is None else (int(found[1]), found[2].encode())
+
+
+def _reply(record: Record) -> Reply:
+    """What came. Anybody may have written it: what cannot be read is an answer to nothing."""
+    try:
+        message = read_message(record)
+    except Exception as error:  # noqa: BLE001 - as above
+        log.debug("a reply cannot be read: %s", error)
+        message = Message(f"{TOPIC}/{record.partition()}/{record.offset()}", b"")
+    return Reply(message.headers.get(CORRELATION) or "", message)
 
 
 class PartitionInbox:
@@ -149,8 +161,13 @@ class PartitionInbox:
                 except KafkaException as error:
                     log.info("replies cannot be read (%s); trying again", error)
                     self._stop.wait(_POLL_SECONDS)
-        except RuntimeError:  # the loop is closed, and nobody waits any more
-            return
+                except Exception:
+                    if self._loop.is_closed():  # and nobody waits any more
+                        return
+                    log.exception(
+                        "replies cannot be read; trying again"
+                    )  # without this thread nobody would ever be answered
+                    self._stop.wait(_POLL_SECONDS)
         finally:
             consumer.close()
             with contextlib.suppress(RuntimeError):
@@ -174,7 +191,6 @@ class PartitionInbox:
                 if not self._again.is_set():
                     self._next = record.offset() + 1  # type: ignore[operator]
                 if record.key() == self._key:
-                    message = read_message(record)
-                    found.append(Reply(message.headers.get(CORRELATION) or "", message))
+                    found.append(_reply(record))
         if found:
             self._loop.call_soon_threadsafe(self._arrived, found)
