@@ -16,9 +16,10 @@ import redis.asyncio as redis
 from atleastonce import Broker, Context, Queue, RequestError, RequestTimeout, Service, Topic, connect, wire
 from atleastonce.adapters.kafka import publisher as kafka_publisher
 from atleastonce.adapters.kafka import replies as kafka_replies
+from atleastonce.adapters.pubsub import presence as pubsub_presence
 from atleastonce.adapters.sqlite.adapter import SQLiteAdapter
 from atleastonce.adapters.sqs.adapter import SQSAdapter
-from atleastonce.contract import Deletes, Outgoing, Replies, Topology
+from atleastonce.contract import Deletes, KeepsInboxes, Outgoing, Replies, Topology
 from atleastonce.message import Message
 from atleastonce.testing.brokers import killable
 
@@ -53,7 +54,7 @@ async def answered(broker: Broker, quotes: Queue[int]) -> None:
                 raise
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", "redis", "memory", "sqlite"])
+@pytest.mark.parametrize("name", ["rabbitmq", "redis", "sqs", "pubsub", "memory", "sqlite"])
 async def test_an_inbox_that_was_deleted_is_made_again(
     name: str, request: pytest.FixtureRequest, tmp_path: Any
 ) -> None:
@@ -73,6 +74,8 @@ async def test_an_inbox_that_was_deleted_is_made_again(
             assert isinstance(broker.adapter, Replies)
             inbox: Any = broker._asking()._inbox
             await inbox._channel.call("queue_delete", queue=address)
+        elif isinstance(broker.adapter, KeepsInboxes):
+            await broker.adapter.remove_inbox(address)
         else:
             assert isinstance(broker.adapter, Deletes)
             await broker.adapter.delete(Topology(channels=(Queue(address),)))
@@ -163,6 +166,22 @@ async def test_inboxes_of_the_dead_are_swept(sqs_url: str) -> None:
         assert foreign in left  # without a tag of ours it is not ours to remove
         await adapter.remove_inbox(names["alive"])
         sqs.delete_queue(QueueUrl=foreign)
+
+
+async def test_the_topic_of_replies_of_a_project_is_made_again(
+    pubsub_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscription whose topic was deleted is there for ever, and never brings anything."""
+    monkeypatch.setattr(pubsub_presence, "LOOK_SECONDS", 1.0)
+    url = f"{pubsub_url}{'&' if '?' in pubsub_url else '?'}prefix=t{uuid.uuid4().hex[:8]}."  # the usual one is other tests' as well
+    quotes: Queue[int] = Queue("quotes", int)
+    service, _, _, addresses = shop(url, quotes)
+    async with service, connect(url) as broker:
+        await answered(broker, quotes)
+        assert isinstance(broker.adapter, Deletes)
+        await broker.adapter.delete(Topology(channels=(Topic("alo.replies"),)))
+        await answered(broker, quotes)
+        assert len(set(addresses)) == 1
 
 
 async def test_a_stream_of_replies_outlives_its_owner_by_a_minute(redis_url: str) -> None:

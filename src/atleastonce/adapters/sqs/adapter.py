@@ -238,6 +238,8 @@ class SQSAdapter(Adapter):
         queue = names.of_queue(Queue(name), self._config.prefix)
         patience = self._config.operation_timeout * 4
         await self._run(lambda: self._inboxes.keep(queue), "keeping a queue for replies", patience)
+        if self._pools is not None and self._inboxes.unswept:
+            self._pools[1].run(self._inboxes.sweep)
 
     async def remove_inbox(self, name: str) -> None:
         """See `KeepsInboxes`."""

@@ -3,8 +3,11 @@ blocks."""
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import socket
+import string
 import time
 from typing import Any, Final
 
@@ -22,6 +25,10 @@ _STALE_SECONDS: Final = 3600.0
 _SWEEP_SECONDS: Final = 1800.0
 _AT_MOST: Final = 100
 """Inboxes looked at in one sweep, one request each."""
+_DIGITS: Final = 32
+"""Of a name."""
+
+log = logging.getLogger("atleastonce.sqs")
 
 
 class Inboxes:
@@ -49,31 +56,43 @@ class Inboxes:
             self._directory.learn(queue, url)
         else:
             sqs.tag_queue(QueueUrl=url, Tags=tags)
-        if time.monotonic() - self._swept > _SWEEP_SECONDS or not self._swept:
-            self._swept = time.monotonic()
-            self.sweep()
 
-    def sweep(self) -> int:
-        """Remove the inboxes whose owners are dead; return how many. Rights that are missing leave them where they are."""
-        sqs, removed = self._clients.sqs, 0
+    @property
+    def unswept(self) -> bool:
+        """Whether it is time for a `sweep`."""
+        return not self._swept or time.monotonic() - self._swept > _SWEEP_SECONDS
+
+    def sweep(self) -> None:
+        """Remove inboxes whose owners are dead. What keeps it from it leaves them where they are: nobody who asks is to wait for
+        this, or to fail by it."""
+        self._swept = time.monotonic()
         try:
-            found: dict[str, Any] = sqs.list_queues(QueueNamePrefix=f"{self._prefix}{PREFIX}", MaxResults=_AT_MOST)
-            for url in found.get("QueueUrls", ()):
-                removed += self._remove_stale(url)
-        except Exception as error:
-            if classify(error).code is not Code.PERMISSION:
-                raise
-        return removed
+            for url in self._some():
+                self._remove_stale(url)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next sweep may get further
+            log.log(
+                logging.DEBUG if classify(error).code is Code.PERMISSION else logging.INFO,
+                "inboxes of dead processes could not be swept: %s",
+                error,
+            )
 
-    def _remove_stale(self, url: str) -> bool:
+    def _some(self) -> list[str]:
+        """URLs of inboxes, `_AT_MOST` of them. Where there are more: those that begin with a digit that chance chooses, so that all
+        have their turn. The first of a list are the same each time, and those behind them would never be looked at."""
+        prefix = f"{self._prefix}{PREFIX}"
+        while True:
+            found: dict[str, Any] = self._clients.sqs.list_queues(QueueNamePrefix=prefix, MaxResults=_AT_MOST)
+            if not found.get("NextToken") or len(prefix) >= len(self._prefix) + len(PREFIX) + _DIGITS:
+                return list(found.get("QueueUrls", ()))[:_AT_MOST]
+            prefix += random.choice(string.hexdigits[:16])
+
+    def _remove_stale(self, url: str) -> None:
         sqs = self._clients.sqs
         try:
             seen = sqs.list_queue_tags(QueueUrl=url).get("Tags", {}).get(_SEEN, "")
             if not seen.isdigit() or time.time() - int(seen) < _STALE_SECONDS:
-                return False  # no tag of ours: not ours to remove
+                return  # no tag of ours: not ours to remove
             sqs.delete_queue(QueueUrl=url)
         except Exception as error:
             if classify(error).code is not Code.NOT_FOUND:
                 raise
-            return False
-        return True
