@@ -24,8 +24,8 @@ class ConsumerOptions(TypedDict, total=False):
         retry: delays between attempts; short for ``failure=FailurePolicy(chain=RetryChain(...))``.
         failure: the whole policy. Default: the service's.
         dead_letter: None or False turns the dead-letter queue off: what is given up is then dropped, logged and counted.
-        concurrency: handlers at once, or `AdaptiveConcurrency`. Default: 16 for ``async def``, 4 threads for ``def``, 1 for
-            batches.
+        concurrency: handlers at once, those of retries included, or `AdaptiveConcurrency`. Default: 16 for ``async def``, 4 threads
+            for ``def``, 1 for batches.
         max_in_flight: messages received and unsettled. Too small: the network's round trip shows; too large: more is
             repeated after a crash, and workers hoard what idle ones could do. Default: 1000; for batches enough for
             ``concurrency`` of them and as many being collected.

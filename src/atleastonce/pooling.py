@@ -10,6 +10,7 @@ from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.batches import BatchPool, BatchProcess
 from atleastonce.engine.decision import AsyncProcess, SyncProcess
 from atleastonce.engine.limited import LimitedLanes
+from atleastonce.engine.places import Places
 from atleastonce.engine.pools import Pool
 from atleastonce.engine.thread_pool import ThreadPool
 from atleastonce.engine.worker import Worker
@@ -29,7 +30,12 @@ class Around(Protocol):
 
 
 def make_pool(
-    bound: Bound, worker: Worker, places: int, around: Sequence[Around], fatal: Callable[[BaseException], None]
+    bound: Bound,
+    worker: Worker,
+    places: int,
+    around: Sequence[Around],
+    fatal: Callable[[BaseException], None],
+    shared: Places | None = None,
 ) -> Pool:
     """The pool of ``worker``.
 
@@ -39,6 +45,7 @@ def make_pool(
         places: handlers at once.
         around: from the inside out.
         fatal: told when a handler raises SystemExit or KeyboardInterrupt.
+        shared: the places of all readers of the consumer together; None where this one is alone.
     """
     consumer, lanes = bound.consumer, worker.lanes
     if consumer.batching is not None:
@@ -54,6 +61,7 @@ def make_pool(
             ended=worker.all_ended,
             failed=bound.failed,
             fatal=fatal,
+            places=shared,
         )
     if consumer.binding.is_async:
         run: AsyncProcess = bound.process
@@ -62,7 +70,14 @@ def make_pool(
         if isinstance(lanes, LimitedLanes):
             run = lanes.around(run)
         return AsyncPool(
-            run, lanes, places, ended=worker.ended, failed=bound.failed, fatal=fatal, timeout=bound.timeout
+            run,
+            lanes,
+            places,
+            ended=worker.ended,
+            failed=bound.failed,
+            fatal=fatal,
+            timeout=bound.timeout,
+            places=shared,
         )
     run_sync: SyncProcess = bound.process_sync
     for each in around:
@@ -70,5 +85,12 @@ def make_pool(
     if isinstance(lanes, LimitedLanes):
         run_sync = lanes.around_sync(run_sync)
     return ThreadPool(
-        run_sync, lanes, places, ended=worker.ended, failed=bound.failed, fatal=fatal, timeout=bound.timeout
+        run_sync,
+        lanes,
+        places,
+        ended=worker.ended,
+        failed=bound.failed,
+        fatal=fatal,
+        timeout=bound.timeout,
+        places=shared,
     )

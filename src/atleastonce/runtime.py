@@ -21,6 +21,7 @@ from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.limit import Limit
 from atleastonce.engine.limited import LimitedLanes
 from atleastonce.engine.mover import Send
+from atleastonce.engine.places import Places
 from atleastonce.engine.quarantine import Quarantine
 from atleastonce.engine.rate import TokenBucket
 from atleastonce.engine.supervisor import Supervisor
@@ -125,6 +126,7 @@ class Runtime:
         self.topology: Topology = consumer.topology(broker.adapter.capabilities)
         self.supervisors: list[Supervisor | Quarantine] = []
         self.home: Worker | None = None  # set by `start`
+        self._places = Places(consumer.concurrency) if self._drained_delays else None
         self._turnstile = turnstile or Turnstile()
         self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected)
         self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
@@ -180,16 +182,20 @@ class Runtime:
         self.home = home = self._worker(self.consumer.home, self.consumer.window, None)
         home.betters += before
         await self._start(home)
-        if self._broker.adapter.capabilities.delay.level is not Level.EMULATED:  # nobody else empties them
-            window = self.consumer.window
-            # What waits costs memory and no places.
-            waiting = msgspec.structs.replace(window, shared=True)
-            for delay in self.topology.delays:
-                worker = self._worker(Source(delay.channel), waiting, delay)
-                worker.betters += before
-                if delay.delay:
-                    home.elders.append(worker)
-                await self._start(worker)
+        # What waits costs memory and no places.
+        waiting = msgspec.structs.replace(self.consumer.window, shared=True)
+        for delay in self._drained_delays:
+            worker = self._worker(Source(delay.channel), waiting, delay)
+            worker.betters += before
+            if delay.delay:
+                home.elders.append(worker)
+            await self._start(worker)
+
+    @property
+    def _drained_delays(self) -> Sequence[DelayChannel]:
+        """The channels beside its source that it reads itself, since the broker does not empty them."""
+        emulated = self._broker.adapter.capabilities.delay.level is Level.EMULATED
+        return () if emulated else self.topology.delays
 
     async def _start(self, worker: Worker) -> None:
         supervisor = Supervisor(self._broker.adapter, worker, repair=self._declare if self._create else None)
@@ -274,7 +280,7 @@ class Runtime:
             source,
             window=window,
             lanes=self._lanes(source, places, FreeLanes() if line is None else line.lanes),
-            make_pool=lambda worker: make_pool(bound, worker, places, self._around(line), self._fatal),
+            make_pool=lambda worker: make_pool(bound, worker, places, self._around(line), self._fatal, self._places),
             rejection=bound.rejected,
             due=self._due(delay),
             rate=self._rate,

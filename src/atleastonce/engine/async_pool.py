@@ -12,6 +12,7 @@ from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends, shed
 from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision, cut_off
 from atleastonce.engine.lanes import Lanes
+from atleastonce.engine.places import Places
 from atleastonce.engine.pools import CANCEL_SECONDS, Ended, Failed, Fatal, judged, self_cancelled
 from atleastonce.errors import HandlerTimeout
 
@@ -23,7 +24,7 @@ _TURN_SECONDS = 0.005
 
 
 class AsyncPool:
-    """``concurrency`` tasks, each awaiting one handler at a time."""
+    """``concurrency`` tasks, each awaiting one handler at a time; with ``places``, only while it has one of them."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class AsyncPool:
         failed: Failed,
         fatal: Fatal,
         timeout: float | None = None,
+        places: Places | None = None,
     ) -> None:
         self._process = process
         self._lanes = lanes
@@ -42,6 +44,7 @@ class AsyncPool:
         self._failed = failed
         self._fatal = fatal
         self._timeout = timeout
+        self._places = places
         self.ticks = timeout is not None
         self._concurrency = concurrency
         self._tasks: list[asyncio.Task[None]] = []
@@ -49,6 +52,7 @@ class AsyncPool:
         self._woken: asyncio.Future[None] | None = None  # of the one lane that is about to look for work
         self._started = [0.0] * concurrency  # when the lane's current run began; 0.0 while it has none
         self._late = [False] * concurrency
+        self._placed = [False] * concurrency  # whether the lane has one of the ``places``
         self._stopping = False
 
     @property
@@ -60,7 +64,7 @@ class AsyncPool:
     @property
     def vacant(self) -> bool:
         """See `Pool.vacant`."""
-        return bool(self._idle)
+        return bool(self._idle) and (self._places is None or self._places.vacant(self))
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._lane(slot)) for slot in range(self._concurrency)]
@@ -87,24 +91,43 @@ class AsyncPool:
 
     async def stop(self) -> None:
         self._stopping = True
+        if self._places is not None:
+            self._places.forget(self)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             _, stubborn = await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
+            self._give_up_places()
             if stubborn:
                 log.error(
                     "left behind: %d cancelled handlers that do not end; their messages come again", len(stubborn)
                 )
 
+    def _give_up_places(self) -> None:
+        for slot, task in enumerate(self._tasks):
+            if self._places is not None and self._placed[slot] and task.done():
+                self._placed[slot] = False
+                self._places.leave()
+
     async def _lane(self, slot: int) -> None:
         lanes, process, ended = self._lanes, self._process, self._ended
+        places, placed = self._places, self._placed
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a task's coroutine
         timed = self._timeout is not None
         turn = time.monotonic()
         while True:
+            if places is not None and not placed[slot]:
+                if not places.enter(self):
+                    await self._work(task)
+                    turn = time.monotonic()
+                    continue
+                placed[slot] = True
             delivery = lanes.take()
             if delivery is None:
+                if places is not None:
+                    placed[slot] = False
+                    places.leave()
                 await self._work(task)
                 turn = time.monotonic()
                 continue
@@ -137,6 +160,11 @@ class AsyncPool:
                 self._started[slot] = 0.0
                 self._late[slot] = False
             ended(delivery, decision)
+            if (
+                places is not None and places.waiting
+            ):  # else it keeps its place: to give it up and take it again costs more
+                placed[slot] = False
+                places.leave()
             if task.cancelling():
                 if self._stopping:
                     return

@@ -12,6 +12,7 @@ from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends, shed
 from atleastonce.engine.decision import GIVE_BACK, Decision
 from atleastonce.engine.lanes import Lanes
+from atleastonce.engine.places import Places
 from atleastonce.engine.pools import CANCEL_SECONDS, Failed, Fatal, self_cancelled
 
 log = logging.getLogger("atleastonce.engine")
@@ -28,6 +29,7 @@ class BatchPool:
         max_messages: a batch never has more. Of lanes that keep an order it has one message of each key: what one decides about
             a message must be known before the next of its key runs.
         max_wait: seconds from a batch's first message until it runs with what it has. Too small: small batches; too large: latency.
+        places: shared with other pools: each batch that is collected or runs has one. None: nobody else has any.
     """
 
     ticks = False
@@ -43,18 +45,21 @@ class BatchPool:
         ended: EndedAll,
         failed: Failed,
         fatal: Fatal,
+        places: Places | None = None,
     ) -> None:
         self._process = process
         self._lanes = lanes
         self._concurrency = concurrency
         self._max_messages = max_messages
         self._max_wait = max_wait
+        self._places = places
         self._ended = ended
         self._failed = failed
         self._fatal = fatal
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._collecting: dict[int, list[Delivery]] = {}
+        self._placed: set[int] = set()  # lanes that have a place
         self._stopping = False
 
     @property
@@ -65,7 +70,7 @@ class BatchPool:
     @property
     def vacant(self) -> bool:
         """See `Pool.vacant`."""
-        return bool(self._idle or self._collecting)
+        return bool(self._idle or self._collecting) and (self._places is None or self._places.vacant(self))
 
     def start(self) -> None:
         """Begin, on the running loop."""
@@ -94,6 +99,8 @@ class BatchPool:
     async def stop(self) -> None:
         """Cancel; what was collected or running is given back."""
         self._stopping = True
+        if self._places is not None:
+            self._places.forget(self)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -109,24 +116,44 @@ class BatchPool:
         while True:
             batch = self._collecting[slot] = []
             try:
-                await self._collect(batch)
-            except asyncio.CancelledError:
-                if self._stopping or loop_ends(task):
-                    self._ended(batch, [GIVE_BACK] * len(batch))
-                    raise
+                try:
+                    await self._collect(batch, slot)
+                except asyncio.CancelledError:
+                    if self._stopping or loop_ends(task):
+                        self._ended(batch, [GIVE_BACK] * len(batch))
+                        raise
+                finally:
+                    del self._collecting[slot]
+                if self._idle and self._lanes.ready:
+                    self.wake()  # what this batch leaves is for the next lane
+                if batch:
+                    await self._run(batch, task)
             finally:
-                del self._collecting[slot]
-            if self._idle and self._lanes.ready:
-                self.wake()  # what this batch leaves is for the next lane
-            if batch:
-                await self._run(batch, task)
+                self._leave(slot)
             if self._stopping:
                 return
             forgive(task)
 
-    async def _collect(self, batch: list[Delivery]) -> None:
+    def _enter(self, slot: int) -> bool:
+        """Whether lane ``slot`` has a place: it is collecting, or runs."""
+        if self._places is None or slot in self._placed:
+            return True
+        if self._places.enter(self):
+            self._placed.add(slot)
+            return True
+        return False
+
+    def _leave(self, slot: int) -> None:
+        if self._places is not None and slot in self._placed:
+            self._placed.discard(slot)
+            self._places.leave()
+
+    async def _collect(self, batch: list[Delivery], slot: int) -> None:
         deadline: float | None = None
         while (room := self._max_messages - len(batch)) > 0:
+            if not self._enter(slot):
+                await self._more(None)
+                continue
             if some := self._lanes.take_some(room):
                 batch += some
                 if deadline is None:
@@ -135,6 +162,8 @@ class BatchPool:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and (left <= 0 or self._holds_up()):
                 return
+            if left is None:
+                self._leave(slot)  # nothing is there
             await self._more(left)
 
     def _holds_up(self) -> bool:

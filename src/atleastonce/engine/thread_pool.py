@@ -14,6 +14,7 @@ from functools import partial
 from atleastonce.contract import Delivery
 from atleastonce.engine.decision import GIVE_BACK, Decision, SyncProcess, cut_off
 from atleastonce.engine.lanes import Lanes
+from atleastonce.engine.places import Places
 from atleastonce.engine.pools import Ended, Failed, Fatal, self_cancelled
 
 log = logging.getLogger("atleastonce.engine")
@@ -47,6 +48,7 @@ class ThreadPool:
         failed: Failed,
         fatal: Fatal,
         timeout: float | None = None,
+        places: Places | None = None,
     ) -> None:
         self._process = process
         self._lanes = lanes
@@ -54,6 +56,7 @@ class ThreadPool:
         self._failed = failed
         self._fatal = fatal
         self._timeout = timeout
+        self._places = places
         self.ticks = True  # also to spread what a slow run holds up
         self._concurrency = concurrency
         self._inbox: queue.SimpleQueue[deque[Delivery] | None] = queue.SimpleQueue()
@@ -79,7 +82,7 @@ class ThreadPool:
     @property
     def vacant(self) -> bool:
         """See `Pool.vacant`."""
-        return self._free > 0
+        return self._free > 0 and (self._places is None or self._places.vacant(self))
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -89,7 +92,10 @@ class ThreadPool:
             self._threads.append(thread)
 
     def wake(self) -> None:
+        places = self._places
         while self._free and not self._stopping and not self._lanes.closed:
+            if places is not None and not places.enter(self):
+                return
             # What is queued, spread over the idle threads.
             share = -(-(len(self._lanes) + len(self._taken_back)) // self._free)
             most = min(share, int(_CHUNK_SECONDS / max(self._mean, _LEAST_SECONDS)), _CHUNK_MAX)
@@ -100,6 +106,8 @@ class ThreadPool:
                     break
                 chunk.append(delivery)
             if not chunk:
+                if places is not None:
+                    places.leave()
                 return
             self._free -= 1
             self._chunks[id(chunk)] = chunk
@@ -139,6 +147,8 @@ class ThreadPool:
         if self._stopping:
             return
         self._stopping = True
+        if self._places is not None:
+            self._places.forget(self)
         for _ in self._threads:
             self._inbox.put(None)
         for delivery in self.reclaim(lambda _: True):
@@ -193,4 +203,6 @@ class ThreadPool:
     def _returned(self, chunk: int) -> None:
         self._chunks.pop(chunk, None)
         self._free += 1
+        if self._places is not None:
+            self._places.leave()
         self._collect()
