@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar, Unpack, overload
@@ -45,6 +45,10 @@ class Asks(ABC):
     @abstractmethod
     def compose(self, channel: Channel[Any], payload: Any, **options: Any) -> Outgoing:
         """What is sent."""
+
+    @abstractmethod
+    def _ensure_room(self, channels: Iterable[Channel[Any]]) -> None:
+        """Raise `Overloaded` where too much waits already: see `Broker.limit_depth`."""
 
     @overload
     async def request(
@@ -147,6 +151,7 @@ class Asks(ABC):
             if len(self._asked) >= _MOST_ASKED:  # names made up for each request must not fill the memory
                 self._asked.clear()
             asked = self._asked[channel] = replace(channel, requests=True)
+        self._ensure_room((channel,))
         item = self.compose(
             asked, payload, key=options.get("key"), id=options.get("id"), headers=options.get("headers")
         )

@@ -383,6 +383,8 @@ async def test_a_producer_stops_while_too_much_waits(backend_url: str, queue: Ma
         assert f"messages wait in {work.name}, and 10 are the limit; not sent" in refused
         with pytest.raises(Overloaded):
             await broker.publish_many(work, [Order(3)])
+        with pytest.raises(Overloaded, match="messages wait in"):
+            await broker.request(work, Order(3))
         broker.limit_depth(work, above=None)
         await broker.publish(work, Order(4))
 
@@ -437,3 +439,62 @@ def test_limits_that_are_none_are_refused(wrong: dict[str, Any], sentence: str) 
         register(Queue("work", Order), **wrong)(handle if register == service.consumer else handle_batch)
     with pytest.raises(ConfigurationError, match="memory_limit"):
         Service("worker", memory_limit="much")
+
+
+@pytest.mark.parametrize("kind", ["async", "def", "batch"])
+@pytest.mark.parametrize("name", ["kafka", "memory"])
+async def test_retries_run_in_the_same_places(
+    name: str, kind: str, request: pytest.FixtureRequest, queue: MakeQueue
+) -> None:
+    """However many channels a consumer reads for them: ``concurrency`` is what its handler's dependencies bear."""
+    url = request.getfixturevalue(f"{name}_url")
+    work, service = queue("work"), Service("worker", broker=url)
+    running = most = 0
+    failed: set[int] = set()
+    done: set[int] = set()
+    lock = threading.Lock()
+
+    def begin() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+
+    def end(order: Order) -> None:
+        nonlocal running
+        with lock:
+            running -= 1
+            if order.n not in failed:
+                failed.add(order.n)
+                raise ValueError("not yet")
+            done.add(order.n)
+
+    options: Any = {"failure": FailurePolicy(in_place=None, chain=RetryChain("20ms", "50ms", "100ms"))}
+    if kind == "async":
+
+        @service.consumer(work, concurrency=2, **options)
+        async def handle(order: Order) -> None:
+            begin()
+            await asyncio.sleep(0.005)
+            end(order)
+
+    elif kind == "def":
+
+        @service.consumer(work, concurrency=2, **options)
+        def handle_sync(order: Order) -> None:
+            begin()
+            time.sleep(0.005)  # the handler's work
+            end(order)
+
+    else:
+
+        @service.batch_consumer(work, max_messages=1, max_wait="1ms", concurrency=2, **options)
+        async def handle_list(orders: list[Order]) -> None:
+            begin()
+            await asyncio.sleep(0.005)
+            end(orders[0])
+
+    async with service:
+        await service.broker.publish_many(work, [Order(n) for n in range(150)])
+        await until(lambda: len(done) == 150 and settled(service), service, within=60)
+    assert most == 2

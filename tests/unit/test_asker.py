@@ -54,13 +54,18 @@ class SlowBroker(MemoryAdapter):
 
 
 class Posted:
-    """Notes how long each request might wait to be sent; nobody answers."""
+    """Notes how long each request might wait to be sent, and which were withdrawn; nobody answers."""
 
     def __init__(self) -> None:
         self.within: list[float] = []
+        self.withdrawn = 0
 
-    async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None:
+    async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> Posted:
         self.within.append(within)
+        return self
+
+    def withdraw(self) -> None:
+        self.withdrawn += 1
 
 
 @asynccontextmanager
@@ -187,3 +192,16 @@ async def test_the_time_that_opening_took_is_not_given_twice() -> None:
             await waiting
         assert posted.within[0] <= 0.3 - 0.1
         assert time.monotonic() - begin < 5
+
+
+async def test_a_request_that_nobody_waits_for_any_more_is_withdrawn() -> None:
+    async with asking() as (broker, asker, posted):
+        broker.gate.set()
+        with pytest.raises(RequestTimeout):
+            await asker.ask(QUESTION, 0.02)
+        assert posted.withdrawn == 1
+        given_up = asyncio.create_task(asker.ask(QUESTION, 30))
+        await until(lambda: len(posted.within) == 2)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        assert posted.withdrawn == 2

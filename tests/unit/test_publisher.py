@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from itertools import chain
 
@@ -12,6 +13,7 @@ from front_kit import Sender, outgoing, until
 
 from atleastonce.contract import OK, Code, Outcome, Status, Window, rejected, unknown
 from atleastonce.engine.publisher import Publisher
+from atleastonce.engine.rate import TokenBucket
 from atleastonce.errors import Closed, Overloaded
 
 LONG = 10.0
@@ -241,6 +243,52 @@ async def test_a_list_that_was_sent_in_part_says_so() -> None:
         sender.gate.set()
         assert await other == [OK, OK]
         assert sender.calls == [["m0", "m1"], ["o1", "o2"]]
+
+
+async def test_no_more_leave_at_once_than_the_rate_grants() -> None:
+    """However many are pending: to save them all up and let them go together is no rate."""
+    sender = Sender()
+    publisher = Publisher(sender, Window(200, 1000), max_batch=50, rate=TokenBucket(200.0))
+    single = [start(publisher, f"single {n}") for n in range(60)]
+    outcomes = await publisher.publish_many([outgoing(f"list {n}") for n in range(60)], within=LONG)
+    assert outcomes == [OK] * 60
+    assert await asyncio.gather(*single) == [OK] * 60
+    assert sender.most[0] <= 20, "a tenth of a second's worth"
+    assert Counter(chain(*sender.calls)) == Counter([f"{kind} {n}" for kind in ("single", "list") for n in range(60)])
+    await publisher.close()
+    assert publisher.pending == 0
+
+
+async def test_a_list_at_a_rate_that_was_sent_in_part_says_so() -> None:
+    sender = Sender()
+    publisher = Publisher(sender, Window(100, 1000), max_batch=50, rate=TokenBucket(100.0))
+    sender.answers.extend([lambda batch: [OK] * len(batch), lambda _: Closed("not open")])
+    outcomes = await publisher.publish_many([outgoing(str(n)) for n in range(30)], within=LONG)
+    assert outcomes[:10] == [OK] * 10
+    assert {outcome.fault and outcome.fault.code for outcome in outcomes[10:]} == {Code.CLOSED}
+    assert len(outcomes) == 30
+    await publisher.close()
+
+
+async def test_what_is_withdrawn_before_it_left_does_not_leave_and_makes_room() -> None:
+    told: list[Outcome] = []
+    async with publishing(messages=2) as (publisher, sender):
+        sender.gate.clear()
+        first = start(publisher, "a")
+        await until(lambda: sender.out == 1)
+        posted = await publisher.post(outgoing("b"), told.append, within=LONG)
+        posted.withdraw()
+        posted.withdraw()
+        assert publisher.pending == 1
+        last = start(publisher, "c")
+        sender.gate.set()
+        await asyncio.gather(first, last)
+        assert told == []
+        assert sender.calls == [["a"], ["c"]]
+        gone = await publisher.post(outgoing("d"), told.append, within=LONG)
+        await until(lambda: told == [OK])
+        gone.withdraw()
+        assert publisher.pending == 0
 
 
 async def test_close_during_a_list_ends_it_with_outcomes() -> None:

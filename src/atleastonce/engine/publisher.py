@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
 from atleastonce.engine.answers import ask
@@ -31,7 +31,7 @@ class Publisher:
         window: the bound on what is pending. Too small limits throughput to window / round trip; too large only hides
             overload. What is larger than the whole of it goes alone.
         max_batch: the most that leaves in one call.
-        rate: how fast messages may leave; None for no limit.
+        rate: how fast messages may leave; None for no limit. No more leave at once than it grants, however many are pending.
     """
 
     def __init__(self, send: Send, window: Window, *, max_batch: int, rate: TokenBucket | None = None) -> None:
@@ -66,11 +66,11 @@ class Publisher:
             self._pending.pop(future, None)
             self._leave(1, size)
 
-    async def post(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None:
+    async def post(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> Posted:
         """Hand one message over, as `publish`, and return without waiting for its outcome, which ``told`` is called with.
 
         Args:
-            told: must not raise.
+            told: must not raise. Not called for what was withdrawn.
 
         Raises:
             Overloaded, Closed: as `publish`.
@@ -78,7 +78,13 @@ class Publisher:
         size = item.message.size
         if not self._enters(1, size):
             await self._wait(1, size, within)
-        self._begin(item, _Posted(self, size, told))
+        posted = _Posted(self, size, told)
+        self._begin(item, posted)
+        return posted
+
+    def _withdraw(self, posted: _Posted, size: int) -> None:
+        if self._pending.pop(posted, None) is not None:
+            self._leave(1, size)
 
     def _begin(self, item: Outgoing, waits: _Waits) -> None:
         self._pending[waits] = item
@@ -101,7 +107,7 @@ class Publisher:
                 if not self._enters(len(batch), size):
                     await self._wait(len(batch), size, within)
                 try:
-                    outcomes += await self._ask(batch)
+                    await self._paced(batch, outcomes)
                 finally:
                     self._leave(len(batch), size)
             except (Overloaded, Closed) as error:
@@ -214,17 +220,43 @@ class Publisher:
         while True:
             await self._bell.heard()
             while self._pending:
-                await self._send_batch(self._next_batch())
+                if self._rate is None:
+                    await self._send_batch(self._next_batch(self._max_batch))
+                    continue
+                most = await self._granted(self._rate, len(self._pending))
+                batch = self._next_batch(most)  # some may have been cancelled meanwhile
+                self._rate.give_back(most - len(batch))
+                if batch:
+                    await self._send_batch(batch)
 
-    def _next_batch(self) -> dict[_Waits, Outgoing]:
+    def _next_batch(self, most: int) -> dict[_Waits, Outgoing]:
         batch = self._pending
-        if len(batch) <= self._max_batch:
+        if len(batch) <= most:
             self._pending = {}
             return batch
-        batch = dict(islice(batch.items(), self._max_batch))
+        batch = dict(islice(batch.items(), most))
         for waits in batch:
             del self._pending[waits]
         return batch
+
+    async def _granted(self, rate: TokenBucket, most: int) -> int:
+        """How many of ``most`` leave together: one at least, once it may."""
+        while True:
+            if granted := rate.take(min(most, self._max_batch)):
+                return granted
+            await asyncio.sleep(rate.wait)
+
+    async def _paced(self, batch: Sequence[Outgoing], outcomes: list[Outcome]) -> None:
+        """Send ``batch`` no faster than may be, and add what was answered to ``outcomes``. Raises as `_ask`; what was answered
+        before is in ``outcomes`` then."""
+        if self._rate is None:
+            outcomes += await self._ask(batch)
+            return
+        begin = 0
+        while begin < len(batch):
+            granted = await self._granted(self._rate, len(batch) - begin)
+            outcomes += await self._ask(batch[begin : begin + granted])
+            begin += granted
 
     async def _send_batch(self, batch: dict[_Waits, Outgoing]) -> None:
         try:
@@ -248,8 +280,6 @@ class Publisher:
         Raises:
             Closed: the adapter is not open; nothing was attempted.
         """
-        if self._rate is not None and (wait := self._rate.spend(len(batch))) > 0:
-            await asyncio.sleep(wait)
         closed: Closed | None = None
 
         async def send(items: Sequence[Outgoing]) -> Sequence[Outcome]:
@@ -266,6 +296,13 @@ class Publisher:
         return outcomes
 
 
+class Posted(Protocol):
+    """What was handed over."""
+
+    def withdraw(self) -> None:
+        """Nobody wants it any more: if it has not left, it does not leave, and nobody is told."""
+
+
 class _Posted:
     """In the place of a future where nobody awaits one: that would cost a future and a turn of the loop for each message."""
 
@@ -275,6 +312,9 @@ class _Posted:
         self._publisher = publisher
         self._size = size
         self._told = told
+
+    def withdraw(self) -> None:
+        self._publisher._withdraw(self, self._size)
 
     def done(self) -> bool:
         return False

@@ -33,13 +33,6 @@ class TokenBucket:
         self._tokens -= granted
         return granted
 
-    def spend(self, count: int) -> float:
-        """``count`` come at once, in how many seconds. For who cannot take fewer: the debt is waited for."""
-        self._refill()
-        debt = max(0.0, count - self._tokens)
-        self._tokens -= count
-        return debt / self.rate
-
     def give_back(self, unused: int) -> None:
         """So many of those granted did not come."""
         self._tokens = min(self._most, self._tokens + unused)

@@ -47,16 +47,6 @@ def test_what_was_not_used_comes_back_but_never_more_than_a_burst() -> None:
     assert bucket.take(1000) == 10
 
 
-def test_a_debt_is_waited_for() -> None:
-    clock = Clock()
-    bucket = TokenBucket(100.0, clock)
-    assert bucket.spend(10) == 0.0
-    assert bucket.spend(200) == pytest.approx(2.0)
-    assert bucket.take(1) == 0
-    clock.now += 2.02
-    assert bucket.take(10) == 2
-
-
 def test_a_clock_that_goes_back_grants_nothing() -> None:
     clock = Clock()
     bucket = TokenBucket(10.0, clock)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from atleastonce.contract import Code, Outcome, Outgoing, Replies, Reply, ReplyInbox, Status
 from atleastonce.engine.backoff import Backoff
+from atleastonce.engine.publisher import Posted
 from atleastonce.errors import (
     BrokerUnavailable,
     Closed,
@@ -32,7 +33,7 @@ _NOBODY = frozenset({Code.NOT_FOUND, Code.UNROUTABLE})
 class Post(Protocol):
     """`Publisher.post`."""
 
-    async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> None: ...
+    async def __call__(self, item: Outgoing, told: Callable[[Outcome], None], *, within: float) -> Posted: ...
 
 
 class Asker:
@@ -126,14 +127,17 @@ class Asker:
         if self._timer is None or end < self._timer.when():
             self._set_timer(end)
         satisfied = False
+        posted: Posted | None = None
         try:
             asked = request_of(item, inbox.address(correlation), correlation, deadline)
             left = max(0.0, end - loop.time())  # the inbox has taken its part
-            await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=left)
+            posted = await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=left)
             await waiter.future
             satisfied = waiter.satisfied
         finally:
             waiter.future.cancel()  # if it is not done: what is told later is told nobody
+            if posted is not None:  # what nobody waits for any more must not hold up those that somebody waits for
+                posted.withdraw()
             table.gone(correlation, satisfied=satisfied)
 
     def _set_timer(self, end: float) -> None:
