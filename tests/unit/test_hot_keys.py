@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 
 from atleastonce import ConfigurationError, Queue, Service, split_hot_key
+from atleastonce.patterns.hot_keys import HotKeys
 
 
 class Order(msgspec.Struct):
@@ -80,6 +83,34 @@ async def test_a_key_that_stands_out_has_a_name_in_status(kind: str) -> None:
     assert 0.2 <= hot.messages <= 0.4
     if kind == "def":
         assert found["b'slow'"].time > 0.4
+
+
+def test_threads_that_count_at_once_lose_no_count_and_break_nothing() -> None:
+    """A thread may be stopped anywhere, also while it merges what another one adds to."""
+    hot = HotKeys(clock=lambda: 0.0)
+    broken: list[BaseException] = []
+    each, threads = 20_000, 4
+
+    def count(me: int) -> None:
+        try:
+            for n in range(each):
+                hot.add((me, n % 700), 0.0)
+        except BaseException as error:  # noqa: BLE001 - shown below
+            broken.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        running = [threading.Thread(target=count, args=(me,)) for me in range(threads)]
+        for thread in running:
+            thread.start()
+        while any(thread.is_alive() for thread in running):
+            hot.top()
+    finally:
+        sys.setswitchinterval(before)
+    assert not broken
+    hot.top()
+    assert hot._messages.total == each * threads
 
 
 def test_a_split_key_goes_to_as_many_lines() -> None:

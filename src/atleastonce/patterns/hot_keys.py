@@ -6,6 +6,7 @@ them is a limit that no number of workers lifts. So it has a name in ``service.s
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -121,7 +122,7 @@ class CountedRuns:
 
 
 class HotKeys:
-    """Counts what the readers of one consumer handle. From any thread; what two threads add at the same moment may count once.
+    """Counts what the readers of one consumer handle. From any thread.
 
     Args:
         clock: monotonic seconds.
@@ -133,6 +134,8 @@ class HotKeys:
         self._counts: dict[Hashable, float] = {}
         self._seconds: dict[Hashable, float] = {}
         self._since = 0
+        # Of threads: one may be stopped by another anywhere, also in the midst of a merge.
+        self._lock = threading.Lock()
 
     def reader(self, key_of: KeyOf) -> CountedRuns:
         """What stands around the runs of one reader, whose deliveries have the key that ``key_of`` says."""
@@ -140,12 +143,13 @@ class HotKeys:
 
     def add(self, key: Hashable | None, took: float) -> None:
         """A run took so many seconds."""
-        counts, seconds = self._counts, self._seconds
-        counts[key] = counts.get(key, 0.0) + 1.0
-        seconds[key] = seconds.get(key, 0.0) + took
-        self._since += 1
-        if self._since >= _BATCH:
-            self._merge()
+        with self._lock:
+            counts, seconds = self._counts, self._seconds
+            counts[key] = counts.get(key, 0.0) + 1.0
+            seconds[key] = seconds.get(key, 0.0) + took
+            self._since += 1
+            if self._since >= _BATCH:
+                self._merge()
 
     def _merge(self) -> None:
         self._since = 0
@@ -155,15 +159,17 @@ class HotKeys:
         self._time.merge(seconds)
 
     def top(self) -> list[HotKey]:
-        """The keys that stand out, the most frequent first; what has no key is none. On the loop."""
-        self._merge()
-        messages, spent = self._messages, self._time
-        counts, times = dict(messages.top(64)), dict(spent.top(64))
+        """The keys that stand out, the most frequent first; what has no key is none."""
+        with self._lock:
+            self._merge()
+            messages, spent = self._messages, self._time
+            counts, times = dict(messages.top(64)), dict(spent.top(64))
+            total, seconds = messages.total or 1.0, spent.total or 1.0
         found = [
             HotKey(
                 shown(key),
-                round(min(1.0, counts.get(key, 0.0) / (messages.total or 1.0)), 3),
-                round(min(1.0, times.get(key, 0.0) / (spent.total or 1.0)), 3),
+                round(min(1.0, counts.get(key, 0.0) / total), 3),
+                round(min(1.0, times.get(key, 0.0) / seconds), 3),
             )
             for key in dict.fromkeys([*counts, *times])
             if key is not None
