@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from atleastonce.engine.window import WindowMeter
@@ -26,22 +26,45 @@ _LEAST: Final = 0.02
 _LOOK_SECONDS: Final = 0.5
 _NO_LIMIT: Final = 1 << 60
 
-CGROUPS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
-)
+ROOT: Final = Path("/sys/fs/cgroup")
+OWN: Final = Path("/proc/self/cgroup")
 
 
-def container_limit(files: tuple[Path, ...] = CGROUPS) -> int | None:
-    """Bytes that this process's control group may use; None where none is set, or it cannot be read."""
-    for file in files:
-        try:
-            text = file.read_text().strip()
-        except OSError:
+def container_limit(root: Path = ROOT, own: Path = OWN) -> int | None:
+    """Bytes that this process's control group, or one that it is in, may use; None where none is set, or it cannot be read."""
+    limits = [limit for file in _files(root, own) if (limit := _limit(file)) is not None]
+    return min(limits, default=None)
+
+
+def _files(root: Path, own: Path) -> list[Path]:
+    """Where limits may be written: of the process's own group and all around it. In a container the group that is mounted at the
+    root is its own; a service of systemd sees the whole tree, and is in a branch of it."""
+    found = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:  # version 2
+            base, name = root, "memory.max"
+        elif "memory" in controllers.split(","):  # version 1
+            base, name = root / "memory", "memory.limit_in_bytes"
+        else:
             continue
-        if text.isdigit() and int(text) < _NO_LIMIT:
-            return int(text)
-    return None
+        group = PurePosixPath(path.lstrip("/"))
+        if ".." not in group.parts:
+            found += [base / each / name for each in (group, *group.parents)]
+    return found
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() and int(text) < _NO_LIMIT else None
 
 
 def resident(statm: Path = Path("/proc/self/statm")) -> int | None:

@@ -58,14 +58,47 @@ def test_a_process_occupies_memory() -> None:
     assert used is None or MIB < used < 1 << 40
 
 
+def limit_at(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{text}\n")
+
+
 def test_the_limit_of_a_container(tmp_path: Path) -> None:
-    new, old = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
-    assert container_limit((new, old)) is None
-    old.write_text("9223372036854771712\n")  # version 1 says "none" so
-    assert container_limit((new, old)) is None
-    new.write_text("max\n")
-    assert container_limit((new, old)) is None
-    old.write_text("1073741824\n")
-    assert container_limit((new, old)) == 1 << 30
-    new.write_text("536870912\n")
-    assert container_limit((new, old)) == 1 << 29
+    new, old = tmp_path / "memory.max", tmp_path / "memory" / "memory.limit_in_bytes"
+    nowhere = tmp_path / "cgroup"
+    assert container_limit(tmp_path, nowhere) is None
+    limit_at(old, "9223372036854771712")  # version 1 says "none" so
+    assert container_limit(tmp_path, nowhere) is None
+    limit_at(new, "max")
+    assert container_limit(tmp_path, nowhere) is None
+    limit_at(old, str(1 << 30))
+    assert container_limit(tmp_path, nowhere) == 1 << 30
+    limit_at(new, str(1 << 29))
+    assert container_limit(tmp_path, nowhere) == 1 << 29
+
+
+def test_the_limit_of_a_service_of_systemd_is_in_its_branch_of_the_tree(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/system.slice/billing.service\n")
+    assert container_limit(tmp_path, own) is None
+    limit_at(tmp_path / "system.slice/billing.service/memory.max", str(1 << 28))
+    assert container_limit(tmp_path, own) == 1 << 28
+    limit_at(tmp_path / "system.slice/memory.max", str(1 << 27))  # what all around it may use together
+    assert container_limit(tmp_path, own) == 1 << 27
+    limit_at(tmp_path / "user.slice/memory.max", "4096")  # somebody else's
+    assert container_limit(tmp_path, own) == 1 << 27
+
+
+def test_the_limit_of_a_group_of_version_1(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("7:cpu,cpuacct:/other\n5:memory:/docker/abc\n1:name=systemd:/docker/abc\nnonsense\n")
+    limit_at(tmp_path / "memory/docker/abc/memory.limit_in_bytes", str(1 << 26))
+    limit_at(tmp_path / "other/memory.max", "4096")
+    assert container_limit(tmp_path, own) == 1 << 26
+
+
+def test_a_group_above_the_root_that_is_mounted_is_not_looked_for(tmp_path: Path) -> None:
+    own, root = tmp_path / "cgroup", tmp_path / "mounted"
+    own.write_text("0::/../outside\n")
+    limit_at(tmp_path / "outside/memory.max", "4096")
+    assert container_limit(root, own) is None
