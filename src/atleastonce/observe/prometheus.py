@@ -22,7 +22,9 @@ from atleastonce.errors import ConfigurationError
 from atleastonce.runtime import ConsumerStatus
 
 try:
+    from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as missing:
     raise ConfigurationError("metrics need prometheus-client: pip install 'atleastonce[prometheus]'") from missing
@@ -73,6 +75,13 @@ class StatusCollector(Collector):
         for reader in self._status():
             families.add(reader, hot_keys=self._hot_keys)
         return families.all()
+
+
+def exposition(status: Callable[[], Iterable[ConsumerStatus]]) -> tuple[bytes, str]:
+    """What a scrape is answered where no registry is: `StatusCollector`'s metrics alone, as text, and its content type."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _Families:
