@@ -169,6 +169,7 @@ class Bound:
                 len(members),
                 one_line(words(error)),
             )
+            self._one_by_one(members)
             return [
                 (await self._run_batch([delivery], [payload]))[0]
                 for delivery, payload in zip(members, payloads, strict=True)
@@ -188,6 +189,9 @@ class Bound:
             if context.outputs and decisions[position] is DONE:
                 decisions[position] = Decision(ACK, tuple(context.outputs))
         return decisions
+
+    def _one_by_one(self, members: Sequence[Delivery]) -> None:
+        """The handler has failed for ``members``, which are about to run alone."""
 
     async def _call_batch(self, payloads: list[Any], contexts: list[Context]) -> Any:
         extra = {} if self._binding.context is None else {self._binding.context: contexts}

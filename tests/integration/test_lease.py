@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from once_kit import Order, counts, dead_letters, settled, until
 
 from atleastonce import (
+    Backoff,
     Context,
     DynamoDBStore,
     FailurePolicy,
@@ -164,6 +165,57 @@ async def test_a_lone_message_that_fails_runs_again_in_place() -> None:
         await service.broker.publish(orders, Order(1))
         await until(lambda: counts(service)["done"] == 1 and settled(service), service)
     assert runs == [1, 1]
+
+
+@pytest.mark.parametrize("then", ["in place", "chain", "fails in between"])
+async def test_a_run_after_one_that_was_cut_off_is_in_doubt(
+    queue: MakeQueue, then: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its timeout: nobody knows how far it had come."""
+    service, orders = Service("billing", broker=f"memory://{uuid.uuid4().hex}"), queue("orders")
+    runs: list[bool] = []
+    tries = None if then == "chain" else Backoff("10ms", max_attempts=2)
+    policy = FailurePolicy(in_place=tries, chain=RetryChain("100ms"), timeout="300ms")
+
+    @service.consumer(orders, idempotency=Lease(MemoryStore(), lease="1s"), failure=policy)
+    async def charge(order: Order, ctx: Context) -> None:
+        runs.append(ctx.in_doubt)
+        if len(runs) == 1:
+            await asyncio.sleep(60)
+        if len(runs) == 2 and then == "fails in between":
+            raise ValueError("not now")
+
+    async with service:
+        await service.broker.publish(orders, Order(1), id="o1")
+        await until(lambda: counts(service)["done"] == 1 and settled(service), service)
+    assert runs == [False, *(True for _ in runs[1:])]
+    assert any("o1: in doubt" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("form", ["async", "sync"])
+async def test_a_batch_that_runs_one_by_one_is_in_no_doubt(queue: MakeQueue, form: str) -> None:
+    """Its run had ended by itself."""
+    service, orders = Service("billing", broker=f"memory://{uuid.uuid4().hex}"), queue("orders")
+    doubts: list[bool] = []
+
+    def look(batch: list[Order], contexts: list[Context]) -> None:
+        doubts.extend(ctx.in_doubt for ctx in contexts)
+        if len(batch) > 1:
+            raise ValueError("too many")
+
+    if form == "async":
+
+        @service.batch_consumer(orders, idempotency=Lease(MemoryStore()), max_messages=5)
+        async def many(batch: list[Order], contexts: list[Context]) -> None:
+            look(batch, contexts)
+
+    else:
+        service.batch_consumer(orders, idempotency=Lease(MemoryStore()), max_messages=5)(look)
+
+    async with service:
+        await service.broker.publish_many(orders, [Order(n) for n in range(5)])
+        await until(lambda: counts(service)["done"] == 5, service)
+    assert not any(doubts)
 
 
 async def test_what_the_broker_refuses_of_a_run_is_published_by_its_redrive(

@@ -26,6 +26,7 @@ class Grant:
         until: when the lease ends, by the clock that this process has for itself (``time.monotonic``), never too late.
         lost: whether somebody has taken over.
         cut: whether a run began and did not end by itself. Its effect may have happened: the lease is left to end.
+        doubted: whether such a run was followed by another one under this lease, which then knows no more of it than anybody.
         result: what the handler gave, encoded, once it has succeeded.
         copies: whether what it published has to be confirmed before it is done.
         refused: whether the broker refuses for good something that it published, so that it is not done after all.
@@ -36,6 +37,7 @@ class Grant:
     __slots__ = (
         "copies",
         "cut",
+        "doubted",
         "fence",
         "in_doubt",
         "item",
@@ -56,7 +58,7 @@ class Grant:
         self.payload = item.payload
         self.lease: Lease | None = None
         self.fence = 0
-        self.in_doubt = self.lost = self.cut = self.copies = self.leaving = self.refused = False
+        self.in_doubt = self.lost = self.cut = self.doubted = self.copies = self.leaving = self.refused = False
         self.result: bytes | None = None
         self.waits = 0
         self.until = 0.0
@@ -82,6 +84,16 @@ class Grant:
                 self.item.delivery.message.id,
                 claim.attempts,
             )
+
+    def begin(self) -> None:
+        """A run begins. One before it that was cut off, by its timeout for instance, may have had its effect."""
+        if self.cut and not self.doubted:
+            log.warning(
+                "%s: in doubt: a run of it was cut off, and its effect may have happened; it runs again",
+                self.item.delivery.message.id,
+            )
+            self.in_doubt = self.doubted = True
+        self.cut = True
 
     def take_payload(self) -> Any:
         """The decoded payload, once: a handler may change it."""
@@ -115,8 +127,9 @@ class Grant:
 
     @property
     def half_done(self) -> bool:
-        """Of what is not done: whether the handler has succeeded all the same, and not all that it published is with the broker."""
-        return self.refused or self.result is not None
+        """Of what is not done: whether its effect may have happened all the same. The handler has succeeded, and not all that it
+        published is with the broker; or an earlier run of it was cut off."""
+        return self.refused or self.doubted or self.result is not None
 
     def _not_kept(self, why: str) -> None:
         self.result = b""

@@ -41,7 +41,7 @@ class LeaseBound(Bound):
         grant = self.grants[delivery]
         if grant.over:
             return overtaken(delivery)
-        grant.cut = True
+        grant.begin()
         try:
             result, context = self._begin(grant)
             result = await result
@@ -55,7 +55,7 @@ class LeaseBound(Bound):
         grant = self.grants[delivery]
         if grant.over:
             return overtaken(delivery)
-        grant.cut = True
+        grant.begin()
         try:
             result, context = self._begin(grant)
             if result is not None:
@@ -92,6 +92,10 @@ class LeaseBound(Bound):
         """What becomes of a message that was done before, with ``result``."""
         return DUPLICATE
 
+    def _one_by_one(self, members: Sequence[Delivery]) -> None:
+        for delivery in members:
+            self.grants[delivery].cut = False  # the list's run has ended by itself
+
     async def _run_batch(self, members: Sequence[Delivery], payloads: list[Any]) -> list[Decision]:
         grants = [self.grants[delivery] for delivery in members]
         if any(grant.over for grant in grants):
@@ -99,7 +103,7 @@ class LeaseBound(Bound):
             run = iter(await self._run_batch([members[p] for p in ours], [payloads[p] for p in ours]) if ours else ())
             return [next(run) if place in ours else overtaken(members[place]) for place in range(len(members))]
         for grant in grants:
-            grant.cut = True
+            grant.begin()
         decisions = await super()._run_batch(members, payloads)
         for grant, decision in zip(grants, decisions, strict=True):
             grant.cut = False
