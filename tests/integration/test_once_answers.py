@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from once_kit import Database, Order, counts, dead_letters, until
 
-from atleastonce import Context, Inbox, Lease, Queue, Service, StoreUnavailable, wire
-from atleastonce.stores import ClaimRequest, Status, scope_key
+from atleastonce import Context, Inbox, Lease, Outbox, Queue, Service, StoreUnavailable, wire
+from atleastonce.stores import ClaimRequest, OutboxStore, Status, scope_key
 
 MakeQueue = Callable[[str], Queue[Any]]
 OF = Callable[[str], Database]
@@ -188,6 +188,19 @@ async def test_a_key_that_the_database_cannot_hold_costs_only_its_message(
         assert isinstance(said, str)
         assert r'"\u017c\xf3\u0142w-\u65e5\u672c' in said
         assert "the database's encoding cannot hold it" in said
+
+
+async def test_an_outbox_holds_headers_that_its_database_has_no_characters_for(of: OF) -> None:
+    store = of("LATIN1").make()
+    assert isinstance(store, OutboxStore)
+    outbox, relay = Outbox(store), b"r" * 16
+    async with outbox:
+        async with outbox.transaction() as tx:
+            await outbox.publish(tx, Queue("orders"), {"note": FOREIGN}, id="m1", headers={"who": FOREIGN})
+        holding = await store.outbox_hold(relay, "relay", 30.0)
+        (row,) = await store.outbox_fetch(relay, holding.slots, 10, held=(), paused=())
+        assert row.outgoing is not None
+        assert row.outgoing.message.headers.get("who") == FOREIGN
 
 
 async def test_a_lease_that_cannot_be_held_is_rejected_alone(of: OF) -> None:

@@ -35,7 +35,7 @@ from atleastonce import (
     connect,
 )
 from atleastonce.contract import Code, Outcome, Outgoing, rejected, unknown
-from atleastonce.patterns.outbox import Relay
+from atleastonce.patterns.outbox import Relay, counting
 from atleastonce.stores import OutboxStore
 from atleastonce.stores.outbox import OutboxRow
 from atleastonce.testing.brokers import killable
@@ -460,3 +460,77 @@ async def test_a_broker_that_goes_away_is_waited_for(queue: MakeQueue, tmp_path:
         async with reader.service:
             await until(lambda: set(reader.seen) == {*range(120)}, reader.service)
     assert reader.ordered(3)
+
+
+async def test_rows_that_are_given_to_nobody_are_told(
+    queue: MakeQueue, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's SQL has written a slot that there is not. A relay is never given such rows, and must not look as if all were
+    well."""
+    monkeypatch.setattr(counting, "_COUNT_SECONDS", 0.1)
+    outbox, channel = outbox_of(database), queue("orders")
+    broker = connect(f"memory://{uuid.uuid4().hex}")
+    async with outbox, broker:
+        await write(outbox, channel, range(3))
+        table = database.table.replace("effect", "alo") + "_outbox"
+        database.query(f"UPDATE {table} SET slot = 99")
+        relay = Relay(outbox.store, broker.send, options=RelayOptions(poll="20ms"))
+        relay.start()
+        try:
+            await until(lambda: relay.status().state == "waiting")
+            assert "3 rows wait" in relay.status().detail
+            assert "gives this relay none" in relay.status().detail
+            database.query(f"UPDATE {table} SET slot = 0")
+            await until(lambda: relay.status().state == "running" and relay.status().counts["published"] == 3)
+        finally:
+            await relay.stop(5)
+
+
+async def test_a_count_that_takes_long_costs_no_slots(queue: MakeQueue, tmp_path: Path) -> None:
+    """Of a long backlog the count takes longer than the slots' lease, and the relay needs to renew that."""
+    database = Database("sqlite", str(tmp_path / "shop.db"))
+    outbox, channel = outbox_of(database), queue("orders")
+    store, url = outbox.store, f"memory://{uuid.uuid4().hex}"
+    table = database.table.replace("effect", "alo") + "_outbox_slot"
+
+    async def stats() -> Any:
+        await asyncio.Event().wait()
+
+    store.outbox_stats = stats  # type: ignore[method-assign]
+    reader = Reader(url, channel)
+    async with outbox, connect(url) as broker, reader.service:
+        relay = Relay(store, broker.send, options=RelayOptions(poll="20ms", lease="1s"))
+        relay.start()
+        try:
+            leases: set[int] = set()
+
+            def renewed() -> bool:
+                leases.add(database.query(f"SELECT max(until) FROM {table}")[0][0])
+                return len(leases) > 4
+
+            await until(renewed)  # more than one lease
+            await write(outbox, channel, range(3))
+            await until(lambda: len(reader.seen) == 3, reader.service)
+        finally:
+            await relay.stop(5)
+
+
+async def test_a_row_whose_text_is_none_holds_up_no_other(queue: MakeQueue, tmp_path: Path) -> None:
+    """SQLite keeps whatever somebody's SQL writes, also what is no UTF-8."""
+    database = Database("sqlite", str(tmp_path / "shop.db"))
+    outbox, channel, url = outbox_of(database), queue("orders"), f"memory://{uuid.uuid4().hex}"
+    table, reader = database.table.replace("effect", "alo") + "_outbox", Reader(url, channel)
+    async with outbox, connect(url) as broker, reader.service:
+        await write(outbox, channel, range(6))
+        for seq, column in enumerate(("id", "destination", "headers"), 1):
+            database.query(f"UPDATE {table} SET {column} = CAST(x'5bff' AS TEXT) WHERE seq = {seq}")
+        relay = Relay(outbox.store, broker.send, options=RelayOptions(poll="20ms"))
+        relay.start()
+        try:
+            await until(lambda: sorted(reader.seen) == [3, 4, 5], reader.service)
+            await until(lambda: relay.status().counts["parked"] == 3)
+        finally:
+            await relay.stop(5)
+        parked = await outbox.store.outbox_parked()
+        assert [row.seq for row in parked] == [1, 2, 3]
+        assert all("cannot be read" in row.reason for row in parked)

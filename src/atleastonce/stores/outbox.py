@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
@@ -379,9 +380,11 @@ def _encode_headers(headers: Headers) -> str:
     if any(value.__class__ is bytes for _, value in fields):
         fields = [(name, _Bytes(value) if isinstance(value, bytes) else value) for name, value in fields]
     try:
-        return _encode(fields).decode()
+        encoded = _encode(fields)
     except (TypeError, UnicodeEncodeError) as error:
         raise InvalidMessage(f"headers: {error}") from None
+    # Escaped, since a database's encoding need not have what is in it.
+    return encoded.decode() if encoded.isascii() else json.dumps(msgspec.json.decode(encoded), separators=(",", ":"))
 
 
 def _named(destination: object) -> tuple[str, str | None]:

@@ -1,17 +1,13 @@
-"""The slots of a relay, which are its own for a lease, and the lag of the outbox."""
+"""The slots of a relay, which are its own for a lease."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
-from atleastonce.errors import AtLeastOnceError
 from atleastonce.patterns.outbox.work import Work
-from atleastonce.stores.outbox import Holding, OutboxStats
+from atleastonce.stores.outbox import Holding
 
-# How often the lag is counted. Shorter: a count of a long backlog for each. Longer: staler figures.
-_COUNT_SECONDS = 10.0
 _SHARE_SECONDS = 1.0
 # Of the lease, from when it was asked for: a batch that begins before its end should also end before it.
 _SAFE = 0.8
@@ -27,18 +23,15 @@ class Holder:
 
     Attributes:
         started: set once the store was asked for slots, and has answered.
-        lag: of the outbox, as last counted; None before.
     """
 
     def __init__(self, work: Work, name: str, lease: float) -> None:
         self.started = asyncio.Event()
-        self.lag: OutboxStats | None = None
         self._work = work
         self._name = name
         self._lease = lease
         self._share = 0
         self._safe_until = 0.0
-        self._counted = 0.0
 
     @property
     def safe(self) -> bool:
@@ -50,22 +43,9 @@ class Holder:
         work = self._work
         while True:
             await work.asking("holding slots", self._hold)
-            if time.monotonic() - self._counted >= _COUNT_SECONDS:
-                self._counted = time.monotonic()
-                with contextlib.suppress(AtLeastOnceError):
-                    await self.count()
             # Who has less than its share looks for what others give back.
             wait = self._lease / 3
             await work.keeping.heard(wait if len(work.slots) >= self._share else min(wait, _SHARE_SECONDS))
-
-    async def count(self) -> OutboxStats:
-        """The lag, as it is now.
-
-        Raises:
-            AtLeastOnceError: as the store's `outbox_stats`.
-        """
-        self.lag = await self._work.store.outbox_stats()
-        return self.lag
 
     async def _hold(self) -> None:
         work, asked = self._work, time.monotonic()

@@ -66,7 +66,9 @@ class Reader:
         )
         work.more = len(rows) >= work.batch
         self._tune(rows)
-        return work.line.add(row for row in rows if row.slot in work.slots)  # some may have been given back meanwhile
+        fresh = work.line.add(row for row in rows if row.slot in work.slots)  # some may have been given back meanwhile
+        work.read += fresh
+        return fresh
 
     def _tune(self, rows: Sequence[OutboxRow]) -> None:
         """Ask for so much of each slot that all together are about two batches, however the rows are spread."""

@@ -1,4 +1,4 @@
-"""The relay: reads rows, publishes them, removes what is confirmed. Four tasks, and lists between them."""
+"""The relay: reads rows, publishes them, removes what is confirmed, and counts. Five tasks, and lists between them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 
 from atleastonce.durations import seconds
 from atleastonce.errors import AtLeastOnceError
+from atleastonce.patterns.outbox.counting import Counting
 from atleastonce.patterns.outbox.holding import Holder
 from atleastonce.patterns.outbox.options import RelayOptions
 from atleastonce.patterns.outbox.reading import Reader
@@ -33,7 +34,7 @@ class RelayStatus(msgspec.Struct, frozen=True):
     Attributes:
         store: its scheme.
         state: ``starting``, ``running``, ``standing by`` (other relays hold all slots), ``waiting`` (the store or a destination is
-            away), ``stopped``.
+            away, or rows wait that it is not given), ``stopped``.
         detail: why it waits.
         in_flight: rows handed to the broker and not confirmed.
         slots: how many it holds.
@@ -66,6 +67,7 @@ class Relay:
         chosen = options or RelayOptions()
         self._work = work = Work(store, chosen.batch, ordered=chosen.ordered)
         self._holder = Holder(work, name, seconds(chosen.lease))
+        self._counting = Counting(work, self._holder.started)
         self._reader = Reader(work, seconds(chosen.poll))
         self._sender = Sender(work, send, blocking=chosen.blocking, safe=lambda: self._holder.safe)
         self._remover = Remover(work, blocking=chosen.blocking)
@@ -88,7 +90,7 @@ class Relay:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for work in (self._holder.run, self._reader.run, self._sender.run, self._remover.run):
+            for work in (self._holder.run, self._reader.run, self._sender.run, self._remover.run, self._counting.run):
                 group.create_task(work())
 
     async def stop(self, grace: float) -> bool:
@@ -129,7 +131,7 @@ class Relay:
         while True:
             if not len(self._work.line) and not self._busy:
                 with contextlib.suppress(AtLeastOnceError):
-                    lag = await self._holder.count()
+                    lag = await self._counting.count()
                     if lag.waiting <= lag.blocked:
                         return
             await asyncio.sleep(0.05)
@@ -143,12 +145,12 @@ class Relay:
         elif state == "running":
             since = self._sender.waits
             silent = f"no confirmation for {since:.0f} s" if since > _SILENT_SECONDS else ""
-            if detail := detail or work.away.detail or silent:
+            if detail := detail or work.away.detail or silent or self._counting.detail:
                 state = "waiting"
             elif not work.slots:
                 state, detail = "standing by", "other relays hold all slots"
         return RelayStatus(
-            work.store.scheme, state, detail, work.line.out, len(work.slots), dict(work.counts), self._holder.lag
+            work.store.scheme, state, detail, work.line.out, len(work.slots), dict(work.counts), self._counting.lag
         )
 
     @property

@@ -1,4 +1,4 @@
-"""What the four tasks of a relay hand to each other, and their bells."""
+"""What the tasks of a relay hand to each other, and their bells."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Work:
         slots: held now.
         sent: rows that are confirmed and not removed.
         poison: rows that can never be published, and why, not written down yet.
+        read: how many rows came into the line, since the start.
         more: whether the next look will find many again, as far as is known.
         stopping: nothing more is begun.
         counts: since the start.
@@ -51,6 +52,7 @@ class Work:
         self.slots: frozenset[int] = frozenset()
         self.sent: list[OutboxRow] = []
         self.poison: list[tuple[OutboxRow, Parking]] = []
+        self.read = 0
         self.more = False
         self.stopping = False
         self.counts: Counter[str] = Counter(published=0, repeated=0, parked=0)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pymysql.connections import Connection as BlockingConnection
 
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+_CHARSET = ("utf8mb4", "utf8")  # what `SET NAMES` says, as the drivers name it for themselves
 _RESET = 0x1F  # COM_RESET_CONNECTION: variables, tables, locks; neither the database nor what the handshake has set
 
 
@@ -62,6 +63,7 @@ class Pool(pools.Pool["Connection"]):
         from aiomysql.cursors import Cursor
 
         connection.cursorclass = Cursor
+        connection._charset, connection._encoding = _CHARSET
         async with asyncio.timeout(self._timeout):
             await connection._execute_command(_RESET, b"")
             await connection._read_ok_packet()
@@ -110,6 +112,7 @@ class BlockingPool(pools.BlockingPool["BlockingConnection[Any]"]):
         from pymysql.cursors import Cursor
 
         connection.cursorclass = Cursor
+        connection.charset, connection.encoding = _CHARSET
         connection._execute_command(_RESET, b"")
         connection._read_ok_packet()
         for statement in (self._address.use, *self._session.statements):
