@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -115,6 +116,56 @@ async def test_a_statement_of_the_handlers_that_takes_too_long_is_its_failure(
             (letter,) = await dead_letters(service, 1)
             assert letter.message.headers.get(wire.ERROR_STAGE) == "handler"
     assert database.effects() == Counter([-1, 1, 2])
+
+
+@pytest.mark.parametrize("form", ["async", "sync", "batch"])
+@pytest.mark.parametrize(("kind", "what"), [("postgres", "idle"), ("mysql", "idle"), ("mysql", "large")])
+async def test_a_handler_that_loses_its_connection_each_time_fails(
+    queue: MakeQueue, request: pytest.FixtureRequest, kind: str, what: str, form: str
+) -> None:
+    """The server ends the connection of who is silent for too long, or says too much at once. That looks like an outage, which it
+    is not: the first times it is waited for, and then it is the handler's failure. Its neighbours have their effects."""
+    database: Database = request.getfixturevalue(f"{kind}_database")
+    orders, service = queue("orders"), billing()
+    make: Any = PostgresStore if kind == "postgres" else MySQLStore
+    prefix = database.table.replace("effect", "alo")
+    store = make(database.where, prefix=prefix, create=True, idle_in_transaction="1s")
+
+    def again(n: int) -> tuple[str, tuple[Any, ...]]:
+        return (database.insert, (n,)) if what == "idle" else ("SELECT length(%s)", ("x" * (17 << 20),))
+
+    async def one(order: Order, ctx: Context) -> None:
+        await database.effect(ctx, order.n)
+        if order.n == 0:
+            await asyncio.sleep(1.5 if what == "idle" else 0)  # longer than the server bears
+            await database.execute(ctx, *again(0))
+
+    if form == "async":
+        service.consumer(orders, idempotency=Inbox(store), failure=ONCE)(one)
+    elif form == "batch":
+
+        @service.batch_consumer(orders, max_messages=3, idempotency=Inbox(store), failure=ONCE)
+        async def many(batch: list[Order], contexts: list[Context]) -> None:
+            for order, ctx in zip(batch, contexts, strict=True):
+                await one(order, ctx)
+
+    else:
+
+        @service.consumer(orders, idempotency=Inbox(store), failure=ONCE)
+        def handle(order: Order, ctx: Context) -> None:
+            database.execute_sync(ctx, database.insert, (order.n,))
+            if order.n == 0:
+                time.sleep(1.5 if what == "idle" else 0)
+                database.execute_sync(ctx, *again(0))
+
+    async with service:
+        await service.broker.publish_many(orders, [Order(n) for n in range(3)], id=lambda order: f"o{order.n}")
+        await until(lambda: counts(service)["dead"] == 1 and counts(service)["done"] == 2, service, within=60)
+        assert counts(service)["held"] >= 4 or what == "large"  # of which the server may say what it is
+        (letter,) = await dead_letters(service, 1)
+        assert letter.message.id == "o0"
+        assert letter.message.headers.get(wire.ERROR_STAGE) == "handler"
+    assert database.effects() == Counter([1, 2])
 
 
 @contextlib.contextmanager

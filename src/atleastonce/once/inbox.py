@@ -84,8 +84,12 @@ class InboxBound(Bound):
 
     async def _decide(self, items: list[Item], decisions: Decisions) -> None:
         """Run ``items`` in one transaction; where that fails, in others. A decision for each."""
-        while items:
-            items = await self._attempt(items, decisions)
+        left = items
+        while left:
+            left = await self._attempt(left, decisions)
+        for item in items:
+            if decisions[item.delivery].again is None:
+                self._outage.ended(item.delivery)
 
     async def _attempt(self, items: list[Item], decisions: Decisions) -> list[Item]:
         """Run ``items`` in one transaction. Those that have no decision by it: others failed by the handler's own account, and they
@@ -199,9 +203,24 @@ class InboxBound(Bound):
             run.unanswered and await self._outage.answers()
         ):  # the first run is at work still, and the session has no limit
             fault = Fault(Code.CONFLICT, True, detail="a row of another transaction was waited for")
+        # What a handler's own statements do to a connection, or its silence, looks like a server that went away.
+        lost = (
+            fault is not None
+            and fault.code is Code.UNAVAILABLE
+            and run.stage in (Stage.HANDLER, Stage.OUTPUTS)  # at the commit nobody knows how it ended
+            and self._store.patience is not None
+        )
+        if lost and any(self._outage.is_its_own(item.delivery) for item in items):
+            fault = None
+            log.warning(
+                "%s: a run lost its connection once more while the database answers others, and so failed by itself: it may say "
+                "nothing for longer than a transaction may be idle, or send a statement that is too large (%s)",
+                items[0].delivery.message.id if len(items) == 1 else f"one of {len(items)} messages",
+                one_line(words(error)),
+            )
         if fault is not None and fault.code is not Code.CONFLICT:
-            # At the commit nobody knows how it ended: the row says so the next time.
-            self._outage.begin(fault)
+            # Of a commit the row says how it ended, the next time.
+            self._outage.begin(fault, [item.delivery for item in items] if lost else ())
             for item in items:
                 decisions[item.delivery] = self._outage.hold(item.delivery)
         elif len(items) > 1:

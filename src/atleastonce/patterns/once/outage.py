@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from atleastonce.contract import Delivery, Fault
 from atleastonce.engine.backoff import Backoff
@@ -24,6 +24,11 @@ _PROBES = Backoff("200ms", factor=2, maximum="10s")
 _HELD = 5.0
 # An outage this soon after the last one goes on with its pauses: the probe succeeds, and the handlers' work still does not.
 _SAME = 30.0
+# So often in a row may runs of one message lose their connection while the store answers all others; the next time is its
+# handler's failure. Fewer: connections that a proxy or a person cuts cost attempts. More: a handler that is idle for longer than
+# its transaction may be, or whose statement is too large, holds up its neighbours for longer.
+_LOSSES = 4
+_REMEMBERED = 1000  # messages with such runs; what is given back meanwhile is never heard of again
 
 
 class Outage:
@@ -56,6 +61,8 @@ class Outage:
         self._closed = False
         self._ended = 0.0
         self._tried = 0
+        self._lost: set[Delivery] = set()
+        self._losses: dict[Delivery, int] = {}
 
     def add(self, worker: Worker) -> None:
         """One more reader to be paused."""
@@ -73,8 +80,14 @@ class Outage:
         """Whether the store is away, as far as is known."""
         return bool(self.detail)
 
-    def begin(self, fault: Fault) -> None:
-        """The store did not do what it was asked, through no fault of a message. From any thread."""
+    def begin(self, fault: Fault, lost: Iterable[Delivery] = ()) -> None:
+        """The store did not do what it was asked, through no fault of a message as far as is known. From any thread.
+
+        Args:
+            fault: of the store.
+            lost: what lost its connection after its handler had begun, which then may have done that itself.
+        """
+        self._lost.update(lost)
         if not self.detail:
             self.detail = f"{REASON}: {fault.detail or fault.code.value}"
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
@@ -98,6 +111,15 @@ class Outage:
         """``delivery`` runs when the store is back. That is no try. From any thread."""
         self._held.add(delivery)
         return again(delivery, _HELD, "held")
+
+    def is_its_own(self, delivery: Delivery) -> bool:
+        """Whether ``delivery`` has lost so many connections of a store that was there, that one more is its handler's doing."""
+        return self._losses.get(delivery, 0) >= _LOSSES
+
+    def ended(self, delivery: Delivery) -> None:
+        """``delivery`` runs no more here. From any thread."""
+        if self._losses:
+            self._losses.pop(delivery, None)
 
     def close(self) -> None:
         """The readers are stopping: leave them alone."""
@@ -128,13 +150,16 @@ class Outage:
         await self._tell(lambda worker: worker.pause(REASON))
         if time.monotonic() - self._ended > _SAME:
             self._tried = 0
+        there = await self._probe() is None
         while True:
             self._tried += 1
             await asyncio.sleep(_PROBES.wait(self._tried) or 0.0)
             fault = await self._probe()
             if fault is None:
                 break
+            there = False
             self.detail = f"{REASON}: {fault.detail or fault.code.value}"
+        self._count(there=there)
         self.detail = ""
         self._ended = time.monotonic()
         log.warning("%s: the store answers again", self._name)
@@ -144,6 +169,14 @@ class Outage:
             worker.hasten(held.__contains__)
         for listener in self._listeners:
             listener()
+
+    def _count(self, *, there: bool) -> None:
+        """``there``: the store answered from the outage's beginning to its end."""
+        lost, self._lost = self._lost, set()
+        if len(self._losses) > _REMEMBERED:
+            self._losses.clear()
+        for delivery in lost if there else ():
+            self._losses[delivery] = self._losses.get(delivery, 0) + 1
 
     async def _tell(self, call: Callable[[Worker], Awaitable[None]]) -> None:
         for worker in self._workers:
