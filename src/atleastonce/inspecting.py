@@ -30,9 +30,9 @@ async def looking(broker: Broker) -> AsyncIterator[None]:
         await broker.close()
 
 
-async def inspect(adapter: Adapter, topologies: Sequence[Topology]) -> list[Fact]:
-    """What ``adapter`` tells of all ``topologies``; nothing where it cannot, is not allowed to or does not answer in time: that is
-    no news about the settings."""
+async def inspect(adapter: Adapter, topologies: Sequence[Topology]) -> list[Fact] | None:
+    """What ``adapter`` tells of all ``topologies``; nothing where it has nothing to tell, None where it is not allowed to or does
+    not answer in time: that is no news about the settings."""
     if not isinstance(adapter, Inspects) or not topologies:
         return []
     try:
@@ -40,4 +40,4 @@ async def inspect(adapter: Adapter, topologies: Sequence[Topology]) -> list[Fact
             return list(await adapter.inspect(Topology.joined(topologies)))
     except (AtLeastOnceError, TimeoutError) as error:
         log.debug("the broker's settings stay unchecked: %s", error)
-        return []
+        return None

@@ -4,6 +4,7 @@ by looking."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from atleastonce import check
 from atleastonce.broker import Broker
@@ -40,7 +41,7 @@ async def findings(consumers: Sequence[Consumer], broker: Broker, *, create: boo
                     found.append(check.impossible(error))
                 else:
                     found += check.topology(drifts, create=create)
-            found += await settings(consumers, broker.adapter)
+            found += (await settings(consumers, broker.adapter)).findings
     return check.merge(found)
 
 
@@ -57,19 +58,35 @@ async def explanations(consumers: Sequence[Consumer], broker: Broker, *, drain: 
     if live:
         async with looking(broker):
             wanted = [check.wanted(each, broker.adapter.capabilities)[0] for each in consumers]
-            facts = await inspect(broker.adapter, [topology for topology in wanted if topology is not None])
+            facts = await inspect(broker.adapter, [topology for topology in wanted if topology is not None]) or []
     capabilities = broker.adapter.capabilities
     for consumer in consumers:  # what does not start cannot be explained
         check.refuse(check.policy(consumer, capabilities))
     return [explain(consumer, capabilities, drain=drain, facts=facts) for consumer in consumers]
 
 
-async def settings(consumers: Sequence[Consumer], adapter: Adapter) -> list[Finding]:
-    """What follows from the settings of what is there, as far as this broker tells them."""
+class Settings(NamedTuple):
+    """What follows from the settings of what is there.
+
+    Attributes:
+        findings: what cannot be kept with them.
+        memory: for how many seconds each consumer remembers a message; None if it does not.
+    """
+
+    findings: list[Finding]
+    memory: list[float | None]
+
+
+async def settings(consumers: Sequence[Consumer], adapter: Adapter) -> Settings:
+    """As far as this broker tells them."""
     wanted = [(consumer, check.wanted(consumer, adapter.capabilities)[0]) for consumer in consumers]
     there = [(consumer, topology) for consumer, topology in wanted if topology is not None]
     facts = await inspect(adapter, [topology for _, topology in there])
-    found = check.broker(facts)
+    found = check.broker(facts or [])
     for consumer, topology in there:
-        found += check.settings(consumer, adapter.capabilities, topology, facts)
-    return found
+        found += check.settings(consumer, adapter.capabilities, topology, facts or [])
+    memory = [
+        None if topology is None else check.memory(consumer, adapter.capabilities, topology, facts)
+        for consumer, topology in wanted
+    ]
+    return Settings(found, memory)

@@ -133,7 +133,11 @@ class Running:
         for runtime in self._made:
             drifts = await broker.adapter.declare(runtime.topology, create=self._create)
             found += check.topology(drifts, create=False)
-        check.enforce(check.merge([*found, *await preflight.settings(self._consumers, broker.adapter)]))
+        settings = await preflight.settings(self._consumers, broker.adapter)
+        check.enforce(check.merge([*found, *settings.findings]))
+        for runtime, memory in zip(self._made, settings.memory, strict=True):
+            if memory is not None:
+                runtime.remember(memory)
 
     def _guard_memory(self) -> None:
         limit = self._memory_limit or container_limit()

@@ -16,6 +16,7 @@ from atleastonce.channels import Source
 from atleastonce.compose import compose_row
 from atleastonce.consumer import Consumer
 from atleastonce.contract import DelayChannel, Level, Topology, Window
+from atleastonce.durations import readable
 from atleastonce.engine.admission import Due
 from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.limit import Limit
@@ -165,6 +166,12 @@ class Runtime:
         if not isinstance(bound, LeaseBound) or not isinstance(asked, Lease) or outage is None:
             return None
         return Claims(bound, asked, self.consumer.scope, outage)
+
+    def remember(self, memory: float) -> None:
+        """What is handled from now on is remembered for so many seconds."""
+        if isinstance(self._bound, InboxBound | LeaseBound):
+            self._bound.memory = memory
+            log.info("%s: what is handled is remembered for %s", self.consumer.home, readable(memory))
 
     async def look_for_suspects(self) -> None:
         """Run what is suspected of having ended a process: before `start`, and before anything of the service is read."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,6 +22,8 @@ from atleastonce.adapters.pubsub.channel import DeleteSubscriptionRequest, Link,
 from atleastonce.adapters.pubsub.config import Config
 from atleastonce.brokers.running import Running
 from atleastonce.check import RULES, Finding
+from atleastonce.patterns.once.options import last_redelivery
+from atleastonce.stores.records import Completion
 from atleastonce.urls import BrokerUrl
 
 pytestmark = pytest.mark.timeout(120, func_only=True)
@@ -432,32 +435,57 @@ async def test_missing_channels_have_no_settings(kafka_url: str, queue: Callable
 # ---------------------------------------------------------------------------------------------------- what is remembered
 
 KEPT = [
-    ("kafka", "retention.ms=1209600000", "14d"),
-    ("sqs", "MessageRetentionPeriod=1209600", "14d"),
-    ("pubsub", "message_retention_duration=2678400s", "31d"),
+    ("kafka", "retention.ms=1209600000", 14),
+    ("sqs", "MessageRetentionPeriod=1209600", 14),
+    ("pubsub", "message_retention_duration=2678400s", 31),
 ]
 
 
-@pytest.mark.parametrize(("broker", "shown", "needed"), KEPT, ids=[each[0] for each in KEPT])
-async def test_what_a_broker_keeps_for_longer_than_is_remembered(
-    request: pytest.FixtureRequest, queue: Callable[[str], Queue[Any]], broker: str, shown: str, needed: str
+class Told(MemoryStore):
+    """Writes down for how long it is told to remember."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[float] = []
+
+    async def _complete(self, completions: Sequence[Completion]) -> Sequence[bool]:
+        self.spans += [each.ttl for each in completions]
+        return await super()._complete(completions)
+
+
+@pytest.mark.parametrize(("broker", "shown", "days"), KEPT, ids=[each[0] for each in KEPT])
+async def test_what_a_broker_keeps_is_remembered_for_as_long(
+    request: pytest.FixtureRequest, queue: Callable[[str], Queue[Any]], broker: str, shown: str, days: int
 ) -> None:
-    """With the channels as they are made here. A start warns of it, and no more."""
-    url, orders = request.getfixturevalue(f"{broker}_url"), queue("orders")
+    """With the channels as they are made here. A ``ttl`` that is shorter does not start."""
+    url, orders, store = request.getfixturevalue(f"{broker}_url"), queue("orders"), Told()
 
     def remembering(**lease: str) -> Service:
         service = Service("billing", broker=url, wait=0)
 
-        @service.consumer(orders, idempotency=Lease(MemoryStore(), **lease))
+        @service.consumer(orders, idempotency=Lease(store, **lease))
         async def handle(order: dict[str, Any]) -> None: ...
 
         return service
 
     async def found(service: Service) -> list[Finding]:
-        return [each for each in await service.check() if each.code == "forgotten-before-deleted"]
+        return [each for each in await service.check() if each.code.startswith("forgotten-")]
 
-    await declared(remembering())
-    (finding,) = await found(remembering())
+    service = remembering()
+    async with service:
+        await service.broker.publish(orders, {})
+        end = time.monotonic() + 30
+        while not store.spans and time.monotonic() < end:  # noqa: ASYNC110 - polling a condition with a deadline
+            await asyncio.sleep(0.02)
+    latest = last_redelivery(service.consumers[0].failure, days * 86_400.0, dead_letter=True)
+    assert store.spans == [pytest.approx(latest)]
+    assert not await found(remembering())
+    assert not await found(remembering(redrive_within="3d"))
+    (finding,) = [each for each in await found(remembering(ttl="7d")) if each.severity == "refuse"]
+    assert finding.code == "forgotten-before-redrive"
     assert shown in finding.what
-    assert f"raise Lease's ttl to {needed} or more" in finding.change
-    assert not await found(remembering(ttl=needed))
+    with pytest.raises(ConfigurationError, match="redrive_within="):
+        async with remembering(ttl="7d"):
+            pass
+    async with remembering(ttl="7d", redrive_within="3d"):
+        pass

@@ -85,6 +85,28 @@ def remembered(*facts: Fact, **lease: Any) -> list[Finding]:
     return check.settings(consumer, PLAIN, consumer.topology(PLAIN), facts)
 
 
+@pytest.mark.parametrize(
+    ("facts", "lease", "days"),
+    [
+        ([], {}, 7.0),
+        ([("q", 14.0)], {}, 14.0),
+        ([("q", 3.0), ("q.dlq", 14.0)], {}, 14 + 6 / 1440),
+        ([("q", 3.0), ("q.dlq", 14.0)], {"redrive_within": "1d"}, 7.0),
+        ([("q.dlq", 14.0)], {"redrive_within": "20d"}, 20 + 6 / 1440),
+        ([("q.dlq", 365.0)], {}, 92.0),
+        ([("q.dlq", 14.0)], {"ttl": "10d"}, 10.0),
+        (None, {}, 31.0),
+    ],
+)
+def test_how_long_is_remembered(facts: list[tuple[str, float]] | None, lease: dict[str, Any], days: float) -> None:
+    service = Service("billing")
+    service.consumer(Queue("q"), failure=failure("1m", "5m"), idempotency=Lease(MemoryStore(), **lease))(handle)
+    (consumer,) = service.consumers
+    found = None if facts is None else [fact(name, Trait.RETENTION, kept * DAY) for name, kept in facts]
+    memory = check.memory(consumer, PLAIN, consumer.topology(PLAIN), found)
+    assert memory == pytest.approx(days * DAY)
+
+
 def two(first: Queue[Any], second: Queue[Any]) -> list[Finding]:
     service = Service("billing")
     service.consumer(first, retry=["1m"])(handle)
@@ -125,7 +147,7 @@ CASES = [
     ),
     Case(
         "forgotten-too-early",
-        lambda: policy(PLAIN, retry=["2d", "3d"], idempotency=Lease(MemoryStore())),
+        lambda: policy(PLAIN, retry=["2d", "3d"], idempotency=Lease(MemoryStore(), ttl="7d")),
         "raise Lease's ttl to 8d or more",
         lambda: policy(PLAIN, retry=["2d", "3d"], idempotency=Lease(MemoryStore(), ttl="8d")),
     ),
@@ -349,15 +371,27 @@ CASES = [
     ),
     Case(
         "forgotten-before-deleted",
-        lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), fact("q.dlq", Trait.RETENTION, 3 * DAY)),
+        lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), fact("q.dlq", Trait.RETENTION, 3 * DAY), ttl="7d"),
         "raise Lease's ttl to 14d or more",
         lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), ttl="14d"),
     ),
     Case(
         "forgotten-before-deleted",
-        lambda: remembered(fact("q", Trait.RETENTION, 7 * DAY), fact("q.dlq", Trait.RETENTION, 7 * DAY)),
+        lambda: remembered(fact("q", Trait.RETENTION, 365 * DAY)),
+        "set Lease's ttl to 365d or more",
+        lambda: remembered(fact("q", Trait.RETENTION, 92 * DAY)),
+    ),
+    Case(
+        "forgotten-before-redrive",
+        lambda: remembered(fact("q", Trait.RETENTION, 7 * DAY), fact("q.dlq", Trait.RETENTION, 7 * DAY), ttl="7d"),
         "raise Lease's ttl to 7d6m or more, or say with redrive_within=",
-        lambda: remembered(fact("q.dlq", Trait.RETENTION, 31 * DAY), redrive_within="3d"),
+        lambda: remembered(fact("q.dlq", Trait.RETENTION, 31 * DAY), ttl="7d", redrive_within="3d"),
+    ),
+    Case(
+        "forgotten-before-redrive",
+        lambda: remembered(fact("q.dlq", Trait.RETENTION, 365 * DAY)),
+        "set Lease's ttl to 365d6m or more, or say with redrive_within=",
+        lambda: remembered(fact("q", Trait.RETENTION, 14 * DAY), fact("q.dlq", Trait.RETENTION, 31 * DAY)),
     ),
     Case(
         "copies-too-small",

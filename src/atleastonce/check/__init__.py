@@ -12,7 +12,7 @@ from atleastonce.check.broker import broker
 from atleastonce.check.finding import Finding, Rule, Severity
 from atleastonce.check.policy import in_place, leaves, policy, together, wanted, wants_order
 from atleastonce.check.rules import RULES
-from atleastonce.check.settings import settings
+from atleastonce.check.settings import memory, settings
 from atleastonce.check.topology import impossible, topology
 from atleastonce.errors import ConfigurationError
 
@@ -71,6 +71,7 @@ __all__ = [
     "impossible",
     "in_place",
     "leaves",
+    "memory",
     "merge",
     "policy",
     "refuse",

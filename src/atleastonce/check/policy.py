@@ -113,12 +113,13 @@ def _memory(consumer: Consumer) -> Iterator[Finding]:
         return
     redrive = asked.redrive_horizon
     needed = last_redelivery(consumer.failure, redrive, dead_letter=consumer.dead_letter)
-    if needed <= asked.remembered:
+    remembered = asked.remembered(needed)
+    if needed <= remembered:
         return
     name = type(asked).__name__
     yield rules.FORGOTTEN_TOO_EARLY.found(
         str(consumer.home),
-        f"{name} forgets after ttl={format_duration(asked.remembered)}, and a message may come again for {readable(needed)}: "
+        f"{name} forgets after ttl={format_duration(remembered)}, and a message may come again for {readable(needed)}: "
         f"through its retry chain, and from the dead letters within redrive_within={format_duration(redrive)}",
         f"raise {name}'s ttl to {readable(needed)} or more, shorten the chain, or lower redrive_within",
     )

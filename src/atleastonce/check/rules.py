@@ -234,13 +234,20 @@ DEAD_LETTERS_SHORT: Final = Rule(
     "they are gone before anybody looks. Where the broker's own net moves a message, its age counts from its first publish",
     "settings",
 )
+FORGOTTEN_BEFORE_REDRIVE: Final = Rule(
+    "forgotten-before-redrive",
+    "refuse",
+    "an idempotent consumer's `ttl` is shorter than its retry chain and the time for which the broker keeps dead letters together, "
+    "and no `redrive_within` says that they are redriven sooner",
+    "a legal redelivery may come when its message is forgotten, and has its effect a second time",
+    "settings",
+)
 FORGOTTEN_BEFORE_DELETED: Final = Rule(
     "forgotten-before-deleted",
     "warn",
-    "an idempotent consumer's `ttl` is shorter than the broker keeps the source's messages, or, where no `redrive_within` is said, "
-    "than its retry chain and the time for which dead letters are kept together",
-    "what was handled and not settled comes again after a standstill of that length, and what is redriven as late, when its "
-    "message is forgotten: it has its effect a second time",
+    "an idempotent consumer's `ttl` is shorter than the broker keeps the source's messages",
+    "what was handled and not settled comes again after a standstill of that length, when its message is forgotten: it has its "
+    "effect a second time",
     "settings",
 )
 COPIES_TOO_SMALL: Final = Rule(

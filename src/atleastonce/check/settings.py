@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from atleastonce.check import rules
-from atleastonce.check.finding import Finding
+from atleastonce.check.finding import Finding, Rule
 from atleastonce.check.policy import leaves
 from atleastonce.consumer import Consumer
 from atleastonce.contract import Capabilities, DelayChannel, Fact, Level, Topology, Trait
 from atleastonce.durations import format_duration, readable
-from atleastonce.patterns.once.options import last_redelivery
+from atleastonce.patterns.once.options import Idempotency, last_redelivery
 
 _DAY = 86_400.0
 _DIAGNOSTICS = 8192
@@ -30,6 +30,25 @@ def settings(
         facts: from `Inspects.inspect`.
     """
     return list(_Look(consumer, capabilities, topology, facts).run())
+
+
+def memory(
+    consumer: Consumer, capabilities: Capabilities, topology: Topology, facts: Iterable[Fact] | None
+) -> float | None:
+    """For how many seconds ``consumer`` remembers a message; None if it does not.
+
+    Args:
+        facts: as in `settings`; None: the broker was not heard, and as much is remembered as it may keep.
+    """
+    asked = consumer.idempotency
+    if asked is None:
+        return None
+    look = _Look(consumer, capabilities, topology, facts or ())
+    return look.remembered(asked, _UNTOLD if facts is None else 0.0)
+
+
+_UNTOLD = 31 * _DAY
+"""The longest that any broker keeps what we make on it, unless it is for ever."""
 
 
 _NOT_NEEDED = (("write", True, False), ("read", False, True))
@@ -107,29 +126,43 @@ class _Look:
                     fact.setting,
                 )
 
+    def _kept(self, asked: Idempotency) -> Iterator[tuple[float, Fact, Rule]]:
+        """How late a message may come again by what the broker keeps, and why."""
+        for fact, kept in self._of(self._home, Trait.RETENTION):
+            yield kept, fact, rules.FORGOTTEN_BEFORE_DELETED
+        if asked.redrive_within is None:  # else whoever redrives keeps to that, however long they are kept
+            for fact, kept in self._of(self._dead, Trait.RETENTION):
+                yield last_redelivery(self._policy, kept, dead_letter=True), fact, rules.FORGOTTEN_BEFORE_REDRIVE
+
+    def remembered(self, asked: Idempotency, untold: float = 0.0) -> float:
+        """For how many seconds a message is remembered; ``untold``: as if so long were kept, besides what is known."""
+        said = last_redelivery(self._policy, asked.redrive_horizon, dead_letter=self._consumer.dead_letter)
+        return asked.remembered(said, max((kept for kept, _, _ in self._kept(asked)), default=untold))
+
     def _memory(self) -> Iterator[Finding]:
         asked = self._consumer.idempotency
         if asked is None:
             return
-        late = [(kept, fact, "messages") for fact, kept in self._of(self._home, Trait.RETENTION)]
-        if asked.redrive_within is None:  # else whoever redrives keeps to that, however long they are kept
-            late += [
-                (last_redelivery(self._policy, kept, dead_letter=True), fact, "dead letters")
-                for fact, kept in self._of(self._dead, Trait.RETENTION)
-            ]
-        needed, fact, what = max(late, key=itemgetter(0), default=(0.0, None, ""))
-        if fact is None or needed <= asked.remembered:
-            return
-        name = type(asked).__name__
-        change = f"raise {name}'s ttl to {readable(needed)} or more"
-        if what == "dead letters":
-            change += ", or say with redrive_within= how late they are redriven at most"
-        yield rules.FORGOTTEN_BEFORE_DELETED.found(
-            fact.name,
-            f"{fact.setting}={fact.found} keeps {what} for {readable(fact.amount or 0.0)}, and {name} forgets after "
-            f"ttl={format_duration(asked.remembered)}",
-            change,
-        )
+        remembered, name = self.remembered(asked), type(asked).__name__
+        late = [each for each in self._kept(asked) if each[0] > remembered]
+        for rule, what in (
+            (rules.FORGOTTEN_BEFORE_REDRIVE, "dead letters"),
+            (rules.FORGOTTEN_BEFORE_DELETED, "messages"),
+        ):
+            some = [(needed, fact) for needed, fact, why in late if why is rule]
+            if not some:
+                continue
+            needed, fact = max(some, key=itemgetter(0))
+            verb = "raise" if asked.ttl is not None else "set"
+            change = f"{verb} {name}'s ttl to {readable(needed)} or more"
+            if rule is rules.FORGOTTEN_BEFORE_REDRIVE:
+                change += ", or say with redrive_within= how late they are redriven at most"
+            yield rule.found(
+                fact.name,
+                f"{fact.setting}={fact.found} keeps {what} for {readable(fact.amount or 0.0)}, and {name} forgets after "
+                f"ttl={format_duration(remembered)}",
+                change,
+            )
 
     def _sizes(self) -> Iterator[Finding]:
         largest = [size for _, size in self._of(self._home, Trait.MAX_BYTES)]

@@ -24,13 +24,16 @@ class Book:
         transactions: in which they are written.
         scope: of the handler.
         ttl: seconds for which a row counts.
+
+    Attributes:
+        ttl: as given; of the rows that are written from now on.
     """
 
     def __init__(self, store: TransactionalStore, transactions: Transactions, scope: str, ttl: float) -> None:
         self._store = store
         self._transactions = transactions
         self._scope = scope
-        self._ttl = ttl
+        self.ttl = ttl
 
     async def claim(self, items: list[Item], driver: Any) -> list[Entry]:
         """Write down ``items`` in the transaction of ``driver``; what was known of each."""
@@ -38,7 +41,7 @@ class Book:
 
     async def _claim(self, driver: Any, keys: list[str], prints: list[bytes]) -> list[Entry]:
         ensure_begun(driver)
-        claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self._ttl)
+        claim = self._store.claim_in(driver, self._scope, keys, prints, ttl=self.ttl)
         return await self._transactions.answered(claim)
 
     async def are_recorded(self, items: list[Item]) -> bool:

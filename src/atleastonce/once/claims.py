@@ -50,7 +50,6 @@ class Claims:
         self._store = lease.store
         self._scope = scope
         self._seconds = seconds(lease.lease)
-        self._ttl = lease.remembered
         self._outage = outage
         self._grants = bound.grants
         self._entered: list[Delivery] = []
@@ -161,7 +160,7 @@ class Claims:
         if isinstance(item, Decision):
             self._host.ended(delivery, item)
             return None
-        request = ClaimRequest(self._scope, item.key, item.print, self._seconds, self._ttl, new_token())
+        request = ClaimRequest(self._scope, item.key, item.print, self._seconds, self._bound.memory, new_token())
         grant = self._grants[delivery] = Grant(item, request)
         return grant
 
@@ -201,7 +200,7 @@ class Claims:
         done = [pair for pair in batch if _is_done(*pair)]
         back = [grant for grant, verdict in batch if not _is_done(grant, verdict)]
         untold: list[tuple[Grant, Verdict]] = []
-        completions = [Completion(_lease(grant), grant.result or b"", self._ttl) for grant, _ in done]
+        completions = [Completion(_lease(grant), grant.result or b"", self._bound.memory) for grant, _ in done]
         outcomes = await self._store.complete(completions)
         for (grant, verdict), outcome in zip(done, outcomes, strict=True):
             if outcome.status is Ended.UNKNOWN:

@@ -38,6 +38,15 @@ Decisions = dict[Delivery, Decision]
 class InboxBound(Bound):
     """A consumer with an `Inbox`, on one broker."""
 
+    @property
+    def memory(self) -> float:
+        """Seconds for which what was handled is remembered."""
+        return self._book.ttl
+
+    @memory.setter
+    def memory(self, seconds: float) -> None:
+        self._book.ttl = seconds
+
     def __init__(self, *args: Any, inbox: Inbox, scope: str, outage: Outage, **named: Any) -> None:
         super().__init__(*args, **named)
         binding = self.consumer.binding
@@ -45,7 +54,7 @@ class InboxBound(Bound):
         self._transactions = Transactions(inbox, binding.name, blocking=not binding.is_async)
         self._items = Items(self, inbox, decode=True)
         self._scope = scope
-        self._book = Book(self._store, self._transactions, scope, inbox.remembered)
+        self._book = Book(self._store, self._transactions, scope, inbox.remembered(0.0))
         self._inquiry = Inquiry(self._store, self._transactions, self._book, binding.name)
         self._outage = outage
 

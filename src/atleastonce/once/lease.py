@@ -23,6 +23,7 @@ class LeaseBound(Bound):
     """A consumer with a `Lease`, on one broker.
 
     Attributes:
+        memory: seconds for which what was handled is remembered.
         grants: of everything that is out, from all its readers.
         waiting: what is busy.
         items: makes their keys.
@@ -30,6 +31,7 @@ class LeaseBound(Bound):
 
     def __init__(self, *args: Any, lease: Lease, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.memory = lease.remembered(0.0)
         self.grants: dict[Delivery, Grant] = {}
         self.waiting = Waiting()
         self.items = Items(self, lease, decode=False)

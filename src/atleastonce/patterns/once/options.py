@@ -18,8 +18,13 @@ Session: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncCon
 
 # A lease below this is over before its renewal, at a third of it, has had its round trip on a busy machine.
 _SHORTEST_LEASE = 1.0
-# How late dead letters are redriven where nobody says: a weekend. Longer: the default `ttl` would not cover it with a chain.
+# How late dead letters are redriven where nobody says, and the broker does not say for how long it keeps them: a weekend.
 _REDRIVE = "3d"
+# What is remembered where nobody says, even if nothing could come again so late.
+_WEEK = 7 * 86_400.0
+# Of what a broker keeps, so much is covered where nobody says: dead letters that are kept for longer are for people to look at, and
+# rows for each message of so long a time are a decision.
+_MOST = 92 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,12 @@ class Idempotency:
         key: what makes two messages the same one. None: the message's id (``alo-id``), which every hop keeps. A field of the
             payload, several fields, or a callable of the payload (and, if it takes two arguments, of the `Message`, for its
             headers). Two handlers never share a claim: the key counts within service, source and handler.
-        ttl: how long it is remembered. Too short: a late duplicate runs again; refused at the start if a legal redelivery
-            could be later. Too long: the table grows.
+        ttl: how long it is remembered. None: for as long as it may legally come again, as far as the broker tells, and a week at
+            least. Too short: a late duplicate runs again; refused at the start if a legal redelivery could be later. Too long: the
+            table grows.
         redrive_within: how long after it was first handled a copy of a message may still come from the dead letters; part of
-            what ``ttl`` must cover. 0 for handlers whose dead letters are never redriven. None: three days, and a warning at the
-            start where the broker says that it keeps dead letters for longer than ``ttl`` covers.
+            what ``ttl`` must cover. 0 for handlers whose dead letters are never redriven. None: as long as the broker keeps them,
+            and three days where it keeps them for ever.
         compare: whether a message of a known key must have the same body, and is otherwise parked and never run. Off: for
             natural keys whose duplicates differ (a time of sending).
         scope: the handler's name in its claims; default its ``__qualname__``. Give the old name before you rename a
@@ -45,7 +51,7 @@ class Idempotency:
     store: LeaseStore
     _: KW_ONLY
     key: Key = None
-    ttl: Duration = "7d"
+    ttl: Duration | None = None
     redrive_within: Duration | None = None
     compare: bool = True
     scope: str | None = None
@@ -55,15 +61,19 @@ class Idempotency:
         if not isinstance(_given(self.store), LeaseStore):
             raise ConfigurationError(f'{name}({self.store!r}): give it a store, like PostgresStore("postgresql://...")')
         check_key(self.key, name)
-        if seconds(self.ttl, name=f"{name} ttl", minimum=1.0) > LONGEST:
+        if self.ttl is not None and seconds(self.ttl, name=f"{name} ttl", minimum=1.0) > LONGEST:
             raise ConfigurationError(f"{name} ttl={self.ttl!r} is out of range; give one second to ten years")
         if self.redrive_within is not None:
             seconds(self.redrive_within, name=f"{name} redrive_within")
 
-    @property
-    def remembered(self) -> float:
-        """``ttl`` in seconds."""
-        return seconds(self.ttl)
+    def remembered(self, said: float, kept: float = 0.0) -> float:
+        """For how many seconds a message is remembered.
+
+        Args:
+            said: it may come again for so long by what was said of it, see `last_redelivery`.
+            kept: and for so long by what its broker keeps.
+        """
+        return seconds(self.ttl) if self.ttl is not None else max(_WEEK, said, min(kept, _MOST))
 
     @property
     def redrive_horizon(self) -> float:
@@ -129,8 +139,9 @@ class Lease(Idempotency):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if seconds(self.lease, name="Lease lease", minimum=_SHORTEST_LEASE) > self.remembered:
-            raise ConfigurationError(f"Lease lease={self.lease!r} is longer than ttl={self.ttl!r}; make the ttl longer")
+        if seconds(self.lease, name="Lease lease", minimum=_SHORTEST_LEASE) > self.remembered(0.0):
+            shown = "a week, for which it remembers" if self.ttl is None else f"ttl={self.ttl!r}"
+            raise ConfigurationError(f"Lease lease={self.lease!r} is longer than {shown}; make the ttl longer")
 
     def on_repeat(self) -> str:
         """See `atleastonce.explain.model.Guard`."""
