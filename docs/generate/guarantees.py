@@ -1,6 +1,7 @@
 """Runs each fault on each store, with real processes and servers, and writes ``docs/guarantees.md``.
 
     python docs/generate/guarantees.py [--runs 1] [--only postgres mysql]     run, write (a quarter of an hour)
+    python docs/generate/guarantees.py --failovers                            only the failovers; the other rows stay
     python docs/generate/guarantees.py --check                                only compare the page with docs/guarantees.json
 
 Exit code 1 if a promise was broken, or the page is stale.
@@ -24,13 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "chaos"))
 
 import once_faults as faults  # noqa: E402
+import replica  # noqa: E402
 import small_disk  # noqa: E402
 import throttle  # noqa: E402
-from once_faults import DIED, SERVERS, STORES, Row, Run  # noqa: E402
+from once_faults import DIED, LOST, SERVERS, STORES, Row, Run  # noqa: E402
 from once_worker import TIMEOUT  # noqa: E402
 
 from atleastonce.brokers import Running, session  # noqa: E402
 from atleastonce.testing.proxy import FaultProxy  # noqa: E402
+from atleastonce.urls import BrokerUrl  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "guarantees.md", ROOT / "docs" / "guarantees.json"
 COPIES = 10_000
@@ -69,8 +72,12 @@ all while messages come, until the consumer says that it waits. **server killed*
 in the middle of four hundred deliveries, half of which come while it is away. In all of these no attempt of any message is burnt: a
 run in which one was is no row.
 
-**writes lost** is a Redis that forgets everything, as a failover to a replica that was behind forgets the last claims: what it
-forgot may run a second time, and nobody can be told. Of DynamoDB's other refusals, `ItemCollectionSizeLimitExceeded` needs a local
+**failover with lost writes** puts a copy of the database in its place that was taken before the last hundred messages came, as a
+failover to a replica that was behind does (of a server: all of its files; Redis forgets everything instead), in the middle of
+them; then all two hundred are published once more. With an inbox the effects are lost together with the memory of them, and are had
+once more when their messages come again: each is there once. Whether they come again is the publisher's affair, for a message that
+was settled is gone from the broker. With a lease the effects are elsewhere and stay: what the store forgot runs a second time when
+it comes again, and nobody can be told. Of DynamoDB's other refusals, `ItemCollectionSizeLimitExceeded` needs a local
 secondary index, which the table has not; a table that is gone is in `tests/chaos/test_store_faults.py`.
 {notes}"""
 
@@ -78,7 +85,6 @@ HEAD = (
     "| fault | attempted | confirmed | effects | duplicate deliveries | duplicate effects | in doubt | unexplained |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|\n"
 )
-LOST = "writes lost"
 NAMES = {
     "sqlite": "SQLite",
     "postgres": "PostgreSQL",
@@ -111,7 +117,7 @@ def _cells(row: Row) -> list[str]:
 
 
 async def everything(
-    running: Any, only: list[str], runs: int, folder: Path, keep: Callable[[list[Row]], None]
+    running: Any, only: list[str], runs: int, folder: Path, keep: Callable[[list[Row]], None], *, failovers: bool
 ) -> list[Row]:
     """All rows; ``keep`` is told after each store, so that a run that is cut short has not been for nothing.
 
@@ -129,7 +135,7 @@ async def everything(
             failures.append(f"{mode}, {store}: {error}")
             sys.stderr.write(f"FAIL {failures[-1]}\n")
             return
-        sys.stderr.write(f"{'ok  ' if row.holds or row.fault == LOST else 'FAIL'} {row}\n")
+        sys.stderr.write(f"{'ok  ' if row.holds else 'FAIL'} {row}\n")
 
     for mode, stores in STORES.items():
         for store in stores:
@@ -140,6 +146,9 @@ async def everything(
                 return Run(mode, store, _url(running, store, folder), folder, **more)
 
             for _ in range(runs):
+                await failover(mode, store, running, folder, add)
+                if failovers:
+                    continue
                 for fault in DIED:
                     await add(faults.died(make(), fault))
                 await add(faults.reply_lost(make()))
@@ -151,9 +160,10 @@ async def everything(
                 if store != "sqlite":
                     await network(mode, store, running, folder, add)
                 if store in SERVERS:
-                    for fault, strike in _strikes(running[store], store):
+                    for fault, strike in _strikes(running[store]):
                         await add(faults.server_fault(make(lease=PATIENT), fault, strike))
-            await add(faults.duplicates(make(), COPIES))
+            if not failovers:
+                await add(faults.duplicates(make(), COPIES))
             keep(rows)
     if failures:
         raise SystemExit("\n".join(failures))
@@ -161,6 +171,21 @@ async def everything(
 
 
 Add = Callable[[Awaitable[Row]], Awaitable[None]]
+
+
+async def failover(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
+    """To a replica that is behind, where there can be one."""
+    if store == "dynamodb":  # a service of its own, whose failovers are its own affair
+        return
+    url = _url(running, store, folder)
+    made: faults.Replica
+    if store == "sqlite":
+        made = replica.FileReplica(Path(BrokerUrl.parse(url).path))
+    elif store == "redis":
+        made = replica.Forgetful(url)
+    else:
+        made = replica.ServerReplica(running[store], folder / uuid.uuid4().hex)
+    await add(faults.failed_over(Run(mode, store, url, folder, lease=PATIENT), made))
 
 
 async def room(mode: str, store: str, running: Any, folder: Path, add: Add) -> None:
@@ -222,7 +247,7 @@ def _url(running: Any, store: str, folder: Path) -> str:
     return url if store != "dynamodb" else url.replace("sqs://", "dynamodb://test:test@") + f"/g{uuid.uuid4().hex[:8]}"
 
 
-def _strikes(server: Running, store: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+def _strikes(server: Running) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     async def killed() -> None:
         await asyncio.to_thread(server.kill)
         await asyncio.sleep(1)
@@ -233,20 +258,14 @@ def _strikes(server: Running, store: str) -> list[tuple[str, Callable[[], Awaita
         await asyncio.sleep(4)
         await asyncio.to_thread(server.resume)
 
-    async def lost() -> None:
-        from redis.asyncio import Redis
-
-        async with Redis.from_url(server.url) as admin:
-            await admin.flushall()
-
-    more = [(LOST, lost)] if store == "redis" else []
-    return [("server killed", killed), ("server paused", paused), *more]
+    return [("server killed", killed), ("server paused", paused)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=["sqlite", *SERVERS, "dynamodb"])
+    parser.add_argument("--failovers", action="store_true")
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
     if chosen.check:
@@ -258,7 +277,11 @@ def main() -> int:
 
         # What was counted of other stores, another time, stays.
         known, before = msgspec.json.decode(RESULTS.read_bytes(), type=Kept) if RESULTS.exists() else ([], {})
-        others = [row for row in known if row.store not in chosen.only]
+        others = [
+            row
+            for row in known
+            if row.store not in chosen.only or (chosen.failovers and row.fault not in (LOST, "writes lost"))
+        ]
         missing = {name: why for name, why in before.items() if name not in servers} | missing
 
         def keep(rows: list[Row]) -> None:
@@ -266,8 +289,10 @@ def main() -> int:
             RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode((rows, missing)), indent=1) + b"\n")
             PAGE.write_text(render(rows, missing))
 
-        rows = asyncio.run(everything(running, chosen.only, chosen.runs, Path(folder), keep))
-    return 0 if all(row.holds or row.fault == LOST for row in rows) else 1
+        rows = asyncio.run(
+            everything(running, chosen.only, chosen.runs, Path(folder), keep, failovers=chosen.failovers)
+        )
+    return 0 if all(row.holds for row in rows) else 1
 
 
 if __name__ == "__main__":
