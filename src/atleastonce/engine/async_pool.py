@@ -21,6 +21,9 @@ log = logging.getLogger("atleastonce.engine")
 # A lane gives the loop back after this long without suspending. Smaller costs a loop iteration each time; larger delays
 # settlements, leases and the other lanes behind handlers that never wait for anything.
 _TURN_SECONDS = 0.005
+# It does so earlier after so many runs with something to publish, as an answer: that leaves when the loop has it back. Smaller:
+# smaller lists, and a loop iteration for each. Larger: whoever waits for an answer waits for the runs of all who asked with them.
+_PUBLISHING_RUNS = 32
 
 
 class AsyncPool:
@@ -105,9 +108,13 @@ class AsyncPool:
 
     def _give_up_places(self) -> None:
         for slot, task in enumerate(self._tasks):
-            if self._places is not None and self._placed[slot] and task.done():
-                self._placed[slot] = False
-                self._places.leave()
+            if task.done():
+                self._give_up_place(slot)
+
+    def _give_up_place(self, slot: int) -> None:
+        if self._places is not None and self._placed[slot]:
+            self._placed[slot] = False
+            self._places.leave()
 
     async def _lane(self, slot: int) -> None:
         lanes, process, ended = self._lanes, self._process, self._ended
@@ -115,7 +122,7 @@ class AsyncPool:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a task's coroutine
         timed = self._timeout is not None
-        turn = time.monotonic()
+        turn, publishing = time.monotonic(), 0
         while True:
             if places is not None and not placed[slot]:
                 if not places.enter(self):
@@ -125,11 +132,9 @@ class AsyncPool:
                 placed[slot] = True
             delivery = lanes.take()
             if delivery is None:
-                if places is not None:
-                    placed[slot] = False
-                    places.leave()
+                self._give_up_place(slot)
                 await self._work(task)
-                turn = time.monotonic()
+                turn, publishing = time.monotonic(), 0
                 continue
             if self._woken is None and self._idle and lanes.ready:
                 self.wake()
@@ -163,15 +168,20 @@ class AsyncPool:
             if (
                 places is not None and places.waiting
             ):  # else it keeps its place: to give it up and take it again costs more
-                placed[slot] = False
-                places.leave()
+                self._give_up_place(slot)
             if task.cancelling():
                 if self._stopping:
                     return
                 await shed(task, self._is_stopping)
-            if time.monotonic() - turn > _TURN_SECONDS:
-                await shed(task, self._is_stopping)
-                turn = time.monotonic()
+            if decision.copies:
+                publishing += 1
+            if time.monotonic() - turn > _TURN_SECONDS or publishing >= _PUBLISHING_RUNS:
+                if self._woken is None:
+                    await shed(task, self._is_stopping)
+                else:  # which goes on: if all that have begun did, each would make the loop's iterations longer
+                    self._give_up_place(slot)
+                    await self._work(task)
+                turn, publishing = time.monotonic(), 0
 
     async def _work(self, task: asyncio.Task[None]) -> None:
         """Until there may be something to take."""

@@ -16,16 +16,19 @@ from typing import Any
 import pytest
 from engine_kit import ByKey, deliveries, delivery, ids, until
 
-from atleastonce.contract import Delivery, Retry
+from atleastonce.contract import Delivery, Outgoing, ReplyTo, Retry
 from atleastonce.engine import async_pool, thread_pool
 from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision, cut_off
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
+from atleastonce.engine.places import Places
 from atleastonce.engine.pools import SELF_CANCELLED_RUNS
 from atleastonce.engine.thread_pool import ThreadPool
 from atleastonce.errors import HandlerCancelled, HandlerTimeout
+from atleastonce.message import Message
 
 FAILED = Decision(Retry(1), name="retried")
+ANSWERED = Decision(copies=(Outgoing(ReplyTo("inbox"), Message("answer", b"")),))
 
 
 class Bench:
@@ -73,6 +76,7 @@ async def lanes_of(
     lanes: Lanes | None = None,
     longest: float | None = None,
     failed: Callable[[Delivery, BaseException], Decision] | None = None,
+    places: Places | None = None,
 ) -> AsyncIterator[Bench]:
     bench = Bench(lanes)
     pool = bench.pool = AsyncPool(
@@ -83,6 +87,7 @@ async def lanes_of(
         failed=failed or bench.failed,
         fatal=bench.fatal.append,
         timeout=longest,
+        places=places,
     )
     before = asyncio.all_tasks()
     pool.start()
@@ -409,8 +414,8 @@ def test_a_loop_that_ends_without_a_stop_ends(state: str) -> None:
     assert results[0].results == ([("m", GIVE_BACK)] if state == "running" else [])
 
 
-async def test_handlers_that_never_wait_give_the_loop_back_in_time() -> None:
-    """Settlements, renewals and heartbeats run on it: a few milliseconds of handlers, not sixteen handlers."""
+async def most_in_a_turn(process: Callable[[Delivery], Any], concurrency: int, count: int) -> int:
+    """How many of ``count`` deliveries end in one iteration of the loop, at most."""
     turns: list[int] = []
 
     async def beat() -> None:
@@ -418,20 +423,40 @@ async def test_handlers_that_never_wait_give_the_loop_back_in_time() -> None:
             turns.append(len(bench.results))
             await asyncio.sleep(0)
 
+    places = Places(concurrency)
+    async with lanes_of(process, concurrency, places=places) as bench:
+        beating = asyncio.create_task(beat())
+        await asyncio.sleep(0)  # the lanes have begun
+        bench.feed(*deliveries(count))
+        await bench.all(count)
+        beating.cancel()
+        await asyncio.wait([beating])
+        turns.append(count)
+        await until(lambda: places._left == concurrency, what="a lane that does nothing keeps its place")
+    return max(later - earlier for earlier, later in itertools.pairwise(turns))
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_handlers_that_never_wait_give_the_loop_back_in_time(concurrency: int) -> None:
+    """Settlements, renewals and heartbeats run on it: a few milliseconds of handlers, not sixteen handlers, nor of each lane."""
+
     async def process(item: Delivery) -> Decision:
         until_then = time.perf_counter() + 0.006
         while time.perf_counter() < until_then:
             pass
         return DONE
 
-    async with lanes_of(process, 1) as bench:
-        beating = asyncio.create_task(beat())
-        bench.feed(*deliveries(20))
-        await bench.all(20)
-        beating.cancel()
-        await asyncio.wait([beating])
-        turns.append(20)
-        assert max(later - earlier for earlier, later in itertools.pairwise(turns)) <= 2
+    assert await most_in_a_turn(process, concurrency, 20) <= 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_what_is_to_be_published_leaves_before_all_runs_are_over(concurrency: int) -> None:
+    """Whoever waits for an answer does not wait for everybody's."""
+
+    async def process(item: Delivery) -> Decision:
+        return ANSWERED
+
+    assert await most_in_a_turn(process, concurrency, 500) <= 2 * async_pool._PUBLISHING_RUNS
 
 
 class Creations:
