@@ -29,6 +29,11 @@ class Order(msgspec.Struct):
     note: str | None = ""
 
 
+def billing() -> Service:
+    """A service on a broker of its own."""
+    return Service("billing", broker=f"memory://{uuid.uuid4().hex}")
+
+
 class Database:
     """A transactional store, and a table ``effect`` beside it in the same database."""
 

@@ -7,7 +7,6 @@ import contextlib
 import sqlite3
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from once_kit import Database, Order, counts, dead_letters, until
+from once_kit import Database, Order, billing, counts, dead_letters, until
 
-from atleastonce import Context, FailurePolicy, Inbox, MySQLStore, PostgresStore, Queue, Service, wire
+from atleastonce import Context, FailurePolicy, Inbox, MySQLStore, PostgresStore, Queue, wire
 
 MakeQueue = Callable[[str], Queue[Any]]
 ONCE = FailurePolicy(in_place=None, chain=None)
@@ -30,10 +29,6 @@ ONCE = FailurePolicy(in_place=None, chain=None)
 @pytest.fixture
 def database(inbox_database: Database) -> Database:
     return inbox_database
-
-
-def billing() -> Service:
-    return Service("billing", broker=f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.mark.parametrize("form", ["async", "sync"])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from once_kit import Database, Order, counts, dead_letters, until
+from once_kit import Database, Order, billing, counts, dead_letters, until
 from test_once_sessions import ORM, sqlalchemy_url
 
 from atleastonce import Context, FailurePolicy, Inbox, Queue, Service, wire
@@ -29,10 +28,6 @@ MakeQueue = Callable[[str], Queue[Any]]
 @pytest.fixture
 def database(inbox_database: Database) -> Database:
     return inbox_database
-
-
-def billing() -> Service:
-    return Service("billing", broker=f"memory://{uuid.uuid4().hex}")
 
 
 async def ended(service: Service, *ids: str) -> None:
