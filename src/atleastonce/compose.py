@@ -16,6 +16,7 @@ from atleastonce.errors import ConfigurationError, InvalidMessage
 from atleastonce.message import Headers, HeaderValue, Message, check_headers, is_utf8, new_id, new_ids
 
 _MAX_ID = 256
+_CHANNELS = (Queue, Topic)  # a union would be made anew for each message
 
 
 def compose(
@@ -89,7 +90,7 @@ def compose_many(
 
 
 def _check_channel(channel: object) -> None:
-    if not isinstance(channel, Queue | Topic):
+    if not isinstance(channel, _CHANNELS):
         raise ConfigurationError(
             f'publish to a Queue or Topic, not to {channel!r}; write Queue("name") or Topic("name")'
         )

@@ -91,10 +91,11 @@ class Desk:
             _NoInbox: the answer is to go where no answers go.
         """
         headers = delivery.headers
-        address, correlation = headers.get(wire.REPLY_TO), wire.read_id(headers.get(wire.CORRELATION))
+        address, correlation = self._replies.asked_by(delivery)  # as it came: only who asks has to make sense of it
         if not address:
-            address, correlation = self._replies.asked_by(delivery)  # as it came: only who asks has to make sense of it
-        if not address or (headers.get(wire.REDRIVES) is not None):  # whoever asked has long gone
+            address = headers.get(wire.REPLY_TO) or ""
+            correlation = wire.read_id(headers.get(wire.CORRELATION)) or ""
+        if not address or headers.get(wire.REDRIVES) is not None:  # whoever asked has long gone
             return None
         known = len(address) <= MAX_ADDRESS and (
             self._replies.is_address(address) or any(fnmatchcase(address, pattern) for pattern in self._allowed)
@@ -102,7 +103,7 @@ class Desk:
         if not known:
             raise _NoInbox(one_line(address, 200))
         deadline = wire.read_deadline(headers)
-        return Asked(ReplyTo.waiting(address, math.inf if deadline is None else deadline), correlation or "")
+        return Asked(ReplyTo.waiting(address, math.inf if deadline is None else deadline), correlation)
 
     def answer(self, asked: Asked, answer: Answer) -> Outgoing:
         """``answer`` on its way; an error instead of one that the broker would not take."""

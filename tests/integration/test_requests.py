@@ -158,7 +158,8 @@ async def test_answers_that_nobody_asked_for_are_dropped(backend_url: str, queue
         assert await broker.request(quotes, Ask(1), returns=Quote, timeout=PATIENT) == Quote(1)
         address, correlation = asked[0].get(wire.REPLY_TO), asked[0].get(wire.CORRELATION)
         assert address is not None
-        assert correlation is not None
+        if correlation is None:  # it is the end of the address
+            correlation = address.rpartition(".")[2]
         assert len(correlation) == 32
         forger = replies_of(service.broker.adapter)
         assert forger.is_address(address)

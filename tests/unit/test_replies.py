@@ -181,6 +181,20 @@ def test_a_request_says_where_and_until_when() -> None:
     assert ours == sorted(ours)  # a broker that keeps no order need not be told of one
 
 
+def test_a_correlation_that_the_address_ends_with_is_not_said_twice() -> None:
+    item = Outgoing(Queue("quotes"), Message("m", b"1", None, Headers([(wire.ID, "m")])))
+    asked = request_of(item, f"_INBOX.x.{'c' * 32}", "c" * 32, 1.0).message
+    assert list(asked.headers) == [wire.DEADLINE, wire.ID, wire.REPLY_TO]
+
+
+def test_answers_without_a_correlation_share_their_fields_and_nothing_else() -> None:
+    one, two = (reply_of(Answer(body, "application/json"), ReplyTo("inbox"), "", "quotes") for body in (b"1", b"2"))
+    assert one.message.headers is two.message.headers
+    assert one.message.headers.get(wire.RESPONDER) == "quotes"
+    assert (one.message.body, two.message.body) == (b"1", b"2")
+    assert one.message.id != two.message.id
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "-1700000000000", "-" + "9" * 30])
 def test_a_deadline_at_or_before_the_epoch_is_past(text: str) -> None:
     assert wire.read_deadline(Headers([(wire.DEADLINE, text)])) == 0.0

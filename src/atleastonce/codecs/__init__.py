@@ -17,6 +17,8 @@ Decoder: TypeAlias = Callable[[bytes], Any]
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 
+_BYTES = (bytes, bytearray, memoryview)  # a union would be made anew for each payload
+
 
 def decoder_for(payload_type: Any) -> Decoder:
     """The function that turns a body into ``payload_type``; it raises `DecodeError` and nothing else.
@@ -35,7 +37,7 @@ def encode(payload: Any) -> tuple[bytes, str]:
     Raises:
         EncodeError: it cannot be encoded; nothing was sent.
     """
-    if isinstance(payload, bytes | bytearray | memoryview):
+    if isinstance(payload, _BYTES):
         return bytes(payload), OCTETS
     return json_encode(payload), JSON
 

@@ -84,8 +84,8 @@ class Replies(Protocol):
         responder publish anywhere."""
 
     def asked_by(self, delivery: Delivery) -> tuple[str, str]:
-        """The address and correlation that a raw client gave in the broker's own fields; "" for what it did not give. Bytes that
-        are no UTF-8 are surrogates (``surrogateescape``), and so go back as they came."""
+        """The address and correlation in the broker's own fields; "" for what is not there, or what the address says already. They
+        go before ours. Bytes that are no UTF-8 are surrogates (``surrogateescape``), and so go back as they came."""
 
     async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         """As `Adapter.send`, for destinations that are `ReplyTo`. An inbox that is gone answers ``rejected`` with

@@ -60,7 +60,10 @@ class Mover:
         way = tuple(
             ["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in decision.copies]
         )
-        self._pending.setdefault(way, []).append((delivery, decision))
+        if (pending := self._pending.get(way)) is not None:  # the first of them has begun it
+            pending.append((delivery, decision))
+            return
+        self._pending[way] = [(delivery, decision)]
         if way not in self._moving and self._running:
             self._begin(way)
 
@@ -118,8 +121,10 @@ class Mover:
         copies = [copy for _, decision in live for copy in decision.copies]
         outcomes = await ask(self._send, copies) if copies else []
         if outcomes.count(OK) == len(outcomes):
+            failing = self.failing
             for delivery, decision in live:
-                self.forget(delivery)
+                if failing:
+                    self.forget(delivery)
                 self._settle(delivery, decision.verdict)
             return
         answers = iter(outcomes)

@@ -41,12 +41,14 @@ class Renewer:
         self._bell = Bell()
 
     def watch(self, batch: Sequence[Delivery]) -> None:
-        """Keep the leases of ``batch``, received just now, until they are settled."""
-        now, lease = time.monotonic(), self.table.lease
+        """Keep the leases of ``batch``, received just now, until they are settled. What has none needs nothing."""
+        leased = [delivery for delivery in batch if delivery.lease_until]
+        if not leased:
+            return
         # An adapter may hand out what it fetched earlier: what counts is when the first of these leases ends.
-        ends = min((delivery.lease_until for delivery in batch if delivery.lease_until), default=now + lease)
+        ends = min([delivery.lease_until for delivery in leased])
         soonest = self.table.next_due()
-        self.table.add(batch, min(now, ends - lease))
+        self.table.add(leased, min(time.monotonic(), ends - self.table.lease))
         if self.table.next_due() != soonest:  # else it sleeps until then already
             self._bell.ring()
 

@@ -148,7 +148,9 @@ def _operation(declared: Declared, consumer: Consumer, channel: str, message: st
         group = {"type": "string", "enum": [consumer.home.group_name]}
         found["bindings"] = {"kafka": {"groupId": group, "bindingVersion": "0.5.0"}}
     if consumer.answering is not None:
-        found["reply"] = {"address": {"location": f"$message.header#/{wire.REPLY_TO}"}}
+        # NATS has a place of its own for the address, which AsyncAPI has no words for.
+        header = {"address": {"location": f"$message.header#/{wire.REPLY_TO}"}}
+        found["reply"] = {} if declared.broker == "nats" else header
     return found
 
 

@@ -109,6 +109,17 @@ async def test_only_a_lease_that_ends_sooner_wakes_it() -> None:
         await until(lambda: sum(call.count("m0") for call in broker.calls) >= 2)
 
 
+async def test_what_has_no_lease_is_not_watched() -> None:
+    broker = Broker()
+    async with renewing(broker) as (renewer, told):
+        renewer.watch([delivery("question")])
+        assert renewer.table.next_due() is None
+        renewer.watch([delivery("question"), *fresh(1)])
+        await until(lambda: len(broker.calls) >= 2)
+        assert broker.calls[0] == ["m0"]
+        assert not told
+
+
 async def test_a_lease_that_is_gone_is_told_and_never_asked_for_again() -> None:
     broker = Broker(lambda _: [STALE, OK])
     async with renewing(broker) as (renewer, told):

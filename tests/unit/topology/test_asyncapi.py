@@ -183,8 +183,15 @@ def test_two_types_of_one_name_are_two_messages_and_one_type_is_one() -> None:
     assert {"order_id", "customer"} in shapes
 
 
-def test_a_responder_answers_to_the_address_in_the_request() -> None:
-    service = Service("quotes", broker="kafka://k")
+@pytest.mark.parametrize(
+    ("url", "reply"),
+    [
+        ("kafka://k", {"address": {"location": "$message.header#/alo-reply-to"}}),
+        ("nats://n", {}),  # it is in the protocol
+    ],
+)
+def test_a_responder_answers_to_the_address_in_the_request(url: str, reply: dict[str, Any]) -> None:
+    service = Service("quotes", broker=url)
     service.responder(Topic("quotes"))(send)
     receive = exported(needs_of(service))["operations"]["quotes.quotes.receive"]
-    assert receive["reply"] == {"address": {"location": "$message.header#/alo-reply-to"}}
+    assert receive["reply"] == reply

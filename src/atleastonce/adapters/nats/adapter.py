@@ -183,6 +183,7 @@ class NatsAdapter(Adapter):
         return core.is_inbox(address, self._config.inbox_prefix)
 
     def asked_by(self, delivery: Delivery) -> tuple[str, str]:
+        """See `Replies`. The subject is good for one answer, and so says which one it is."""
         return (delivery.raw, "") if isinstance(delivery.raw, str) else ("", "")
 
     async def reply(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:

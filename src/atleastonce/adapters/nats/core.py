@@ -12,10 +12,11 @@ from typing import Final
 from atleastonce import wire
 from atleastonce.adapters.nats import faults
 from atleastonce.adapters.nats.config import Config
-from atleastonce.adapters.nats.envelope import Refused, encode_unkept, read_unkept
+from atleastonce.adapters.nats.envelope import Refused
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_for
 from atleastonce.adapters.nats.replies import NOBODY, Replies
+from atleastonce.adapters.nats.unkept import Reader, Writer
 from atleastonce.contract import OK, Arrived, Code, Outcome, Outgoing, Reply, ReplyTo, rejected, unknown
 from atleastonce.errors import AtLeastOnceError
 
@@ -38,6 +39,7 @@ class CorePublisher:
     def __init__(self, config: Config, link: Link) -> None:
         self._config = config
         self._link = link
+        self._writer = Writer()
 
     async def send(self, items: Sequence[Outgoing]) -> list[Outcome]:
         """One outcome each, as `atleastonce.contract.Adapter.send`."""
@@ -83,7 +85,7 @@ class CorePublisher:
         if item.delay > 0:
             return rejected(Code.INVALID, "NATS does not delay what is published")
         try:
-            block = encode_unkept(message)
+            block = self._writer.block(message)
         except Refused as refused:
             return rejected(Code.INVALID, str(refused))
         total = len(block) + len(message.body)
@@ -101,6 +103,7 @@ class CoreInbox:
         self._subject = f"{link.config.inbox_prefix}.{secrets.token_hex(11)}"
         self._skip = len(self._subject) + 1
         self._arrived = arrived
+        self._reader = Reader()
         self._batch: list[Reply] = []
         self._sid = b""
         self._replies: Replies | None = None
@@ -135,7 +138,7 @@ class CoreInbox:
         if block.startswith(NOBODY):
             self._batch.append(Reply(correlation, None))
         else:
-            self._batch.append(Reply(correlation, read_unkept(block, body, correlation, None)))
+            self._batch.append(Reply(correlation, self._reader.read(block, body, correlation)))
 
     # ----------------------------------------------------------------------------------------------------- link's guest
 

@@ -29,7 +29,8 @@ MESSAGE_ID: Final = "Nats-Msg-Id"
 
 _OURS: Final = b"NATS/1.0\r\nNats-Msg-Id: "
 _KEYED: Final = "\r\nalo-key: "
-_RESERVED: Final = ("nats-", KEY, RENAMED, BASE64)
+RESERVED: Final = ("nats-", KEY, RENAMED, BASE64)
+"""Fields whose names begin so travel under another one, or are ours to write."""
 _HISTORY: Final = frozenset({ID, KEY})
 
 
@@ -39,7 +40,7 @@ class Refused(ValueError):
 
 @lru_cache(4096)
 def _start(name: str) -> bytes:
-    wire = f"{RENAMED}{name}" if name.lower().startswith(_RESERVED) else name
+    wire = f"{RENAMED}{name}" if name.lower().startswith(RESERVED) else name
     return b"%b: " % wire.encode("utf-8", "surrogateescape")
 
 
@@ -58,7 +59,7 @@ def encode(message: Message, group: str | None) -> bytes:
     text = "".join(lines)
     if text.count("\n") != count or text.count("\r") != count or "\0" in text:
         return _encode_carefully(message, group)
-    key = "" if message.key is None else f"alo-key: {_encode_key(message.key)}\r\n"
+    key = "" if message.key is None else f"alo-key: {encode_key(message.key)}\r\n"
     to = "" if group is None else f"@{group}"
     return f"NATS/1.0\r\nNats-Msg-Id: {_identity(message)}{to}\r\n{key}{text}\r\n".encode()
 
@@ -69,30 +70,10 @@ def _is_plain(name: str) -> bool:
     return name == ID or (not name.lower().startswith(("nats-", PREFIX)) and name.isascii())
 
 
-def encode_unkept(message: Message) -> bytes:
-    """The header block of a message that no stream keeps, so that nobody drops a second one. Raises as `encode`."""
-    lines = []
-    for name, value in message.headers.items():
-        if value.__class__ is not str or not _travels(name):
-            return encode(message, None)
-        lines.append(f"{name}: {value}\r\n")
-    text = "".join(lines)
-    if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
-        return encode(message, None)
-    key = "" if message.key is None else f"alo-key: {_encode_key(message.key)}\r\n"
-    return f"NATS/1.0\r\n{key}{text}\r\n".encode()
-
-
-@lru_cache(4096)
-def _travels(name: str) -> bool:
-    """Whether a field of that name travels as it is."""
-    return name.isascii() and not name.lower().startswith(_RESERVED)
-
-
 def _encode_carefully(message: Message, group: str | None) -> bytes:
     lines = [VERSION, b"Nats-Msg-Id: %b\r\n" % publish_id(message, group)]
     if message.key is not None:
-        lines.append(b"alo-key: %b\r\n" % _encode_key(message.key).encode())
+        lines.append(b"alo-key: %b\r\n" % encode_key(message.key).encode())
     for name, value in message.headers.items():
         if value is None:
             raise Refused(f"header {name!r}: NATS has no null values")
@@ -129,7 +110,8 @@ def _identity(message: Message) -> str:
     return read_id(message.id) or hashlib.sha256(message.id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _encode_key(key: bytes) -> str:
+def encode_key(key: bytes) -> str:
+    """A key as the value of `KEY`."""
     if key.isascii() and b"%" not in key and (text := key.decode()).isprintable() and text.strip() == text:
         return text
     return quote_from_bytes(key, safe="!#$&'()*+,-./:;<=>?@[]^_`{|}~")

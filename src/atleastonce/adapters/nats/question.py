@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from atleastonce.adapters.nats.envelope import plain_headers, read_unkept
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
-from atleastonce.message import Headers, Message, new_id
+from atleastonce.message import Headers, Message
+from atleastonce.wire import REPLY_TO
 
 _FOR_A_STREAM: Final = b"\r\nNats-Msg-Id:"
 
 
 class Question(Delivery):
-    """One hand-out. ``raw`` is the subject that an answer goes to; None where nobody waits for one."""
+    """One hand-out. ``raw`` is the subject that an answer goes to; None where nobody waits for one. It has no lease: nobody else
+    has it, however long it takes.
 
-    __slots__ = ("arrived", "block", "name", "payload", "reply")
+    Args:
+        series, number: make its id, unless it says one.
+    """
 
-    def __init__(self, source: Source, reply: bytes, block: bytes, body: bytes) -> None:
+    __slots__ = ("arrived", "block", "number", "payload", "reply", "series")
+
+    def __init__(self, source: Source, series: str, number: int, reply: bytes, block: bytes, body: bytes) -> None:
         self.source = source
         self.stream = source.name
         self.position = ""
@@ -31,23 +39,22 @@ class Question(Delivery):
         self.size = len(block) + len(body)
         self.tries = 0
         self.settled = False
-        self.name = new_id()  # unless it says one: now, since two threads may look at it at once
+        self.series = series
+        self.number = number
         self.arrived = time.time()
         self.reply = reply
         self.block = block
         self.payload = body
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "raw":  # not set from the start
-            # What has an id for a stream is no question: its reply subject waits for the stream's confirm.
-            asks = self.reply and _FOR_A_STREAM not in self.block
-            self.raw = self.reply.decode("ascii", "replace") if asks else None
-            return self.raw
-        return self.late(name)
+        # What has an id for a stream is no question: its reply subject waits for the stream's confirm.
+        asks = reply and _FOR_A_STREAM not in block
+        self.raw = reply.decode("ascii", "replace") if asks else None
 
     def read(self) -> Message:
         """See `Delivery.read`."""
-        return read_unkept(self.block, self.payload, self.name, self.arrived)
+        message = read_unkept(self.block, self.payload, f"{self.series}{self.number:012x}", self.arrived)
+        if self.raw is None:
+            return message
+        return msgspec.structs.replace(message, headers=message.headers.set({REPLY_TO: self.raw}))  # as on every broker
 
     @property
     def body(self) -> bytes:
@@ -62,8 +69,8 @@ class Question(Delivery):
 
     def once_more(self) -> Question:
         """Another hand-out of the same."""
-        again = Question(self.source, self.reply, self.block, self.payload)
-        again.name, again.arrived, again.count = self.name, self.arrived, self.count + 1
+        again = Question(self.source, self.series, self.number, self.reply, self.block, self.payload)
+        again.arrived, again.count = self.arrived, self.count + 1
         return again
 
     def published(self, subject: str) -> bytes:

@@ -8,7 +8,7 @@ published again, to the others.
 from __future__ import annotations
 
 import asyncio
-import time
+import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -50,6 +50,7 @@ class CoreSubscription(Subscription):
         self._replies: Replies | None = None
         self._sid = b""
         self._buffer: deque[Question] = deque()
+        self._series, self._number = secrets.token_hex(10), 0
         self._out: set[Delivery] = set()
         self._bytes = 0
         self._news = Signal()
@@ -88,7 +89,8 @@ class CoreSubscription(Subscription):
         return found
 
     def _took(self, _subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        question = Question(self._source, reply, block, body)
+        self._number += 1
+        question = Question(self._source, self._series, self._number, reply, block, body)
         self._bytes += question.size
         self._keep(question)
         if self._full:
@@ -138,10 +140,7 @@ class CoreSubscription(Subscription):
             self._replies.wire.put(delivery.published(self._subject))
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[Outcome]:
-        """Nobody else has it, however long it takes."""
-        until = time.monotonic() + seconds
-        for delivery in deliveries:
-            delivery.lease_until = until
+        """Nobody else has them, however long it takes: there is no lease."""
         return [OK] * len(deliveries)
 
     # ------------------------------------------------------------------------------------------------------------- life

@@ -6,6 +6,7 @@ kind can read both. Everything that arrives is untrusted and read defensively.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -59,15 +60,11 @@ def answer_of(result: Any) -> Answer:
 def request_of(item: Outgoing, address: str, correlation: str, deadline: float) -> Outgoing:
     """``item`` as a question that is answered to ``address`` until ``deadline``, in seconds since the epoch."""
     message = item.message
-    *others, last = message.headers.items()  # the id: composed messages end with it
+    *fields, last = message.headers.items()  # the id: composed messages end with it
     # By name: brokers that keep no order need not be told of one.
-    fields: list[tuple[str, HeaderValue]] = [
-        *others,
-        (wire.CORRELATION, correlation),
-        (wire.DEADLINE, wire.millis(deadline)),
-        last,
-        (wire.REPLY_TO, address),
-    ]
+    if not address.endswith(correlation):  # else it says which one is answered
+        fields.append((wire.CORRELATION, correlation))
+    fields += (wire.DEADLINE, wire.millis(deadline)), last, (wire.REPLY_TO, address)
     return Outgoing(item.destination, Message(message.id, message.body, message.key, Headers(fields)))
 
 
@@ -85,12 +82,20 @@ def failure_of(failure: Failure, to: ReplyTo, correlation: str, responder: str) 
 def _reply(
     to: ReplyTo, body: bytes, content_type: str, correlation: str, responder: str, *more: tuple[str, HeaderValue]
 ) -> Outgoing:
+    if not correlation and not more:  # the address says it
+        return Outgoing(to, Message(new_id(), body, None, _signed(content_type, responder)))
     fields: list[tuple[str, HeaderValue]] = [(wire.CONTENT_TYPE, content_type)]
     id = wire.read_id(correlation)
     if correlation:  # a raw client's may be any bytes, and goes back as those
         fields.append((wire.CORRELATION, correlation if id else correlation.encode("utf-8", "surrogateescape")))
     fields += *more, (wire.RESPONDER, responder)
     return Outgoing(to, Message(id or new_id(), body, None, Headers(fields)))
+
+
+@lru_cache(256)
+def _signed(content_type: str, responder: str) -> Headers:
+    """Of answers that have no fields of their own: one object, so that what is made of it need be made once."""
+    return Headers([(wire.CONTENT_TYPE, content_type), (wire.RESPONDER, responder)])
 
 
 def correlation_of(message: Message) -> str:

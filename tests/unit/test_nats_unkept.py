@@ -1,0 +1,96 @@
+"""What goes past all streams on NATS: blocks, written and read once for messages that have them in common, and questions."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("nats", reason="nats-py is not installed")
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atleastonce import Queue, wire
+from atleastonce.adapters.nats.envelope import read_message
+from atleastonce.adapters.nats.question import Question
+from atleastonce.adapters.nats.unkept import Reader, Writer
+from atleastonce.channels import Source
+from atleastonce.message import Headers, Message
+
+JSON = Headers([("content-type", "application/json")])
+TRACED = Headers([("content-type", "application/json"), ("trace", "1")])
+BINARY = Headers([("trace", b"\xff")])
+MESSAGES = st.builds(
+    Message,
+    id=st.sampled_from(["a", "b"]),
+    body=st.just(b""),
+    key=st.sampled_from([None, b"k"]),
+    headers=st.sampled_from([JSON, TRACED, BINARY, Headers()]),
+)
+
+
+@given(st.lists(MESSAGES, max_size=8))
+def test_what_was_written_before_changes_no_block(messages: list[Message]) -> None:
+    writer = Writer()
+    for message in messages:
+        assert writer.block(message) == Writer().block(message)
+
+
+def test_the_block_of_equal_fields_is_written_once() -> None:
+    writer = Writer()
+    assert writer.block(Message("a", b"1", None, JSON)) is writer.block(Message("b", b"2", None, JSON))
+
+
+BLOCKS = st.sampled_from(
+    [
+        b"",
+        b"NATS/1.0\r\n\r\n",
+        b"NATS/1.0\r\ncontent-type: application/json\r\n\r\n",
+        b"NATS/1.0\r\nalo-id: x\r\n\r\n",
+        b"NATS/1.0\r\nalo-key: k\r\n\r\n",
+        b"NATS/1.0\r\nname: \xff\r\n\r\n",
+    ]
+)
+
+
+@given(st.lists(st.tuples(BLOCKS, st.binary(max_size=3), st.sampled_from(["c", "d"])), max_size=8))
+def test_what_was_read_before_changes_no_message(came: list[tuple[bytes, bytes, str]]) -> None:
+    reader = Reader()
+    for block, body, position in came:
+        assert reader.read(block, body, position) == read_message(block, body, position, None)
+
+
+def question(block: bytes, reply: bytes = b"_INBOX.x.1", number: int = 1) -> Question:
+    return Question(Source(Queue("quotes")), "5" * 20, number, reply, block, b"1")
+
+
+def test_where_a_question_is_answered_is_a_field_of_its_message_as_on_every_broker() -> None:
+    asked = question(b"NATS/1.0\r\nalo-id: q\r\nalo-deadline: 5\r\n\r\n")
+    assert asked.raw == "_INBOX.x.1"
+    assert asked.message.id == "q"
+    assert asked.message.headers.get(wire.REPLY_TO) == "_INBOX.x.1"
+    assert asked.message.headers.get(wire.DEADLINE) == "5"
+
+
+def test_what_nobody_waits_for_and_what_a_stream_is_to_confirm_is_no_question() -> None:
+    for asked in (
+        question(b"", b""),
+        question(b"NATS/1.0\r\nNats-Msg-Id: q\r\nalo-reply-to: a\r\n\r\n", b"_INBOX.confirm.1"),
+    ):
+        assert asked.raw is None
+    assert asked.message.headers.get(wire.REPLY_TO) == "a"
+
+
+def test_a_question_without_an_id_has_one_of_its_own_that_stays() -> None:
+    first, second = question(b""), question(b"", number=2)
+    assert first.message.id != second.message.id
+    assert len(first.message.id) == 32
+    again = first.once_more()
+    assert (again.message.id, again.count, again.raw) == (first.message.id, 2, first.raw)
+    assert again.message.published_at == first.message.published_at
+
+
+def test_where_it_is_answered_is_written_once() -> None:
+    fields = [("content-type", "application/json"), (wire.ID, "q"), (wire.REPLY_TO, "_INBOX.x.1")]
+    assert b"alo-reply-to" not in Writer().block(Message("q", b"", None, Headers(fields)))
+    kept = Writer().block(Message("q", b"", None, Headers([*fields, ("binary", b"\xff")])))
+    assert b"alo-reply-to" in kept  # what takes a stream's form is asked for it
