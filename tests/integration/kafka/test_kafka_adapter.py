@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from kafka_kit import Member, declared, eventually, fresh, member, message, numbers, opened, publish
 
 from atleastonce.adapters.kafka import KafkaAdapter
+from atleastonce.adapters.kafka import producer as producing
 from atleastonce.adapters.kafka.records import TOMBSTONE
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import (
@@ -183,6 +184,31 @@ async def test_a_message_over_the_topics_own_limit_costs_its_neighbours_nothing(
         got = await reader.take(29)
         await reader.nothing(0.3)
     assert sorted(each.message.id for each in got) == sorted(each.id for n, each in enumerate(batch) if n != 7)
+
+
+@pytest.mark.parametrize("options", [{}, {"linger_ms": 7}], ids=["at once", "as the user says"])
+async def test_what_was_handed_over_leaves_at_once_unless_the_user_says_for_how_long_to_collect(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    """To be flushed is what tells the client that no more will come now."""
+    flushed: list[float] = []
+
+    class Watched(Producer):
+        def flush(self, timeout: float = -1) -> int:
+            flushed.append(timeout)
+            return super().flush(timeout)
+
+    monkeypatch.setattr(producing, "Producer", Watched)
+    async with opened(kafka_url, **options) as adapter:
+        source = await declared(adapter)
+        for count in (1, 300, 1):
+            outcomes = await adapter.send([Outgoing(source.channel, Message(f"{n}", b"")) for n in range(count)])
+            assert all(outcome.ok for outcome in outcomes)
+            if options:
+                assert not flushed
+            else:
+                await eventually(lambda: bool(flushed), "flushed")
+            flushed.clear()
 
 
 async def test_a_missing_topic_is_told_within_seconds_and_is_not_created(adapter: KafkaAdapter) -> None:

@@ -193,7 +193,7 @@ class Settings:
         small = {"batch.num.messages": _SHARED_BATCH} if self.share else {}
         return {
             **small,
-            "linger.ms": 1,
+            "linger.ms": 5,  # the client's own default: what is handed over does not wait for it, see `Pump`
             "partitioner": "murmur2_random",  # as the Java client: one key, one partition, whoever publishes
             "delivery.timeout.ms": timeout,
             "topic.metadata.propagation.max.ms": 10_000,
@@ -202,6 +202,11 @@ class Settings:
             "enable.idempotence": True,
             "acks": "all",
         }
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the user says how long the client collects records before it sends them."""
+        return not self.client.keys().isdisjoint(("linger.ms", "queue.buffering.max.ms"))
 
     @property
     def transaction_timeout(self) -> float:

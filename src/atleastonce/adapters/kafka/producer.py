@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ CLOSE_SECONDS = 10.0
 
 # The loop gets a turn after this many: a produce() costs about 1.5 us.
 _TURN = 1000
+
+# How long a flush may hold up the reports' thread: it is only to tell the client that no more will come now.
+_FLUSH_SECONDS = 0.001
+_POLL_SECONDS = 0.1
 
 _UNREPORTED = unknown(Code.TIMEOUT, "no delivery report")
 
@@ -81,6 +85,9 @@ class Pump:
         settings: of the adapter.
         extra: settings of this client alone.
         name: of the thread.
+
+    While a list is handed to the client, that collects: one request for each partition costs both sides much less than one for
+    each millisecond (``linger.ms``). When it was handed over whole it leaves at once; unless the user has set how long to wait.
     """
 
     def __init__(self, settings: Settings, extra: Mapping[str, Any], name: str) -> None:
@@ -93,6 +100,8 @@ class Pump:
         self._topic: str | None = None  # one that was published to
         self._timeout = int(config["delivery.timeout.ms"]) / 1000
         self._room: set[asyncio.Future[None]] = set()
+        self._leaves_at_once = not settings.lingers and "linger.ms" not in extra
+        self._whole = threading.Event()  # a list was handed over
         self._stopping = False
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -134,6 +143,7 @@ class Pump:
                         await asyncio.sleep(0)
                     break
         tally.expect(expected)
+        self._whole.set()
         try:
             # The client reports every record within delivery.timeout.ms; the margin only guards against a lost report.
             async with asyncio.timeout(self._timeout + 10.0):
@@ -144,6 +154,7 @@ class Pump:
     async def close(self) -> None:
         """Flush, within `CLOSE_SECONDS`, then end the thread."""
         self._stopping = True
+        self._whole.set()
         self._open_room()
         await self._ended.wait()
         self._thread.join()
@@ -152,7 +163,7 @@ class Pump:
         producer = self._producer
         try:
             while not self._stopping and not self.broken:
-                if self._poll() and self._room:
+                if self._serve() and self._room:
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(self._open_room)
                 if not self._reach.connected:
@@ -178,10 +189,24 @@ class Pump:
             self.broken = True
             log.warning("Kafka producer: brokers answer, and it does not find them any more; it is replaced")
 
-    def _poll(self) -> int:
+    def _serve(self) -> bool:
+        """Wait for reports, or for something to be reported. Returns whether there may have been any."""
+        idle = not len(self._producer)
+        if not self._whole.wait(_POLL_SECONDS if idle else 0):
+            return self._poll(0 if idle else _POLL_SECONDS)
+        self._whole.clear()
+        if self._leaves_at_once:
+            self._ask(lambda: self._producer.flush(_FLUSH_SECONDS))
+        return True
+
+    def _poll(self, seconds: float = _POLL_SECONDS) -> bool:
+        return self._ask(lambda: self._producer.poll(seconds)) != 0
+
+    def _ask(self, call: Callable[[], int]) -> int:
+        """Serve reports by ``call``."""
         try:
-            return self._producer.poll(0.1)
-        except KafkaException as error:  # a fatal error also comes this way
+            return call()
+        except KafkaException as error:  # a fatal error also comes this way, and once
             inner = kafka_error(error)
             if inner is not None:
                 self._on_error(inner)
@@ -191,6 +216,7 @@ class Pump:
         """Until reports have come in; False when the time for the whole list is over."""
         waiter = asyncio.get_running_loop().create_future()
         self._room.add(waiter)
+        self._whole.set()  # no more comes before there is room
         try:
             async with asyncio.timeout(min(0.5, deadline - time.monotonic())):
                 await waiter
