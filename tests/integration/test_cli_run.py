@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,6 +74,24 @@ def running(place: Path) -> Iterator[list[Running]]:
         if each.process.poll() is None:
             each.process.kill()
         each.process.communicate()
+
+
+def test_it_tells_its_status_where_it_is_told_to(place: Path, running: list[Running]) -> None:
+    service = Running(place, "--http", "127.0.0.1:0")
+    running.append(service)
+    found = re.search(r"http://127\.0\.0\.1:\d+", service.until("status at"))
+    assert found is not None
+    service.until("runs on")
+    with urllib.request.urlopen(f"{found[0]}/readyz", timeout=30) as answer:
+        assert answer.read() == b"ok\n"
+    with urllib.request.urlopen(f"{found[0]}/status", timeout=30) as answer:
+        assert [each["source"] for each in json.load(answer)["readers"]] == ["orders.billing"]
+    assert service.end(signal.SIGTERM)[0] == 0
+    wrong = Running(place, "--http", "9090")
+    running.append(wrong)
+    output, _ = wrong.process.communicate(timeout=60)
+    assert (wrong.process.returncode, "Traceback" in output) == (2, False)
+    assert "give HOST:PORT" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

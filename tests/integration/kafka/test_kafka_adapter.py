@@ -263,6 +263,46 @@ async def test_only_the_holes_come_again(kafka_url: str, adapter: KafkaAdapter) 
         await reader.nothing(0.2)
 
 
+@pytest.mark.parametrize("reset", ["earliest", "latest"])
+async def test_a_partition_that_was_empty_loses_nothing_of_what_comes_after_a_restart(
+    kafka_url: str, adapter: KafkaAdapter, reset: str
+) -> None:
+    """One past the end would be out of range at the next start, and with it a reset of the whole partition."""
+    source = await declared(adapter)
+    options = {**QUICK, "auto.offset.reset": reset}
+    for number in range(3):
+        async with member(kafka_url, source, **options) as reader:
+            await reader.owns(1)
+            if reset == "latest":
+                await commits(adapter, source, {0: number})
+            await publish(adapter, source.channel, [message(b"%d" % number)])
+            got = await reader.take(1)
+            assert numbers(got) == [number]
+            await reader.ack(got)
+            await commits(adapter, source, {0: number + 1})
+    async with member(kafka_url, source, **options) as reader:
+        await reader.owns(1)
+        await reader.nothing(0.3)
+
+
+async def test_every_other_record_done_is_more_than_a_commit_may_say_and_costs_repeats_alone(
+    kafka_url: str, adapter: KafkaAdapter
+) -> None:
+    """The worst pattern for 4096 characters: a bit for each record. What does not fit is left out, highest offsets first."""
+    source, total = await declared(adapter), 30_000
+    await asyncio.to_thread(produce, kafka_url, source.channel.name, *[(0, b"%d" % n) for n in range(total)])
+    window = Window(total, 1 << 26)
+    async with member(kafka_url, source, window=window, **QUICK) as reader:
+        got = await reader.take(total, seconds=60)
+        await reader.ack([each for n, each in enumerate(got) if n % 2])
+    told = total - int((await adapter.backlog(source)).true_waiting or 0)
+    assert 10_000 < told < total // 2, "of 15 000 that are done"
+    async with member(kafka_url, source, window=window, **QUICK) as reader:
+        again = numbers(await reader.take(total - told, seconds=60))
+        await reader.nothing(0.3)
+    assert again == [n for n in range(total) if n % 2 == 0 or n > 2 * told]
+
+
 CHILD = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
