@@ -148,9 +148,11 @@ def test_what_was_caught_before_is_no_cause() -> None:
         assert isinstance(step(FULL, caused(ValueError(), earlier)), Dead)
 
 
-def test_a_decision_that_was_caught_stands_unless_from_none_hides_it() -> None:
-    assert isinstance(step(FULL, during(ValueError(), DeadLetter("x"))), Dead)
-    assert step(FULL, during(ValueError(), DeadLetter("x"), hidden=True)) == Again(0.1)
+def test_a_decision_that_was_caught_is_none_of_what_failed_after_it() -> None:
+    for earlier in (Discard("x"), DeadLetter("x"), RetryLater("7s")):
+        assert step(FULL, during(ValueError(), earlier)) == Again(0.1)
+        assert step(FULL, during(ValueError(), earlier, hidden=True)) == Again(0.1)
+        assert step(FULL, during(earlier, ValueError())) == step(FULL, earlier)
 
 
 def test_cycles_and_long_chains_end() -> None:
@@ -279,8 +281,8 @@ def test_what_ends_a_message_is_found_however_deep(
     poison = nested(DecodeError("x"), causing)
     assert step(policy, poison, attempt=attempt, tries=tries) == Dead("decode", poison)
     decided = DeadLetter("x")
-    assert step(policy, nested(decided, shape), attempt=attempt, tries=tries) == Dead("handler", decided)
-    stale = step(policy, nested(Discard("x"), shape), attempt=attempt, tries=tries)
+    assert step(policy, nested(decided, causing), attempt=attempt, tries=tries) == Dead("handler", decided)
+    stale = step(policy, nested(Discard("x"), causing), attempt=attempt, tries=tries)
     if "group" in shape:  # another task failed: what one of them discarded is not done
         assert stale != Drop("x")
     elif "single" not in shape:

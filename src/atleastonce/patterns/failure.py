@@ -291,7 +291,9 @@ def decide(
     if _is_alone(error) and not isinstance(error, _SPEAKING):  # as nearly always: it says nothing of what is to follow
         given_up = isinstance(error, policy.give_up_on)
     else:
-        chain = tuple(causes(error))
+        # What the handler has caught, and mended or not before this one, says nothing about this one: a `Discard` that was caught
+        # on the way to another failure would lose the message.
+        chain = tuple(causes(error, handled=False))
         for cause in chain:
             if isinstance(cause, Discard) and _may_discard(chain):
                 return Drop(cause.reason)
@@ -305,7 +307,6 @@ def decide(
                 ) as wrong:  # a delay that is none: a failure like others, with a text that says so
                     error = wrong
                     break
-        # What the handler has caught, and mended or not before this one, says nothing about this one.
         for cause in causes(error, handled=False):
             if isinstance(cause, DecodeError):
                 return Dead("decode", error)
