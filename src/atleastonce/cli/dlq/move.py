@@ -166,7 +166,7 @@ def purge(
         return gone
 
     account = run_over(target, audit, run, Purged(), as_json=as_json)
-    return PROBLEM if account.stopped else DONE
+    return PROBLEM if account.stopped or account.purged < account.matched else DONE
 
 
 def _ask(target: o.Target, chosen: Selection) -> None:

@@ -108,7 +108,9 @@ def report(account: Redriven | Purged, *, as_json: bool, purging: bool = False) 
         )
         return
     if isinstance(account, Purged):
-        print(f"{account.purged} purged, {account.skipped} stay ({account.seconds:.1f} s)")
+        left = account.matched - account.purged
+        failed = f", {left} could not be taken out" if left else ""
+        print(f"{account.purged} purged{failed}, {account.skipped} stay ({account.seconds:.1f} s)")
         return
     again = f", {account.refailed} died again" if account.refailed else ""
     failed = f", {account.failed} could not be moved" if account.failed else ""

@@ -36,7 +36,7 @@ class Purged(msgspec.Struct, frozen=True):
 
     Attributes:
         matched: dead letters that were meant.
-        purged: gone for good.
+        purged: gone for good; fewer than matched where the broker did not take out some, which are there again.
         skipped: looked at and left.
         dry_run, stopped, seconds: as of `Redriven`.
     """

@@ -143,10 +143,10 @@ async def purge(
     source = Source(queue or home.dead_letter_channel)
     auditor = Auditor(audit, "purge", source.name)
     begun = time.monotonic()
-    purged = skipped = 0
+    matched = purged = skipped = 0
     async with Passage(adapter, source, stopping) as passage:
-        while not passage.stopped and (limit is None or purged < limit):
-            size = _BATCH if limit is None else min(_BATCH, limit - purged)
+        while not passage.stopped and (limit is None or matched < limit):
+            size = _BATCH if limit is None else min(_BATCH, limit - matched)
             batch = await passage.receive(size)
             if not batch:
                 break
@@ -154,14 +154,14 @@ async def purge(
             for letter in taken:
                 auditor.note(letter, "purged")
             auditor.tell()
-            await passage.done([letter.delivery for letter in taken])
+            purged += await passage.done([letter.delivery for letter in taken])
             await passage.keep([letter.delivery for letter in kept])
-            purged += len(taken)
+            matched += len(taken)
             skipped += len(kept)
             if progress is not None:
-                account = Purged(purged, purged, skipped, False, passage.stopped, time.monotonic() - begun)
+                account = Purged(matched, purged, skipped, False, passage.stopped, time.monotonic() - begun)
                 progress(account, passage.seen, passage.total)
-    return Purged(purged, purged, skipped, False, passage.stopped, time.monotonic() - begun)
+    return Purged(matched, purged, skipped, False, passage.stopped, time.monotonic() - begun)
 
 
 def _split(batch: Sequence[Delivery], wanted: Wanted) -> tuple[list[Letter], list[Letter]]:

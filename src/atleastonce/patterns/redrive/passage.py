@@ -233,20 +233,21 @@ class Passage:
 
     # -------------------------------------------------------------------------------------------- settling
 
-    async def done(self, deliveries: Sequence[Delivery]) -> None:
-        """Take these out of the queue."""
+    async def done(self, deliveries: Sequence[Delivery]) -> int:
+        """Take these out of the queue; how many of them are out of it."""
         if not deliveries:
-            return
+            return 0
         outcomes = await self._open.settle([(delivery, ACK) for delivery in deliveries])
         settled = sum(outcome.ok for outcome in outcomes)
         self._settled += settled
         self._listener.ended(len(deliveries))
         if settled < len(deliveries):
             log.warning(
-                "%s: %d messages were moved and could not be settled; they will be there again",
+                "%s: %d messages could not be settled; they will be there again",
                 self._source,
                 len(deliveries) - settled,
             )
+        return settled
 
     async def keep(self, deliveries: Sequence[Delivery]) -> None:
         """Leave these in the queue. Nothing of them but their place is held: their bodies and headers are gone."""
