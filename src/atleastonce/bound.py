@@ -27,13 +27,22 @@ from atleastonce.contract import (
     Retry,
 )
 from atleastonce.durations import format_duration, seconds
-from atleastonce.engine.decision import DONE, Decision
+from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import AtLeastOnceError, DeadLetter, Rejected
 from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure, room
 from atleastonce.patterns.floodgate import Floodgate
 from atleastonce.patterns.history import History, Past, past_of, read_history, tries_of, undecoded
-from atleastonce.patterns.hops import bare_copy, dead_copy, one_line, parked_copy, retry_copy, words
+from atleastonce.patterns.hops import (
+    bare_copy,
+    brief_copy,
+    dead_copy,
+    given_back_copy,
+    one_line,
+    parked_copy,
+    retry_copy,
+    words,
+)
 
 log = logging.getLogger("atleastonce")
 
@@ -43,6 +52,10 @@ _HOLD_SECONDS = 60.0
 # Where we read the waiting room ourselves, what is to wait longer than the room's delay makes room for others after this
 # long at least. Shorter costs a publish each time; longer holds up others of a short delay when a window full of it waits.
 _ROUND_SECONDS = 2.0
+
+
+# What a copy of a dead letter that says less may get around; rights and missing channels it does not.
+_ABOUT_CONTENT = frozenset({Code.TOO_LARGE, Code.INVALID})
 
 
 class Watcher(Protocol):
@@ -235,13 +248,11 @@ class Bound:
 
     def _give_up(self, delivery: Delivery, history: History, dead: Dead, now: float) -> Decision:
         # What the handler itself decides to give up is no sign of an outage.
-        # Nor is a suspect, and it holds up all others while it is held.
-        if (
-            self._guard is not None
-            and not isinstance(dead.error, DeadLetter)
-            and delivery.source.name != self._suspects
-        ):
+        if self._guard is not None and not isinstance(dead.error, DeadLetter):
             wait = self._guard.given_up(delivery, _reason(dead.error))
+            if wait is not None and delivery.source.name == self._suspects and self._way_back is not None:
+                # Held, it would hold up all other suspects; it goes to those that wait for the end of the flood.
+                return self._handed_back(delivery, history, self._way_back, now)
             if wait is not None:
                 return Decision(again=wait, name="held")
         return self._dead(delivery, history, dead, now)
@@ -257,11 +268,12 @@ class Bound:
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """What follows when the broker refuses a copy for good. See `Rejection`."""
+        if decision.name == "released" and decision.copies[0].destination != self._home.suspects_channel:
+            return None  # a copy that would only have spared it an attempt: it is given back as it is
         if fault.code in (Code.NOT_FOUND, Code.UNROUTABLE) and self._missing is not None:
             self._missing()
             return None  # what was deleted under us is being made again: hold it, and try again
         now = time.time()
-        error = Rejected(str(fault))
         history = self._history(delivery)
         suspects = self._home.suspects_channel
         if decision.copies[0].destination == suspects:
@@ -270,14 +282,28 @@ class Bound:
             return Decision(copies=(Outgoing(suspects, bare_copy(delivery)),), name=decision.name)
         if decision.name == "dead":
             copy = decision.copies[0].message
-            if copy.headers == delivery.message.headers:
-                return None  # nothing left to leave out: hold it, and try again
-            if wire.ERROR_MESSAGE not in copy.headers:
-                bare = Outgoing(self._dead_letters, bare_copy(delivery))
-                return Decision(copies=(bare,), name="dead")
-            stage = copy.headers.get(wire.ERROR_STAGE) or "rejected"
-            return self._dead(delivery, history, Dead(stage, error), now, brief=True)
-        return self._dead(delivery, history, Dead("rejected", error), now)
+            if copy.headers == delivery.message.headers or fault.code not in _ABOUT_CONTENT:
+                return None  # nothing left to leave out, or it would not help: hold it, and try again
+            less = brief_copy(copy) if wire.ERROR_MESSAGE in copy.headers else bare_copy(delivery)
+            return Decision(copies=(Outgoing(self._dead_letters, less),), name="dead")
+        failed = decision.copies[0].message.headers.get(wire.ERROR_TYPE) if decision.name == "retried" else None
+        why = f"; it was to be tried again after {failed}" if failed else ""
+        return self._dead(delivery, history, Dead("rejected", Rejected(f"{fault}{why}")), now)
+
+    def give_back(self, delivery: Delivery) -> Decision:
+        """What becomes of ``delivery``, which was not handled or not to its end, where the broker would count that as an attempt: a
+        copy, which begins where this one stands."""
+        channel = delivery.source.channel if delivery.source != self._home else self._way_back
+        if channel is None or undecoded(delivery) is not None:  # a copy would have lost its key and fields
+            return GIVE_BACK
+        return self._handed_back(delivery, self._history(delivery), channel, time.time())
+
+    def _handed_back(
+        self, delivery: Delivery, history: History, channel: Channel[Any] | Source, now: float
+    ) -> Decision:
+        first = self._first_failed(delivery, history, now) if history.attempt > 1 else None
+        message = given_back_copy(delivery, self._home, history, first, now=now)
+        return Decision(copies=(Outgoing(channel, message),), name="released")
 
     def condemned(self, delivery: Delivery, error: BaseException, stage: str = "crash-loop") -> Decision:
         """What follows when ``delivery`` must not run once more, flood or not: it has ended its process too often."""
@@ -319,14 +345,14 @@ class Bound:
         delivery.past = Past(msgspec.structs.replace(history, attempt=hop.attempt), delivery.tries)
         return Decision(again=hop.delay, name="retried")
 
-    def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float, *, brief: bool = False) -> Decision:
+    def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float) -> Decision:
         reason = _reason(dead.error)
         if not self.consumer.dead_letter:
             log.error("%s: %s dropped, for there is no dead-letter queue: %s", self._home, delivery.message.id, reason)
             return Decision(name="dropped")
-        if not isinstance(dead.error, AtLeastOnceError) and not brief:
+        if not isinstance(dead.error, AtLeastOnceError):
             log.warning("%s: %s goes to the dead letters: %s", self._home, delivery.message.id, reason)
-        message = dead_copy(delivery, self._home, history, dead, service=self._service, now=now, brief=brief)
+        message = dead_copy(delivery, self._home, history, dead, service=self._service, now=now)
         return Decision(copies=(Outgoing(self._dead_letters, message),), name="dead")
 
     def _history(self, delivery: Delivery) -> History:

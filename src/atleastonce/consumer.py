@@ -143,6 +143,17 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
             releases=capabilities.counts_releases and capabilities.lease is not Leasing.FIXED,
         )
 
+    def returns_copies(self, capabilities: Capabilities) -> bool:
+        """Whether what a process gives back unhandled is a copy of it, where that can be addressed: the broker counts each
+        hand-out, and would take it for an attempt of the chain. Not where its place in a line is worth more than an attempt."""
+        counted = capabilities.counts_releases and capabilities.delay.level is Level.NATIVE
+        channel = self.home.channel
+        lined_up = self.order is not None or (
+            isinstance(channel, Queue | Topic) and (channel.fifo or channel.single_active)
+        )
+        addressed = isinstance(channel, Queue) or capabilities.addresses_groups or self.dead_letter
+        return counted and addressed and bool(self.failure.delays) and not lined_up and self.answering is None
+
     def _needs_way_back(self, capabilities: Capabilities) -> bool:
         """Whether redrive needs a channel of its own, because a topic's group cannot be addressed."""
         return self.dead_letter and isinstance(self.home.channel, Topic) and not capabilities.addresses_groups

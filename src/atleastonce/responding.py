@@ -188,7 +188,7 @@ class Responder(Bound):
         decision = super().failed(delivery, error)
         return self._told(delivery, decision, error) if decision.name == "discarded" else decision
 
-    def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float, *, brief: bool = False) -> Decision:
+    def _dead(self, delivery: Delivery, history: History, dead: Dead, now: float) -> Decision:
         if not self.consumer.dead_letter:
             log.warning(
                 "%s: %s failed: %s",
@@ -197,8 +197,7 @@ class Responder(Bound):
                 one_line(f"{_type(dead.error)}: {words(dead.error)}"),
             )
             return self._told(delivery, Decision(name="failed"), dead.error)
-        decision = super()._dead(delivery, history, dead, now, brief=brief)
-        return decision if brief else self._told(delivery, decision, dead.error)
+        return self._told(delivery, super()._dead(delivery, history, dead, now), dead.error)
 
     def _told(self, delivery: Delivery, decision: Decision, error: BaseException) -> Decision:
         """``decision``, and whoever asked is told why there is no answer."""

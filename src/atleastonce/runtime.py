@@ -292,6 +292,7 @@ class Runtime:
             due=self._due(delay),
             rate=self._rate,
             suspicion=self._suspects.suspicion,
+            give_back=bound.give_back if self.consumer.returns_copies(self._broker.adapter.capabilities) else None,
             gate=self._claims(),
             judged=None if line is None else line.judged,
             exited=self._suspects.exited if line is None else None,  # in order it comes again where it was

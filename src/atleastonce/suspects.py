@@ -76,10 +76,13 @@ class Suspects:
         brokers."""
         return self._again(delivery, "released")
 
-    def exited(self, delivery: Delivery) -> Decision:
-        """What becomes of a message whose handler raised ``SystemExit``: no suspicion is needed, it counts as a death."""
-        log.error("%s: %s has ended the service; it will run alone", self._home, delivery.message.id)
-        return self._again(delivery, "suspected", died=1)
+    def exited(self, delivery: Delivery, sure: bool = True) -> Decision:
+        """What becomes of a message whose handler raised ``SystemExit``: if that is ``sure`` to be its doing it counts as a death,
+        and no suspicion is needed. Of a list all are suspects: no broker counts such an end, and the next process would meet it
+        again."""
+        who = "has" if sure else "or another one of its list has"
+        log.error("%s: %s %s ended the service; it will run alone", self._home, delivery.message.id, who)
+        return self._again(delivery, "suspected", died=int(sure))
 
     def _deaths(self, delivery: Delivery) -> int:
         if delivery.source.name != self._home.suspects_channel.name:  # anybody may have written it

@@ -208,15 +208,59 @@ async def test_every_delivery_of_a_chain_is_one_attempt_across_restarts(backend_
         await until(lambda: all(attempts.count(max(attempts)) >= 2 for attempts in runs.values()), second)
         await until(lambda: settled(second) and min(map(max, runs.values())) >= 4, second)
         found = await letters(second, 20)
-    # Four attempts of two tries each, wherever they ran; a run that the stop cut off is not one, and comes again. Where the
-    # broker counts what is given back unstarted, too, a stop may cost an attempt, or make the message a suspect.
-    if not backend_url.startswith(("nats", "sqs", "pubsub")):
-        for attempts in runs.values():
-            assert attempts == sorted(attempts)
-            assert set(attempts) == {1, 2, 3, 4}
-            assert all(2 <= times <= 4 for times in Counter(attempts).values())
-        assert {delivery.message.headers.get(wire.ATTEMPT) for delivery in found} == {"4"}
+    # Four attempts of two tries each, wherever they ran; a run that the stop cut off is not one, and comes again.
+    for attempts in runs.values():
+        assert attempts == sorted(attempts)
+        assert set(attempts) == {1, 2, 3, 4}
+        assert all(2 <= times <= 4 for times in Counter(attempts).values())
+    assert {delivery.message.headers.get(wire.ATTEMPT) for delivery in found} == {"4"}
     assert len({delivery.message.id for delivery in found}) == 20
+
+
+async def test_stops_take_no_attempts(backend_url: str, queue: MakeQueue) -> None:
+    """Three processes end, each with a window of which one message was cut off and the others had not begun; some of it had not
+    even been asked for."""
+    work = queue("work")
+    count, begun, runs = 30, list[int](), defaultdict[int, list[int]](list)
+
+    def make(handler: Callable[[Order, Context], Any], concurrency: int) -> Service:
+        service = Service("worker", broker=backend_url)
+        policy = FailurePolicy(in_place=None, chain=RetryChain("200ms", "300ms"))
+
+        @service.consumer(work, failure=policy, concurrency=concurrency, max_in_flight=20)
+        async def handle(order: Order, ctx: Context) -> None:
+            await handler(order, ctx)
+
+        return service
+
+    async def hangs(order: Order, _: Context) -> None:
+        begun.append(order.n)
+        await asyncio.sleep(3600)
+
+    async def fails(order: Order, ctx: Context) -> None:
+        runs[order.n].append(ctx.attempt)
+        raise ValueError("no")
+
+    async with connect(backend_url) as keep:  # what is in memory lives as long as somebody has it
+        # Not by a service: on SQS the poll of an idle one goes on after it has stopped, and gives back what it still brings.
+        await keep.declare(make(fails, 1).consumers[0].topology(keep.adapter.capabilities))
+        await keep.publish_many(work, [Order(n) for n in range(count)])
+        for _ in range(3):
+            begun.clear()
+            service = make(hangs, 1)
+            await service.start()
+            await until(
+                lambda service=service: len(begun) == 1 and service.status()[0].in_flight >= 10,  # type: ignore[misc]
+                service,
+            )
+            await service.stop(0.2)
+        last = make(fails, 8)
+        async with last:
+            await until(lambda: counts(last)["dead"] == count and settled(last), last)
+            found = await letters(last, count)
+    assert {tuple(attempts) for attempts in runs.values()} == {(1, 2, 3)}
+    assert {read_obituary(delivery).attempts for delivery in found} == {3}
+    assert {delivery.message.body for delivery in found} == {b'{"n":%d}' % n for n in range(count)}
 
 
 async def test_a_deferral_that_is_not_to_count_does_not(backend_url: str, queue: MakeQueue) -> None:
@@ -321,10 +365,7 @@ async def test_a_hop_that_a_deploy_removed_is_still_drained(backend_url: str, to
     new = make(RetryChain("300ms", drain_only=("1500ms", "2s")))
     async with new:
         await until(lambda: all(len(runs[n]) >= 2 for n in range(10)) and settled(new), new)
-    # Where a broker counts what was given back, too, a message that the old service let go of may be a suspect for the shorter
-    # chain, and begins anew (`explain` says so): there it is enough that it was handled.
-    if not backend_url.startswith(("sqs", "nats", "pubsub")):
-        assert all(attempts[-1] >= 2 for attempts in runs.values()), dict(runs)
+    assert all(attempts[-1] >= 2 for attempts in runs.values()), dict(runs)
 
 
 async def test_a_chain_may_be_removed_altogether(backend_url: str, queue: MakeQueue) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,6 +18,7 @@ from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive import Purged, Redriven
 from atleastonce.patterns.redrive.passage import _Listener
 from atleastonce.testing.brokers import own_broker
+from atleastonce.testing.proxy import FaultProxy
 
 COUNT = 3000
 
@@ -66,7 +68,7 @@ async def taken(broker: Broker, source: Source, wanted: int) -> Counter[str]:
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.timeout(240, func_only=True)
-@pytest.mark.parametrize("name", ["kafka", "rabbitmq"])
+@pytest.mark.parametrize("name", ["kafka", "rabbitmq", "nats", "redis"])
 async def test_a_broker_that_dies_in_the_middle_costs_nothing(name: str) -> None:
     home = Queue[Any](f"faults.{uuid.uuid4().hex[:8]}", partitions=2)
     timeouts = {"kafka": {"message.timeout.ms": 5000}, "rabbitmq": {"send_timeout": 5}}
@@ -79,7 +81,7 @@ async def test_a_broker_that_dies_in_the_middle_costs_nothing(name: str) -> None
             if isinstance(account, Redriven) and account.redriven > 500:
                 moved.set()
 
-        async with connect(server.url, timeouts[name]) as broker:
+        async with connect(server.url, timeouts.get(name, {})) as broker:
             await bury(broker, home, COUNT)
             if name == "rabbitmq":
                 await registered(server, home)
@@ -105,6 +107,54 @@ async def test_a_broker_that_dies_in_the_middle_costs_nothing(name: str) -> None
             arrived = await taken(broker, Source(home), COUNT)
             assert set(arrived) == {f"m{n}" for n in range(COUNT)}
             assert await broker.dead_letters(home).groups() == []
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.parametrize("name", ["sqs", "pubsub", "nats", "redis"])
+async def test_a_way_that_fails_in_the_middle_costs_nothing(name: str, toxiproxy_broker: Running) -> None:
+    """Connections end and none is made: the run must end, too, and say how far it came. A killed emulator forgets all."""
+    home = Queue[Any](f"faults.{uuid.uuid4().hex[:8]}")
+    short = {"sqs": "lease=6s", "pubsub": "lease=10s", "redis": "lease=3s", "nats": "ack_wait=3s"}[name]
+    with own_broker(name) as server:
+        parts = urlsplit(server.url)
+        query = "&".join(filter(None, (parts.query, short)))
+        direct = parts._replace(query=query).geturl()
+        async with FaultProxy(toxiproxy_broker.url, f"{parts.hostname}:{parts.port}") as proxy:
+            user = parts.netloc.rpartition("@")[0]
+            netloc = f"{user}@{proxy.address}" if user else proxy.address
+            moved = asyncio.Event()
+            seen: list[Redriven | Purged] = []
+
+            def told(account: Redriven | Purged, _seen: int, _total: int | None) -> None:
+                seen.append(account)
+                if isinstance(account, Redriven) and account.redriven > 100:
+                    moved.set()
+
+            async with connect(parts._replace(netloc=netloc, query=query).geturl()) as broker:
+                await bury(broker, home, 1000)
+                run = asyncio.create_task(broker.dead_letters(home).redrive(rate="200/s", progress=told))
+                await moved.wait()
+                async with proxy.refusing():
+                    try:
+                        account: Redriven | Purged = await asyncio.wait_for(run, 120)
+                    except BrokerUnavailable:
+                        account = seen[-1]
+                    else:
+                        assert account.stopped, "it went on without a broker"
+            assert isinstance(account, Redriven)
+            assert 100 < account.redriven < 1000
+        async with connect(direct) as broker:
+            end = time.monotonic() + 90
+            while True:  # what the broken run held comes back when its leases end
+                again = await broker.dead_letters(home).redrive()
+                left = await broker.dead_letters(home).groups()
+                if not left and not again.stopped and not again.failed:
+                    break
+                assert time.monotonic() < end, (again, left)
+            arrived = await taken(broker, Source(home), 1000)
+        assert set(arrived) == {f"m{n}" for n in range(1000)}
 
 
 async def test_a_full_destination_leaves_the_rest_dead(rabbitmq_url: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from once_kit import until
 
-from atleastonce import FailurePolicy, Queue, RetryChain, Service, Source, connect, wire
+from atleastonce import DeadLetterPolicy, FailurePolicy, Queue, RetryChain, Service, Source, connect, wire
 from atleastonce.contract import Window
 from atleastonce.engine import quarantine
 
@@ -27,10 +27,17 @@ class Quiet:
     def condition(self, state: str, detail: str) -> None: ...
 
 
-def service_on(url: str, jobs: Queue[Any], handle: Callable[[int], Any], *, concurrency: int = 10) -> Service:
+def service_on(
+    url: str,
+    jobs: Queue[Any],
+    handle: Callable[[int], Any],
+    *,
+    concurrency: int = 10,
+    policy: FailurePolicy = POLICY,
+) -> Service:
     service = Service("s", broker=url, drain="1s")
 
-    @service.consumer(jobs, failure=POLICY, concurrency=concurrency)
+    @service.consumer(jobs, failure=policy, concurrency=concurrency)
     async def run(job: dict[str, int]) -> None:
         await handle(job["n"])
 
@@ -119,6 +126,74 @@ async def test_a_handler_that_always_exits_ends_in_the_dead_letters(backend_url:
             await until(lambda: set(runs) == set(range(10)), service)
         assert [each.message.headers.get(wire.ERROR_STAGE) for each in found] == ["crash-loop"]
         assert runs[7] == POLICY.crash_limit
+
+
+async def test_suspects_that_meet_an_outage_are_no_dead_letters(backend_url: str, queue: MakeQueue) -> None:
+    """Two crashes made suspects of a window, and what they need is down: the flood guard holds for them, too."""
+    jobs = queue("jobs")
+    limits = DeadLetterPolicy(max_share=None, max_consecutive=5, probe_after="300ms")
+    policy = FailurePolicy(in_place=None, dead_letter=limits)
+    down, done = True, set[int]()
+
+    async def works(n: int) -> None:
+        if down:
+            raise ConnectionError("gateway")
+        done.add(n)
+
+    async with connect(backend_url) as broker:
+        async with service_on(backend_url, jobs, works, policy=policy):  # declares
+            pass
+        suspects = Queue[Any](Source(jobs).suspects_channel.name)
+        await broker.publish_many(suspects, [{"n": n} for n in range(20)])
+        async with service_on(backend_url, jobs, works, policy=policy) as service:
+
+            def told(name: str) -> int:
+                return sum(status.counts.get(name, 0) for status in service.status())
+
+            await until(lambda: told("dead") + told("released") >= 20, service)
+            assert told("dead") == 5
+            down = False
+            await until(lambda: len(done) == 15, service)
+            assert told("dead") == 5
+
+
+async def test_a_list_whose_handler_exits_has_an_end_too(backend_url: str, queue: MakeQueue) -> None:
+    """Nobody knows which of them did it, and no broker counts such an end: all run alone, and it is found."""
+    jobs = queue("jobs")
+    alone: Counter[int] = Counter()
+    lists: list[int] = []
+    done: set[int] = set()
+
+    def make() -> Service:
+        service = Service("s", broker=backend_url, drain="1s")
+
+        @service.batch_consumer(jobs, failure=POLICY, max_messages=10, max_wait="500ms")
+        async def run(batch: list[dict[str, int]]) -> None:
+            numbers = [job["n"] for job in batch]
+            if len(numbers) > 1:
+                lists.append(len(numbers))
+            if 7 in numbers:
+                alone[7] += len(numbers) == 1
+                raise SystemExit(3)
+            done.update(numbers)
+
+        return service
+
+    async with connect(backend_url) as broker:
+        async with make():
+            pass
+        await broker.publish_many(jobs, [{"n": n} for n in range(10)])
+        for _ in range(1 + POLICY.crash_limit):
+            with pytest.raises(SystemExit):
+                await make().serve()
+        async with make() as service:
+            dead = Source(jobs, None).dead_letter_channel
+            subscription = await broker.adapter.subscribe(Source(dead), Window(10, 1 << 20), Quiet())
+            found = await subscription.receive(1, 30.0)
+            await subscription.close()
+            await until(lambda: done == set(range(10)) - {7}, service)
+        assert [each.message.headers.get(wire.ERROR_STAGE) for each in found] == ["crash-loop"]
+        assert alone[7] == POLICY.crash_limit
 
 
 @pytest.mark.parametrize("backend_url", ["rabbitmq", "redis", "nats", "sqs", "pubsub"], indirect=True)

@@ -41,7 +41,7 @@ from atleastonce.contract import (
     Retry,
 )
 from atleastonce.engine.batches import BatchPool
-from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
+from atleastonce.engine.decision import DONE, GIVE_BACK, Decision, cut_off
 from atleastonce.engine.lanes import FreeLanes
 from atleastonce.message import Headers, Message
 
@@ -228,6 +228,11 @@ async def test_native_delays_settle_and_a_refused_copy_becomes_brief() -> None:
     dead = plain.rejected(item, retried, too_large)
     assert dead is not None
     assert dead.copies[0].message.headers.get(wire.ERROR_STAGE) == "rejected"
+    assert dead.copies[0].message.headers.get(wire.ERROR_MESSAGE) == (
+        "too-large: headers; it was to be tried again after ValueError"
+    )
+    for elsewhere in (Code.PERMISSION, Code.NOT_FOUND, Code.CONFLICT):
+        assert plain.rejected(item, dead, Fault(elsewhere)) is None, "held as it is: less would be refused as well"
     brief = plain.rejected(item, dead, too_large)
     assert brief is not None
     assert wire.TRACEBACK not in brief.copies[0].message.headers
@@ -344,7 +349,7 @@ async def test_what_ends_a_service_gives_the_batch_back_and_keeps_the_lane(error
         made.raising = error
         made.offer("a", "b", "c")
         await until(lambda: len(made.ended) == 3)
-        assert {decision for _, decision in made.ended} == {GIVE_BACK}
+        assert all(decision is cut_off(error, 3) for _, decision in made.ended)
         assert made.fatal == [error]
         made.raising = None
         made.gate.set()

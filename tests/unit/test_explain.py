@@ -354,7 +354,13 @@ def test_a_broker_that_was_not_asked_is_told_from_one_that_says_nothing() -> Non
 
 def test_releases_cost_attempts_only_where_they_are_counted() -> None:
     counting = msgspec.structs.replace(NATIVE, counts_releases=True)
-    assert "costs one of its attempts: the broker counts every hand-out" in text(explained(counting, retry=["5s"]))
+    assert "costs no attempt: since the broker counts every hand-out, it is published again" in text(
+        explained(counting, retry=["5s"])
+    )
+    in_line = Queue[Any]("orders", fifo=True)
+    assert "costs one of its attempts: the broker counts every hand-out" in text(
+        explained(counting, channel=in_line, retry=["5s"])
+    )
     assert "costs no attempt" in text(explained(counting))
     assert "costs no attempt" in text(explained(NATIVE, retry=["5s"]))
 

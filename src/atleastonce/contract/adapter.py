@@ -92,6 +92,12 @@ class Subscription(ABC):
         """
         await self.pause()
 
+    async def leave_with_rest(self) -> Sequence[Delivery]:
+        """`leave`, for who gives back in a way that the broker does not count: what was fetched and not handed out is returned,
+        as by `receive`, and not given back."""
+        await self.leave()
+        return ()
+
     @property
     def overdue(self) -> Owed | None:
         """What the broker owes for the longest time (`Silence.look` of the way to it); None while nothing is overdue, or where that

@@ -160,7 +160,7 @@ class AsyncPool:
                     "the handler or policy of %s ended the service; the message is given back", delivery.source
                 )
                 self._fatal(error)
-                decision = GIVE_BACK
+                decision = cut_off(error)
             if timed:
                 self._started[slot] = 0.0
                 self._late[slot] = False

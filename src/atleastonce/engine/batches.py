@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends, shed
-from atleastonce.engine.decision import GIVE_BACK, Decision
+from atleastonce.engine.decision import GIVE_BACK, Decision, cut_off
 from atleastonce.engine.lanes import Lanes
 from atleastonce.engine.places import Places
 from atleastonce.engine.pools import CANCEL_SECONDS, Failed, Fatal, self_cancelled
@@ -201,11 +201,13 @@ class BatchPool:
                 return
             decisions = [self_cancelled(batch[0], cancelled, self._failed, self._fatal)]
         except (SystemExit, KeyboardInterrupt) as stop:
+            decisions = [cut_off(stop, len(batch))] * len(batch)
             self._fatal(stop)
         except GeneratorExit:  # nobody will ever resume this task: the loop is gone
             raise
         except BaseException as error:  # each delivery settles: what the policy let through is given back
             log.exception("the policy of %s raised; its batch is given back", batch[0].source)
+            decisions = [cut_off(error, len(batch))] * len(batch)
             self._fatal(error)
         self._ended(batch, decisions)
 

@@ -36,9 +36,16 @@ EXITED = Decision(RELEASE, name="exited")
 """Its handler raised ``SystemExit``: it is known who ends the process."""
 
 
-def cut_off(stop: BaseException) -> Decision:
-    """What becomes of a delivery whose handler raised ``stop``, which is no failure and ends the service."""
-    return EXITED if isinstance(stop, SystemExit) else GIVE_BACK
+AMONG_THEM = Decision(RELEASE, name="exited")
+"""The handler of a list that it is in raised ``SystemExit``: one of them ends the process."""
+
+
+def cut_off(stop: BaseException, members: int = 1) -> Decision:
+    """What becomes of each of the ``members`` of a run that raised ``stop``, which is no failure and ends the service."""
+    group = stop.subgroup(SystemExit) if isinstance(stop, BaseExceptionGroup) else None
+    if not isinstance(stop, SystemExit) and group is None:
+        return GIVE_BACK
+    return EXITED if members == 1 else AMONG_THEM
 
 
 def again(delivery: Delivery, wait: float, name: str) -> Decision:

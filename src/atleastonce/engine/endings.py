@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Verdict
-from atleastonce.engine.decision import DONE, EXITED, Decision, Rejection
+from atleastonce.engine.decision import AMONG_THEM, DONE, EXITED, Decision, Rejection
 from atleastonce.engine.drains import Drains
 from atleastonce.engine.handoff import Handoff
 from atleastonce.engine.lanes import Lanes
@@ -28,7 +28,8 @@ class Endings:
         make_mover: makes what publishes copies, given whom to ask when one of them is refused.
         rejection: asked when a copy is refused for good.
         give_back: what becomes of a delivery that is given back; None for a `Release`.
-        exited: what becomes of a delivery whose handler raised ``SystemExit``; None for what becomes of one that is given back.
+        exited: what becomes of a delivery whose handler raised ``SystemExit``, and whether it is known to be this one's doing and
+            not another's of its list; None for what becomes of one that is given back.
         judged: told how a run ended, by the name of its decision, while it still has its lane; None where nobody is.
 
     Attributes:
@@ -49,7 +50,7 @@ class Endings:
         rejection: Rejection,
         give_back: Callable[[Delivery], Decision] | None,
         judged: Callable[[Delivery, str], None] | None,
-        exited: Callable[[Delivery], Decision] | None,
+        exited: Callable[[Delivery, bool], Decision] | None,
     ) -> None:
         self.closed = False
         self.mover = make_mover(self._refused)
@@ -90,8 +91,8 @@ class Endings:
                 self._timers.again(delivery, decision.again)
         elif decision.copies:
             self.mover.add(delivery, decision)
-        elif decision is EXITED and self._exited is not None:
-            self.mover.add(delivery, self._exited(delivery))
+        elif (decision is EXITED or decision is AMONG_THEM) and self._exited is not None:
+            self.mover.add(delivery, self._exited(delivery, decision is EXITED))
         elif decision.verdict is RELEASE:
             self.release([delivery])
         else:
@@ -114,12 +115,23 @@ class Endings:
         self.ended(delivery, other)
         return True
 
+    @property
+    def returns_copies(self) -> bool:
+        """Whether something else than a `Release` becomes of what is given back."""
+        return self._give_back is not None
+
     def publish_again(self, delivery: Delivery, decision: Decision) -> None:
         """The wait of a copy that was not confirmed is over."""
         if delivery.lost:
             self._settle(delivery, RELEASE)
         else:
             self.mover.add(delivery, decision)
+
+    def leave(self, batch: Sequence[Delivery]) -> None:
+        """Give back what has ended, and whose copies could not be published: with a `Release`, since a copy of it would go the same
+        way, and its end be taken for a good one."""
+        for delivery in batch:
+            self._settle(delivery, RELEASE)
 
     def release(self, batch: Sequence[Delivery]) -> None:
         """Give back what has not run, or is to run elsewhere."""

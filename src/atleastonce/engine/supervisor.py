@@ -101,10 +101,16 @@ class Supervisor:
         """Ask the broker for nothing more, before anything is given back: else it comes to us again, and is counted again."""
         if self._subscription is None:
             return
-        leaving = asyncio.create_task(self._subscription.leave())
+        leaving = asyncio.create_task(self._leave(self._subscription))
         _, late = await asyncio.wait([leaving], timeout=_QUIET_SECONDS)
         if not late and not leaving.cancelled() and (error := leaving.exception()) is not None:
             log.debug("%s: not paused for the end: %r", self.worker.source, error)
+
+    async def _leave(self, subscription: Subscription) -> None:
+        if self.worker.returns_copies:
+            self.worker.left(await subscription.leave_with_rest())
+        else:
+            await subscription.leave()
 
     async def _close(self) -> None:
         if self._subscription is None:

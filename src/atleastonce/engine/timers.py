@@ -70,9 +70,12 @@ class Timers:
         self._bell.ring()
 
     def purge(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        """Remove and return every waiting delivery that is ``unwanted``."""
-        gone = self._in_place.purge(unwanted) + self._held.purge(unwanted)
-        return gone + [delivery for delivery, _ in self._copies.purge(lambda entry: unwanted(entry[0]))]
+        """Remove and return every delivery that waits to run and is ``unwanted``."""
+        return self._in_place.purge(unwanted) + self._held.purge(unwanted)
+
+    def purge_copies(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Remove and return every delivery whose copies wait to be published once more and that is ``unwanted``."""
+        return [delivery for delivery, _ in self._copies.purge(lambda entry: unwanted(entry[0]))]
 
     def hasten(self, wanted: Callable[[Delivery], bool]) -> None:
         """Run what waits in place and is ``wanted`` now."""

@@ -91,7 +91,7 @@ class Worker:
         give_back: Callable[[Delivery], Decision] | None = None,
         gate: Gate | None = None,
         judged: Callable[[Delivery, str], None] | None = None,
-        exited: Callable[[Delivery], Decision] | None = None,
+        exited: Callable[[Delivery, bool], Decision] | None = None,
         rate: TokenBucket | None = None,
         send: Send | None = None,
         broken: Callable[[BaseException], None] | None = None,
@@ -218,6 +218,16 @@ class Worker:
         full = not (self.pool.vacant or self.meter.room())
         return self.lanes.ready or self._admission.late or self._intake.more or full
 
+    @property
+    def returns_copies(self) -> bool:
+        """Whether what it gives back is not counted."""
+        return self._endings.returns_copies
+
+    def left(self, batch: Sequence[Delivery]) -> None:
+        """These were fetched for it and are never to begin: give them back."""
+        self._drains.stopping = True
+        self._received(batch)
+
     async def drain_all(self, grace: float) -> bool:
         """Receive nothing more and end everything; whether all of it ended within ``grace`` seconds."""
         self._intake.room.ring()
@@ -234,7 +244,7 @@ class Worker:
         deadline = time.monotonic() + _FLUSH_SECONDS
         while self._tasks and not self._idle() and time.monotonic() < deadline:
             await self._drains.ended.wait(0.05)
-            self._release(self.timers.purge(lambda _: True))  # a copy that failed again
+            self._endings.leave(self.timers.purge_copies(lambda _: True))  # it failed again
         self._endings.closed = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -421,7 +431,8 @@ class Worker:
         return self.pool.ticks and bool(self._out)
 
     def _give_back(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = True) -> None:
-        """Give back what has not started and is ``unwanted``."""
+        """Give back what has not started and is ``unwanted``, and what cannot be moved."""
+        self._endings.leave(self.timers.purge_copies(unwanted))
         self._release(self._unstarted(unwanted, in_order=in_order))
 
     def _unstarted(self, unwanted: Callable[[Delivery], bool], *, in_order: bool) -> list[Delivery]:

@@ -42,6 +42,12 @@ def shutdown(consumer: Consumer, capabilities: Capabilities, drain: float) -> It
     else:
         yield "What still runs then is given back while its thread goes on: for a moment two handle it."
     costs = capabilities.counts_releases and capabilities.delay.level is Level.NATIVE and consumer.failure.delays
+    if consumer.returns_copies(capabilities):
+        yield (
+            "What had not started is given back, and costs no attempt: since the broker counts every hand-out, it is published "
+            "again and then settled, at the end of the line. A process that is killed in between leaves both."
+        )
+        return
     yield "What had not started is given back" + (
         ", which costs one of its attempts: the broker counts every hand-out." if costs else ", and costs no attempt."
     )

@@ -68,7 +68,7 @@ def suspect_copy(delivery: Delivery, home: Source, history: History, *, now: flo
     }
     if deaths:
         fields[wire.DEATHS] = str(min(deaths, wire.MAX_ATTEMPT))
-    gone = {wire.DUE, wire.WAIT, wire.FIRST_FAILED, wire.DEATHS, *fields}
+    gone = {wire.DUE, wire.WAIT, wire.FIRST_FAILED, wire.DEATHS, wire.GIVEN_BACK, *fields}
     if history.first_failed is not None:
         fields[wire.FIRST_FAILED] = wire.millis(history.first_failed)
     if not history.ours:  # what others wrote of ours would be believed in a channel that only we write to

@@ -93,7 +93,8 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
     headers = delivery.message.headers
     ours = is_of(headers, home)
     # On a main channel anybody may have written them: a hop's fields count where only hops are, or the broker says so.
-    hop = ours and (delivery.returned or delivery.source != home)
+    # But what was given back as a copy has nobody else to say where it stood; who forges that shortens a chain of its own.
+    hop = ours and (delivery.returned or delivery.source != home or (counted and wire.GIVEN_BACK in headers))
     attempt = wire.read_attempt(headers) if hop else 1
     if counted:
         attempt += max(0, delivery.count - 1)

@@ -158,28 +158,47 @@ def parked_copy(delivery: Delivery, due: wire.Due, left: float) -> Message:
     return Message(message.id, message.body, message.key, message.headers.set(fields), None, message.native)
 
 
-def dead_copy(
-    delivery: Delivery, home: Source, history: History, dead: Dead, *, service: str, now: float, brief: bool = False
-) -> Message:
-    """The copy that waits for a person. ``brief`` leaves out all diagnostics, for brokers that refused the full one."""
+def dead_copy(delivery: Delivery, home: Source, history: History, dead: Dead, *, service: str, now: float) -> Message:
+    """The copy that waits for a person."""
     fields = _common(delivery, home, history, dead.error, now)
     fields[wire.ATTEMPT] = str(history.attempt)
     fields[wire.ERROR_STAGE] = dead.stage
     fields[wire.FINGERPRINT] = fingerprint(dead.error)
-    if brief:
-        del fields[wire.ERROR_MESSAGE]
-    else:
-        fields[wire.SERVICE] = one_line(service, 128)
-        fields[wire.HOST] = one_line(_HOST, 128)
-        if dead.error.__traceback__ is not None:
-            fields[wire.TRACEBACK] = _trace(dead.error)
+    fields[wire.SERVICE] = one_line(service, 128)
+    fields[wire.HOST] = one_line(_HOST, 128)
+    if dead.error.__traceback__ is not None:
+        fields[wire.TRACEBACK] = _trace(dead.error)
     return _rehead(delivery.message, _GONE if history.ours else _GONE_WITH_PAST, fields.items())
+
+
+def brief_copy(copy: Message) -> Message:
+    """A dead letter's ``copy`` without what takes room, for brokers that refused the full one: what failed and where stays."""
+    kept = [item for item in copy.headers.fields() if item[0] not in _DIAGNOSTICS]
+    return Message(copy.id, copy.body, copy.key, Headers(kept), None, copy.native)
 
 
 def bare_copy(delivery: Delivery) -> Message:
     """The message as it came: what still fits where even a few header fields more do not. The move is made, unexplained."""
     message = delivery.message
     return Message(message.id, message.body, message.key, message.headers, None, message.native)
+
+
+def given_back_copy(
+    delivery: Delivery, home: Source, history: History, first_failed: float | None, *, now: float
+) -> Message:
+    """The copy of what a process gives back unhandled. Its hand-outs are counted anew, and so it says as which attempt it is to
+    run. It waits on for whatever it waited for."""
+    fields: list[tuple[str, HeaderValue]] = [
+        (wire.ID, delivery.message.id),
+        (wire.GROUP, home.group_name),
+        (wire.ATTEMPT, str(min(history.attempt, wire.MAX_ATTEMPT))),
+        (wire.GIVEN_BACK, wire.millis(now)),
+    ]
+    if first_failed is not None:
+        fields.append((wire.FIRST_FAILED, wire.millis(first_failed)))
+    if history.ours:
+        return _rehead(delivery.message, _GONE_ALONG, fields)
+    return _rehead(delivery.message, _GONE_WITH_PAST, [*fields, (wire.ORIGIN, origin(delivery))])
 
 
 def redriven_copy(delivery: Delivery, home: Source) -> Message:
@@ -226,10 +245,14 @@ _FAILURE_FIELDS = frozenset(
         wire.HOST,
         wire.DEATHS,
         wire.SUSPECTED_AT,
+        wire.GIVEN_BACK,
     }
 )
+
+_DIAGNOSTICS = frozenset({wire.ERROR_MESSAGE, wire.TRACEBACK, wire.SERVICE, wire.HOST})
 
 # What a copy says no more, or anew: also of its past, where other consumers wrote that, or forgers.
 _GONE = _FAILURE_FIELDS | {wire.ID, wire.GROUP}
 _GONE_WITH_PAST = _GONE | {wire.ORIGIN, wire.REDRIVES}
 _GONE_BACK = _FAILURE_FIELDS | {wire.ID, wire.REDRIVES}
+_GONE_ALONG = frozenset({wire.ID, wire.GROUP, wire.ATTEMPT, wire.GIVEN_BACK, wire.FIRST_FAILED})

@@ -13,7 +13,7 @@ from engine_kit import ByKey, deliveries, delivery, ids, until
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.batches import BatchPool
-from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
+from atleastonce.engine.decision import AMONG_THEM, DONE, EXITED, GIVE_BACK, Decision
 from atleastonce.engine.lanes import FreeLanes, KeyedLanes, Lanes
 from atleastonce.engine.pools import SELF_CANCELLED_RUNS
 from atleastonce.errors import HandlerCancelled
@@ -153,7 +153,7 @@ async def test_whatever_a_batch_does_its_members_end_once_and_the_next_runs(misd
         await bench.all(10)
         for _, decision in bench.results:
             # Given back to end the service; or, if it was only cancelled, run again in place after a while.
-            assert (decision is GIVE_BACK) if fatal else decision.again
+            assert (decision is (AMONG_THEM if misdeed is leaves else GIVE_BACK)) if fatal else decision.again
         assert len(bench.fatal) == fatal
         bench.feed(deliveries(10))
         await bench.all(20)
@@ -185,6 +185,19 @@ async def test_a_batch_that_cancels_itself_runs_one_by_one_so_that_only_the_guil
         assert decisions["m0"] is decisions["m2"] is DONE
         assert decisions["m1"].again == (None if misdeed is cancels_itself_and_returns else 1.0)
         assert not bench.fatal
+
+
+async def test_a_list_of_one_that_ends_the_process_is_known_to_have_done_it() -> None:
+    for error in (SystemExit(3), BaseExceptionGroup("tasks", [ValueError(), SystemExit(3)])):
+
+        async def process(batch: Sequence[Delivery], error: BaseException = error) -> Sequence[Decision]:
+            raise error
+
+        async with batching(process, max_messages=1) as bench:
+            bench.feed(deliveries(1))
+            await bench.all(1)
+            assert bench.results[0][1] is EXITED
+            assert bench.fatal == [error]
 
 
 async def test_a_batch_handler_that_always_cancels_itself_has_failed_in_the_end() -> None:

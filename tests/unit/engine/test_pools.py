@@ -239,7 +239,15 @@ async def test_a_neighbour_in_the_same_batch_is_not_hit_by_a_cancellation_that_h
         assert bench.results == [("bad", DONE), ("next", DONE)]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), RuntimeError("a bug in the policy")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        RuntimeError("a bug in the policy"),
+        BaseExceptionGroup("tasks", [SystemExit(3)]),
+    ],
+)
 async def test_what_no_policy_caught_gives_back_tells_the_service_and_harms_no_other(error: BaseException) -> None:
     async def process(item: Delivery) -> Decision:
         if item.message.id == "bad":

@@ -168,9 +168,11 @@ async def test_purge_takes_what_is_unwanted_from_every_wait_and_nothing_else() -
             woken.timers.publish_later(60, item, MOVE)
         assert woken.timers.holding == 9
         gone = woken.timers.purge(lambda item: item.message.id.endswith("1"))
-        assert sorted(ids(gone)) == ["again1", "copy1", "held1"]
+        assert sorted(ids(gone)) == ["again1", "held1"]
+        assert ids(woken.timers.purge_copies(lambda item: item.message.id.endswith("1"))) == ["copy1"]
         assert woken.timers.holding == 6
-        assert len(woken.timers.purge(lambda _: True)) == 6
+        assert len(woken.timers.purge(lambda _: True)) == 4
+        assert len(woken.timers.purge_copies(lambda _: True)) == 2
         assert not woken.runs
         assert not woken.publishes
 

@@ -266,6 +266,14 @@ class NatsSubscription(Subscription):
         self._paused = True
         await self._stop_fetching()
 
+    async def leave_with_rest(self) -> Sequence[Delivery]:
+        if self._closed:
+            return ()
+        if not self._paused:
+            self._paused = True
+            await self._ask_no_more()
+        return self._holding.hand_out(len(self._holding.buffer))
+
     async def resume(self) -> None:
         if not self._paused:
             return
@@ -285,15 +293,20 @@ class NatsSubscription(Subscription):
         self._ready.clear()
         self.on_end(self)
 
-    async def _stop_fetching(self) -> None:
-        """Ask for no more, and give back what has come and was not handed out."""
+    async def _ask_no_more(self) -> None:
+        """Returns when what was on its way is here."""
         replies, sid = self._replies, self._sid
         self._sid = b""
         if replies is not None and sid:
             replies.wire.mute(sid)
-            await telling.heard(replies, self._timeout)  # what was on its way is here now
+            await telling.heard(replies, self._timeout)
             replies.wire.forget(sid)
         self._pulls.forget()
+
+    async def _stop_fetching(self) -> None:
+        """Ask for no more, and give back what has come and was not handed out."""
+        await self._ask_no_more()
+        replies = self._replies
         kept = self._holding.take_back()
         for each in kept:
             each.state = SETTLED

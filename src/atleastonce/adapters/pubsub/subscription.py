@@ -417,6 +417,14 @@ class PubSubSubscription(Subscription):
         await self._end_pulls()
         await self._return()
 
+    async def leave_with_rest(self) -> Sequence[Delivery]:
+        self._paused = True
+        await self._end_pulls()
+        rest: list[Delivery] = []
+        while found := self._hand_out(self._buffered):
+            rest += found
+        return rest
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -94,6 +94,15 @@ class Polls:
         """Take nothing more: what polls still bring is given back. Returns when those that end soon have ended."""
         with self._lock:
             self._refusing = True
+        await self._until_quiet()
+
+    async def end(self) -> None:
+        """As `refuse`, but what those bring that end soon is told."""
+        await self._until_quiet()
+        with self._lock:
+            self._refusing = True
+
+    async def _until_quiet(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BRIEF + _LATE):
                 await self._quiet.wait()

@@ -343,6 +343,13 @@ class SQSSubscription(Subscription):
             await self._polls.refuse()
             await self._return(())
 
+    async def leave_with_rest(self) -> Sequence[Delivery]:
+        self._paused = True
+        if self._closed:
+            return ()
+        await self._polls.end()
+        return self._hand_out(len(self._buffer))
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -75,5 +75,8 @@ class RelayedSubscription(Subscription):
     async def leave(self) -> None:
         await self.inner.leave()
 
+    async def leave_with_rest(self) -> Sequence[Delivery]:
+        return await self.inner.leave_with_rest()
+
     async def close(self) -> None:
         await self.inner.close()
