@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pubsub_kit import raw
 
 from atleastonce import Broker, NotFound, Queue, Source, connect, wire
+from atleastonce.adapters.pubsub import channel as api
 from atleastonce.contract import ACK, Outgoing, Topology, Window
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive.passage import _Listener
@@ -87,7 +89,10 @@ async def test_what_is_missing_is_named_and_nothing_moves(pubsub_url: str, queue
             await missing.redrive()
         with pytest.raises(NotFound, match="sandbox"):
             await broker.dead_letters(home).redrive(to=queue("sandbox"))
-        await broker.adapter.delete(Topology(channels=(home,), sources=(Source(home),)))  # type: ignore[attr-defined]
+    async with raw(pubsub_url) as (link, config):
+        await link.call(
+            "DeleteSubscription", api.DeleteSubscriptionRequest(subscription=config.subscription(home.name)), seconds=5
+        )
     async with connect(pubsub_url) as broker:
         with pytest.raises(NotFound, match="start the consumer"):
             await broker.dead_letters(home).redrive()

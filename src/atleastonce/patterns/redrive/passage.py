@@ -28,6 +28,7 @@ from atleastonce.contract import (
     Subscription,
     Window,
 )
+from atleastonce.errors import ConnectionLost
 from atleastonce.message import Message
 
 log = logging.getLogger("atleastonce")
@@ -196,6 +197,10 @@ class Passage:
 
     async def _is_quiet(self) -> bool:
         waited = asyncio.get_running_loop().time() - self._last
+        if self._listener.away:  # who hears nothing there must not take that for the end
+            if waited < _RETURN_SECONDS:
+                return False
+            raise ConnectionLost(f"{self._source}: {self._listener.away}")
         if self._received or self.total is None:
             return waited >= _QUIET_SECONDS and (waited >= _RETURN_SECONDS or not await self._is_elsewhere())
         if waited >= _REMARK_SECONDS and not self._remarked:
@@ -353,6 +358,8 @@ class _Listener:
     def __init__(self) -> None:
         self.out = 0
         """Handed out, neither done nor kept."""
+        self.away = ""
+        """Why the broker cannot be heard; "" if it can."""
         self.draining = 0
         self._idle = asyncio.Event()
 
@@ -377,7 +384,11 @@ class _Listener:
 
     def lost(self, streams: Collection[str] | None) -> None: ...
 
-    def condition(self, state: str, detail: str) -> None: ...
+    def condition(self, state: str, detail: str) -> None:
+        if state == "disconnected":
+            self.away = detail or state
+        elif state in ("connected", "assigned"):
+            self.away = ""
 
 
 def _same(message: Message) -> Message:
