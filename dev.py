@@ -51,6 +51,7 @@ MATRIX = {
 ALL_EXTRAS = frozenset({"all", "dev"})
 
 _TESTS_FAILED = 1  # pytest's exit code: tests ran, and some failed
+_SLOWEST = ("--durations=25", "--durations-min=5")  # where the time of a run goes
 
 # Seconds an interrupted command has to clean up. Too small leaves brokers running; too large only delays a second Ctrl-C.
 GRACE = 30.0
@@ -285,7 +286,7 @@ def pytest(
     env = {"ALO_REQUIRE": os.environ.get("ALO_REQUIRE", ",".join(REQUIRED_BROKERS)), **(env or {})}
     parallel = ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
     try:
-        run([python, "-m", "pytest", "-q", *parallel, *more, folder], env=env)
+        run([python, "-m", "pytest", "-q", *_SLOWEST, *parallel, *more, folder], env=env)
     except Failed as error:
         if error.code != _TESTS_FAILED or not parallel:
             raise

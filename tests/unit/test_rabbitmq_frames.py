@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
+import socket
 import struct
 from typing import Any
 
@@ -14,9 +16,10 @@ pytest.importorskip("pika", reason="pika is not installed")
 from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
-from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
 from pika.adapters.base_connection import BaseConnection
-from pika.adapters.utils.io_services_utils import _AsyncTransportBase
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport, _AsyncTransportBase
+from pika.adapters.utils.nbio_interface import AbstractStreamProtocol
 from pika.connection import Connection
 
 from atleastonce.adapters.rabbitmq.frames import (
@@ -128,6 +131,65 @@ def test_a_frame_that_does_not_end_where_it_says_ends_the_connection() -> None:
     wire.sinks[1] = Recorder()
     with pytest.raises(InvalidFrameError):
         wire._on_data_available(struct.pack(">BHI", 1, 1, 4) + b"abcd\x00")
+
+
+class Sending(Wire):
+    """A wire on a socket of ours."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self.bytes_sent = self.frames_sent = 0
+        loop = asyncio.get_running_loop()
+        adapter = _AsyncioIOServicesAdapter(loop)
+        self.protocol = Protocol()
+        self._transport = _AsyncPlaintextTransport(ours, self.protocol, adapter)
+
+
+class Protocol(AbstractStreamProtocol):
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    def connection_made(self, transport: Any) -> None: ...
+
+    def connection_lost(self, error: Any) -> None:
+        self.over.set()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def data_received(self, data: bytes) -> None: ...
+
+
+async def test_what_the_socket_does_not_take_at_once_leaves_later_and_in_order() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    wire = Sending(ours)
+    pieces = [bytes([n % 251]) * (1 + n * 997 % 30_000) for n in range(200)]
+    for piece in pieces[:100]:
+        wire.write([piece])
+    wire.write(pieces[100:])
+    assert wire._transport.get_write_buffer_size() > 0, "the socket took everything: the test shows nothing"
+    everything, found = b"".join(pieces), bytearray()
+    async with asyncio.timeout(30):
+        while len(found) < len(everything):
+            found += await asyncio.get_running_loop().sock_recv(theirs, 1 << 16)
+    assert found == everything
+    assert (wire.bytes_sent, wire.frames_sent) == (len(everything), len(pieces))
+    assert wire._transport.get_write_buffer_size() == 0
+    wire._transport.abort()
+    theirs.close()
+
+
+async def test_the_end_of_a_connection_is_heard_by_pika_and_not_by_who_writes() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = Sending(ours)
+    theirs.close()
+    wire.write([b"x"])
+    wire.write([b"y"])
+    async with asyncio.timeout(30):
+        await wire.protocol.over.wait()
+    wire.write([b"z"])
 
 
 def test_pika_has_the_places_where_ours_hook_in() -> None:
