@@ -392,7 +392,7 @@ async def test_a_broker_that_is_gone_makes_publishes_unknown_in_time_and_a_later
     mock: MockCluster,
 ) -> None:
     source = mock.topic()
-    async with opened(mock.url, **{"delivery.timeout.ms": 1000, "request.timeout": 1.0}) as adapter:
+    async with opened(mock.url, **{"delivery.timeout.ms": 2500, "request.timeout": 1.0}) as adapter:
         await publish(adapter, source.channel, [message(b"0")])
         mock.stop()
         began = time.monotonic()
