@@ -153,8 +153,10 @@ def test_a_key_that_no_message_can_have_is_refused_at_once(tmp_path: Path) -> No
         Lease("redis://")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="give Inbox"):
         register(store)
-    with pytest.raises(ConfigurationError, match="longer than ttl"):
+    with pytest.raises(ConfigurationError, match="longer than a week, for which it remembers"):
         Lease(store, lease="8d")
+    with pytest.raises(ConfigurationError, match="longer than its ttl='1d'"):
+        Lease(store, ttl="1d", lease="2d")
 
 
 async def test_keys_of_two_sources_are_not_one_scope(queue: MakeQueue, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from atleastonce.contract import (
     ACK,
     RELEASE,
     Adapter,
+    Backlog,
     Delivery,
     Leasing,
     Level,
@@ -98,7 +99,7 @@ class Passage:
         self._renewed = 0.0
 
     async def __aenter__(self) -> Self:
-        backlog = await self._adapter.backlog(self._source)
+        backlog = await self._backlog()
         self._log = backlog.true_waiting is not None
         self.total = backlog.true_waiting if self._log else backlog.waiting
         if self.total == 0 and backlog.in_flight:
@@ -119,6 +120,18 @@ class Passage:
             self._received = len(self._ahead)
             self.total = None if self._ahead else 0
         return self
+
+    async def _backlog(self) -> Backlog:
+        """What is there. What the last request of a reader that has just gone took with it comes back soon, and is waited for where
+        there is nothing else."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _BACK_SECONDS
+        while True:
+            backlog = await self._adapter.backlog(self._source)
+            away = backlog.true_waiting is None and backlog.waiting == 0 and backlog.in_flight
+            if not away or loop.time() > end or self._stopping.is_set():
+                return backlog
+            await asyncio.sleep(0.05)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
