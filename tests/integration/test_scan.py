@@ -71,6 +71,17 @@ async def test_a_look_that_is_broken_off_gives_everything_back(dead: Counted) ->
     assert len(await scanned(broker, channel)) == COUNT
 
 
+async def test_a_queue_that_never_had_a_message_shows_none(
+    backend_url: str, queue: Callable[[str], Queue[object]]
+) -> None:
+    channel = Queue[object](queue("scanned").name + ".dlq")
+    async with connect(backend_url) as broker:
+        if not isinstance(broker.adapter, Scans):
+            pytest.skip(f"{broker.adapter.scheme} does not scan")
+        await broker.declare(Topology(dead_letters=(channel,)))
+        assert [each async for each in broker.adapter.scan(channel)] == []
+
+
 async def test_a_queue_that_is_missing_is_named(dead: Counted) -> None:
     broker, _ = dead
     assert isinstance(broker.adapter, Scans)

@@ -83,7 +83,7 @@ async def scan(link: Link, channel: Channel[Any]) -> AsyncGenerator[list[Deliver
     """
     stream = await stream_for(link, channel)
     state = (await link.ask(f"STREAM.INFO.{stream}"))["state"]
-    there = Stretch(int(state["first_seq"]), int(state["last_seq"]), [subject_of(channel)])
+    there = Stretch(max(1, int(state["first_seq"])), int(state["last_seq"]), [subject_of(channel)])
     async with aclosing(_lists(link, stream, Source(Queue(channel.name)), there)) as lists:
         async for each in lists:
             yield each
