@@ -58,28 +58,23 @@ async def scan(
         # A quorum queue whose leader is not elected yet, as after a restart, counts 0: it is asked for a message, too.
         unsure = waiting == 0
         left, portion = waiting or _PORTION[0], _PORTION[0]
-        last: list[Delivery] = []
         while left > 0:
             count = min(left, portion)
             size = 0
             renewed: list[Delivery] = []
             name = await _consume(channel, queue, count)
-            if last:  # the broker hands out the next ones while somebody reads these
-                yield last
-            while raws := await arrived.take(_QUIET_SECONDS / (1 + unsure), channel):
+            while count > 0 and (raws := await arrived.take(_QUIET_SECONDS / (1 + unsure), channel)):
                 if unsure:
                     left, unsure = count + await ready(connection, queue), False
                 count -= len(raws)
                 left -= len(raws)
                 out += len(raws)
                 size += sum(len(raw[4]) + len(raw[5]) for raw in raws)
-                last = [deliver(raw) for raw in raws]
-                if renew is not None and (worn := [each for each in last if each.count >= WORN]):
+                found = [deliver(raw) for raw in raws]
+                if renew is not None and (worn := [each for each in found if each.count >= WORN]):
                     # The last one goes back, and by its return we know that the broker has taken notice of the others.
                     renewed += await renew(worn if left or waiting == 1 else worn[:-1])
-                if count <= 0:
-                    break
-                yield last
+                yield found
             await channel.call("basic_cancel", consumer_tag=name)
             # Not before: the consumer would get as many more, and they are not counted.
             channel.write([ack_frame(channel.number, each.token) for each in renewed])
@@ -88,7 +83,6 @@ async def scan(
                 return
             average = max(1, size // portion)
             portion = max(_PORTION[0], min(_PORTION[1], _PORTION_BYTES // average))
-        yield last
     finally:
         await asyncio.shield(_give_back(connection, channel, queue, out, copies))
 
