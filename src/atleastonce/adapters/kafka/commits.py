@@ -134,11 +134,15 @@ class Committer:
             elif failure is not None:
                 self.note(failure, 1)
 
-    def finish(self, ended: Sequence[tuple[Partition, Point | None]]) -> None:
-        """The last commit of partitions that are taken away; waits for the broker, at most ``session.timeout.ms``."""
+    def finish(self, ended: Sequence[tuple[Partition, Point | None]], *, kept: bool) -> None:
+        """The last commit of partitions that are taken away; waits for the broker, at most ``session.timeout.ms``.
+
+        ``kept``: with it one of those that stay. In a cooperative group the client joins anew after this, and until all members
+        have, which takes a heartbeat, no commit of ours gets through.
+        """
         self._pending = {key: found for key, found in self._pending.items() if found[0].live}
         now = time.monotonic()
-        dirty: dict[int, tuple[Partition, Stored]] = {}
+        dirty = self.dirty(now) if kept else {}
         for partition, point in ended:
             stored = None if point is None else self._dirty(partition, point, now, clean=True)
             if stored is not None:

@@ -277,5 +277,12 @@ class Owner(threading.Thread):
             if not committer.pending and not committer.send(time.monotonic()):
                 return
             self._consumer.poll(0.02)  # answers arrive here; a record is left for the next owner
-            if (error := committer.last_error) is not None and not fault(error).retryable:
+            if (error := committer.last_error) is not None and not _passes(error):
                 return
+
+
+def _passes(error: KafkaError) -> bool:
+    """Whether a commit that met ``error`` may be stored if it is sent again. While others join, the coordinator reads nothing more
+    on our connection until all have; by then the group is of the next generation, and a commit on its way of the last one. The
+    next commit is of the new one; who is no member any more is told so otherwise."""
+    return error.code() == KafkaError.ILLEGAL_GENERATION or fault(error).retryable

@@ -106,7 +106,8 @@ class Rebalancer:
             self._drained(ours)
         ended = self._assignment.end(ours)
         self._handover.purge_soon()
-        self._committer.finish([(partition, point) for partition, point, _ in ended])
+        # With transactions what stays is committed by them alone.
+        self._committer.finish([(partition, point) for partition, point, _ in ended], kept=self.serve is None)
         if left := [partition.stream for partition, _, open_ in ended if open_]:
             self._lost(left)
         self._release(consumer, partitions)
