@@ -76,8 +76,9 @@ class Subscription(ABC):
     async def pause(self) -> None:
         """Stop fetching while keeping the session, its assignment and the leases of what is out. Idempotent.
 
-        Once this has returned nothing more is asked for. What was asked for before, a window's worth at most, may be handed out
-        by the next `receive`, be kept until `resume`, or be given back; the engine does not receive from what it has paused.
+        Once this has returned nothing more is asked for. What was asked for before, a window's worth at most, is handed out by
+        `receive` as ever, so that neither giving it back nor the end of its lease counts as an attempt. It may be kept until
+        `resume` where nothing is counted, or where it cannot be told from what a poll that goes on brings after the pause.
         """
 
     @abstractmethod

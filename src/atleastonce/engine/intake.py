@@ -101,7 +101,8 @@ class Intake:
     async def _receive(self, subscription: Subscription) -> None:
         while not self._drains.stopping:
             room = self._meter.room()
-            if self._paused or not room:
+            # While paused, too: what was fetched before is in nobody's hands but the subscription's.
+            if not room:
                 await self.room.heard()
                 continue
             if (self.elders or self.betters) and await self._give_way():

@@ -59,15 +59,16 @@ def test_a_document_validates(broker: str, validator: Any) -> None:
     assert [error.message for error in validator.iter_errors(document)] == []
 
 
-def test_a_responder_validates(validator: Any) -> None:
-    service = Service("quotes", broker="nats://nats")
+@pytest.mark.parametrize("broker", URLS)
+def test_a_responder_validates(broker: str, validator: Any) -> None:
+    service = Service("quotes", broker=URLS[broker])
 
     async def quote(request: dict[str, int]) -> float:
         return 1.0
 
     service.responder(Queue("quotes"))(quote)
     document = read(asyncapi(needs_of(service), "1.0.0"))
-    assert document["operations"]["quotes.receive"]["reply"]
+    assert "reply" in document["operations"]["quotes.receive"]
     assert [error.message for error in validator.iter_errors(document)] == []
 
 

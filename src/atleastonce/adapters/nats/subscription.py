@@ -102,7 +102,7 @@ class NatsSubscription(Subscription):
                 raise Closed(f"{self._source.name}: the subscription is closed")
             if self._error is not None:
                 raise self._error
-            found = self._holding.hand_out(max_messages) if not self._paused else []
+            found = self._holding.hand_out(max_messages)
             if not self._paused:
                 self._pull()
             if self._pulls.recovered:
@@ -262,6 +262,12 @@ class NatsSubscription(Subscription):
 
     async def pause(self) -> None:
         if self._paused or self._closed:
+            return
+        self._paused = True
+        await self._ask_no_more()
+
+    async def leave(self) -> None:
+        if self._closed:
             return
         self._paused = True
         await self._stop_fetching()

@@ -119,8 +119,13 @@ class RedisSubscription(Subscription):
                 raise Closed(f"{self._source.name}: the subscription is closed")
             if self._error is not None:
                 raise self._error
-            if not self._paused and self._buffer and (found := self._hand_out(max_messages)):
-                if self._more and self._reading is None and (room := self._room(self._window.messages)) > 0:
+            if self._buffer and (found := self._hand_out(max_messages)):
+                if (
+                    self._more
+                    and not self._paused
+                    and self._reading is None
+                    and (room := self._room(self._window.messages)) > 0
+                ):
                     # The server reads on while these are handled, within the window.
                     _ = self._begin_read(room, self._poll)
                 return found
@@ -402,6 +407,7 @@ class RedisSubscription(Subscription):
         self._paused = True
         if self._reading is not None:
             self._nudge()
+            await asyncio.wait([self._reading], timeout=_GRACE)
 
     async def resume(self) -> None:
         self._paused = False
