@@ -294,6 +294,17 @@ def test_what_is_as_it_was_made_drifts_nowhere() -> None:
     assert _consumer_drifts(GROUP, consumer, {**consumer, "num_replicas": 0}) == []
 
 
+@pytest.mark.parametrize(("asked", "drifting"), [({}, set()), ({"allow_direct": True}, {"allow_direct"})])
+def test_a_queue_from_before_direct_get_drifts_only_where_it_was_asked_for(
+    asked: dict[str, Any], drifting: set[str]
+) -> None:
+    home = Queue[Any]("orders", options={"nats": asked})
+    made = stream_config(home, CONFIG)
+    assert made["allow_direct"] is True
+    drifts = _stream_drifts(home, made, {**made, "allow_direct": False}, True)
+    assert {each.setting for each in drifts} == drifting
+
+
 @pytest.mark.parametrize(
     ("found", "read", "breaking"),
     [

@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 
-from atleastonce.adapters.nats import faults
-from atleastonce.adapters.nats.envelope import read_message
+from atleastonce.adapters.nats import direct, faults
 from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import durable_of, group_subject, subject_of
+from atleastonce.adapters.nats.stored import Stored, seconds_of
 from atleastonce.adapters.nats.topology import stream_for
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Backlog, Delivery
-from atleastonce.message import Message
 
 _AHEAD = 128
 """Messages asked for at one time. Fewer: more round trips. More: their answers, of up to the server's largest message each, lie
@@ -55,12 +54,7 @@ async def measure(link: Link, source: Source) -> Backlog:
 
 
 def _age(stored: dict[str, Any]) -> float:
-    return max(0.0, datetime.now(UTC).timestamp() - _time(stored))
-
-
-def _time(stored: dict[str, Any]) -> float:
-    # Nanoseconds, which datetime refuses before Python 3.11 and cuts since.
-    return datetime.fromisoformat(str(stored["time"]).replace("Z", "+00:00")).timestamp()
+    return max(0.0, datetime.now(UTC).timestamp() - seconds_of(str(stored["time"])))
 
 
 async def _message(link: Link, stream: str, sequence: int, subject: str) -> dict[str, Any] | None:
@@ -81,10 +75,20 @@ async def scan(link: Link, channel: Channel[Any]) -> AsyncGenerator[list[Deliver
     Raises:
         Exception: as `Link.ask`; `NotFound`.
     """
-    stream = await stream_for(link, channel)
-    state = (await link.ask(f"STREAM.INFO.{stream}"))["state"]
-    there = Stretch(max(1, int(state["first_seq"])), int(state["last_seq"]), [subject_of(channel)])
-    async with aclosing(_lists(link, stream, Source(Queue(channel.name)), there)) as lists:
+    stream, source, subject = await stream_for(link, channel), Source(Queue(channel.name)), subject_of(channel)
+    told = await link.ask(f"STREAM.INFO.{stream}")
+    begin, end = max(1, int(told["state"]["first_seq"])), int(told["state"]["last_seq"])
+    if begin <= end and direct.has_one_copy(told["config"]):
+        try:
+            async with aclosing(direct.lists(link, stream, source, subject, begin, end)) as lists:
+                async for each in lists:
+                    begin = int(each[-1].position) + 1
+                    yield each
+        except direct.NotServed:
+            pass
+        else:
+            return
+    async with aclosing(_lists(link, stream, source, Stretch(begin, end, [subject]))) as lists:
         async for each in lists:
             yield each
 
@@ -136,7 +140,7 @@ async def _lists(link: Link, stream: str, source: Source, there: Stretch) -> Asy
             if begin is not None:  # the server looks for the next ones while somebody reads these
                 coming = asyncio.ensure_future(_next(link, stream, there, begin))
             if stored:
-                yield [_Stored(source, each) for each in stored]
+                yield [_read(source, each) for each in stored]
             if begin is None:
                 return
     finally:
@@ -155,36 +159,9 @@ async def _next(link: Link, stream: str, there: Stretch, begin: int) -> tuple[li
     return [], None if first is None else int(first["seq"])
 
 
-class _Stored(Delivery):
-    """A message where it lies. It is made when somebody looks at it."""
-
-    __slots__ = ("block", "payload")
-
-    def __init__(self, source: Source, stored: dict[str, Any]) -> None:
-        self.block = base64.b64decode(stored.get("hdrs") or "")
-        self.payload = base64.b64decode(stored.get("data") or "")
-        self.source = source
-        self.stream = source.channel.name
-        self.position = int(stored["seq"])
-        self.epoch = 0
-        self.token = None
-        self.count = 0
-        self.lease_until = 0.0
-        self.lost = False
-        self.raw = stored
-        self.returned = False
-        self.size = len(self.block) + len(self.payload)
-        self.tries = 0
-        self.settled = False
-
-    def read(self) -> Message:
-        """See `Delivery.read`."""
-        return read_message(self.block, self.payload, f"{self.stream}-{self.position}", _time(self.raw))
-
-    @property
-    def body(self) -> bytes:
-        """See `Delivery.body`."""
-        return self.payload
+def _read(source: Source, stored: dict[str, Any]) -> Stored:
+    block, payload = base64.b64decode(stored.get("hdrs") or ""), base64.b64decode(stored.get("data") or "")
+    return Stored(source, int(stored["seq"]), block, payload, str(stored["time"]), stored)
 
 
 async def _up_to(limit: int, lists: AsyncGenerator[list[Delivery]]) -> list[Delivery]:
