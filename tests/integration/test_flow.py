@@ -23,6 +23,7 @@ from atleastonce import (
     CircuitBreaker,
     ConfigurationError,
     DeadLetter,
+    Discard,
     FailurePolicy,
     Inbox,
     Lease,
@@ -30,6 +31,7 @@ from atleastonce import (
     Overloaded,
     Queue,
     RetryChain,
+    RetryLater,
     Service,
     SQLiteStore,
     connect,
@@ -164,6 +166,43 @@ async def test_what_a_handler_decides_and_what_does_not_decode_opens_no_circuit(
             await service.broker.publish(Queue(work.name, bytes, partitions=2), b"{")
         await until(lambda: counts(service)["dead"] == 30 and settled(service), service)
         assert not counts(service)["held"]
+
+
+@pytest.mark.parametrize("probe", ["dead", "discard", "later", "uncounted", "duplicate"])
+async def test_a_probe_that_says_nothing_closes_no_circuit(probe: str, memory_url: str, queue: MakeQueue) -> None:
+    """What is down stays alone: each circuit that closes for nothing burns as many attempts as it takes to open it again."""
+    work, service = queue("work"), Service("worker", broker=memory_url)
+    down, only = True, CircuitBreaker(failures=5, within="30s", open_for="300ms", on=(ConnectionError,))
+    begun: Counter[int] = Counter()
+    once: dict[str, Any] = {"idempotency": Lease(MemoryStore(), ttl="20d")} if probe == "duplicate" else {}
+
+    @service.consumer(work, failure=ONCE, circuit=only, concurrency=5, **once)
+    async def handle(order: Order) -> None:
+        begun[order.n] += 1
+        if order.n < 10 and probe == "dead":
+            raise DeadLetter("unknown sku")
+        if order.n < 10 and probe == "discard":
+            raise Discard("stale")
+        if order.n < 10 and probe == "later":
+            raise RetryLater("10m")
+        if order.n < 10 and probe == "uncounted":
+            raise ValueError("not a connection")
+        if down and order.n >= 10:
+            raise ConnectionError("away")
+
+    async with service:
+        if probe == "duplicate":
+            await service.broker.publish_many(work, [Order(n) for n in range(10)], id=lambda order: f"id-{order.n}")
+            await until(lambda: counts(service)["done"] == 10, service)
+            begun.clear()
+        mixed = [*range(10, 15), *range(10), *range(15, 30)]  # five that fail, ten that say nothing, and more that fail
+        await service.broker.publish_many(work, [Order(n) for n in mixed], id=lambda order: f"id-{order.n}")
+        await until(lambda: sum(begun[n] for n in range(10, 30)) >= 8, service)  # three probes of what is down
+        assert sum(bool(begun[n]) for n in range(10, 30)) <= 8, f"the circuit was closed: {begun}"
+        down = False
+        await until(lambda: counts(service)["done"] >= 16 and settled(service), service)
+        assert all(begun[n] == 1 for n in range(10)) or probe == "duplicate"
+        assert counts(service)["dead"] == 4 + 10 * (probe in ("dead", "uncounted"))
 
 
 async def test_resume_closes_the_circuit(memory_url: str, queue: MakeQueue) -> None:

@@ -30,6 +30,8 @@ _REASON = "circuit open"
 _LOOK_SECONDS = 0.05
 # What is held is woken by the end of the pause. Should it be missed, it looks by itself after this.
 _HELD = 5.0
+# Runs that end so have called what the handler calls, as far as anybody knows, and it has worked; "failed" is an answer, too.
+_WORKED = frozenset({"done", "failed"})
 
 
 class CircuitGuard:
@@ -124,8 +126,9 @@ class CircuitGuard:
         return ticket is not None
 
     def _end(self, delivery: Delivery, decision: Decision) -> Decision:
-        """It has not failed, or not in a way that counts. What is to run again for other reasons says nothing."""
-        if decision.again is not None:
+        """It has not failed, or not in a way that counts. What is to run again for other reasons says nothing, nor does what the
+        handler decided, a failure that does not count, or a duplicate, for which nothing ran: the next one is the probe."""
+        if decision.again is not None or decision.name not in _WORKED:
             self._abandon(delivery)
         else:
             with self._lock:
