@@ -98,6 +98,23 @@ async def test_a_deleted_stream_of_replies_is_there_again_within_5_s(redis_url: 
     await client.aclose()
 
 
+@pytest.mark.parametrize("way", ["the last id", "no stream"])
+async def test_a_stream_of_replies_that_somebody_spoilt_is_made_again(redis_url: str, way: str) -> None:
+    """Whoever asks keeps its address, so that nothing else would ever help it."""
+    quotes: Queue[int] = Queue(f"t.trouble.{uuid.uuid4().hex[:8]}", int)
+    service, _, _, addresses = shop(redis_url, quotes)
+    client = redis.from_url(redis_url)
+    async with service, connect(redis_url) as broker:
+        await answered(broker, quotes)
+        if way == "no stream":
+            await client.set(addresses[-1], "somebody's")
+        else:
+            await client.xadd(addresses[-1], {"body": "forged"}, id=f"{2**64 - 1}-{2**64 - 1}")
+        await answered(broker, quotes)
+        assert await client.type(addresses[-1]) == b"stream"
+    await client.aclose()
+
+
 async def test_requests_too_short_for_an_inbox_leave_none_behind(sqs_url: str) -> None:
     """Making a queue takes longer than any of them waits."""
     prefix = f"t{uuid.uuid4().hex[:8]}-"

@@ -32,6 +32,8 @@ _SIGN: Final = 3.0
 are lost for as long. Shorter: two commands more each time, of each process."""
 _MANY: Final = 1000
 """Answers of one read. As many are left in the stream before they are trimmed."""
+_LAST_ID: Final = b"%d-%d" % (2**64 - 1, 2**64 - 1)
+"""Behind it a stream takes nothing more."""
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -52,6 +54,7 @@ class StreamInbox:
         self._last: bytes = b"0-0"
         self._read = 0
         self._signed = 0.0
+        self._spoilt = False  # by somebody: no answer can be added any more
         self._reading: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -86,7 +89,7 @@ class StreamInbox:
         for reply in (made, kept):
             if isinstance(reply, ReplyError) and reply.code != "BUSYGROUP":
                 raise reply
-        self._last, self._read, self._signed = b"0-0", 0, time.monotonic()
+        self._last, self._read, self._signed, self._spoilt = b"0-0", 0, time.monotonic(), False
 
     async def _keep(self) -> None:
         attempt = 0
@@ -100,11 +103,16 @@ class StreamInbox:
                 return
             except (AtLeastOnceError, LinkLost, ReplyError, OSError) as error:
                 log.info("the stream of replies cannot be read (%s); trying again", error)
+                self._spoilt = isinstance(error, ReplyError) and error.code == "WRONGTYPE"
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
 
     async def _once(self, link: Link) -> None:
         """One read, and now and then a sign of life."""
+        if self._spoilt:
+            log.warning("the stream of replies was spoilt by somebody; making it again")
+            _good(await link.call([("UNLINK", self._name)]))
+            await self._make(link)
         left = self._signed + _SIGN - time.monotonic()
         if self._read >= _MANY or left <= 0:
             await self._sign(link)
@@ -133,6 +141,7 @@ class StreamInbox:
 
     def _take(self, entries: list[tuple[bytes, list[bytes]]]) -> None:
         self._last = entries[-1][0]
+        self._spoilt = self._last == _LAST_ID
         self._read += len(entries)
         found = []
         for id, fields in entries:
