@@ -56,7 +56,7 @@ def make_pool(
             run_list,
             lanes,
             places,
-            max_messages=min(consumer.batching.max_messages, worker.window.messages),
+            max_messages=min(consumer.batching.max_messages, worker.meter.limit.messages),
             max_wait=consumer.batching.max_wait,
             ended=worker.all_ended,
             failed=bound.failed,

@@ -15,7 +15,7 @@ from atleastonce.broker import Broker
 from atleastonce.channels import Source
 from atleastonce.compose import compose_row
 from atleastonce.consumer import Consumer
-from atleastonce.contract import DelayChannel, Level, Topology, Window
+from atleastonce.contract import DelayChannel, Level, Topology
 from atleastonce.durations import readable
 from atleastonce.engine.admission import Due
 from atleastonce.engine.lanes import FreeLanes, Lanes
@@ -25,6 +25,7 @@ from atleastonce.engine.mover import Send
 from atleastonce.engine.places import Places
 from atleastonce.engine.quarantine import Quarantine
 from atleastonce.engine.rate import TokenBucket
+from atleastonce.engine.shared_window import SharedWindow
 from atleastonce.engine.supervisor import Supervisor
 from atleastonce.engine.turnstile import Turnstile
 from atleastonce.engine.window import WindowMeter
@@ -127,7 +128,9 @@ class Runtime:
         self.topology: Topology = consumer.topology(broker.adapter.capabilities)
         self.supervisors: list[Supervisor | Quarantine] = []
         self.home: Worker | None = None  # set by `start`
-        self._places = Places(consumer.concurrency) if self._drained_delays else None
+        drained = len(self._drained_delays)
+        self._places = Places(consumer.concurrency) if drained else None
+        self._window = SharedWindow(consumer.window, 1 + drained) if drained else None
         self._turnstile = turnstile or Turnstile()
         self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected)
         self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
@@ -186,13 +189,11 @@ class Runtime:
         Args:
             before: readers that have priority over this one's.
         """
-        self.home = home = self._worker(self.consumer.home, self.consumer.window, None)
+        self.home = home = self._worker(self.consumer.home, None)
         home.betters += before
         await self._start(home)
-        # What waits costs memory and no places.
-        waiting = msgspec.structs.replace(self.consumer.window, shared=True)
         for delay in self._drained_delays:
-            worker = self._worker(Source(delay.channel), waiting, delay)
+            worker = self._worker(Source(delay.channel), delay)
             worker.betters += before
             if delay.delay:
                 home.elders.append(worker)
@@ -278,8 +279,12 @@ class Runtime:
             hot_keys=self._hot.top() if self._hot is not None and worker is self.home else [],
         )
 
-    def _worker(self, source: Source, window: Window, delay: DelayChannel | None) -> Worker:
-        bound = self._bound
+    def _worker(self, source: Source, delay: DelayChannel | None) -> Worker:
+        bound, shared = self._bound, self._window
+        window, make_meter = self.consumer.window, None if shared is None else shared.of_source
+        if shared is not None and delay is not None:
+            # What waits costs memory and no places.
+            window, make_meter = msgspec.structs.replace(shared.part, shared=True), shared.of_other
         places = self.consumer.concurrency if delay is None else max(1, self.consumer.concurrency // _RETRY_SHARE)
         line = None if self._lines is None else self._lines.line()
         worker = Worker(
@@ -298,6 +303,7 @@ class Runtime:
             exited=self._suspects.exited if line is None else None,  # in order it comes again where it was
             send=self._send,
             broken=self._fatal,
+            make_meter=make_meter,
         )
         if line is not None:
             line.ended = worker.ended

@@ -99,29 +99,35 @@ class Intake:
             self._subscription = None
 
     async def _receive(self, subscription: Subscription) -> None:
+        meter = self._meter
         while not self._drains.stopping:
-            room = self._meter.room()
+            room = meter.room()
             # While paused, too: what was fetched before is in nobody's hands but the subscription's.
             if not room:
-                await self.room.heard()
-                continue
-            if (self.elders or self.betters) and await self._give_way():
-                room = 1
-            room = min(room, self._most)
-            batch: Sequence[Delivery]
-            if self._rate is None:
-                batch = await subscription.receive(room, _RECEIVE_WAIT)
-                self._received(batch)
-            elif granted := self._rate.take(room):
-                room, batch = granted, ()
+                meter.waits = True
                 try:
-                    batch = await subscription.receive(granted, _RECEIVE_WAIT)
+                    await self.room.heard()
                 finally:
-                    self._rate.give_back(granted - len(batch))
-                self._received(batch)
-            else:
+                    meter.waits = False
+                continue
+            if self.elders or self.betters:
+                # Others have asked meanwhile, perhaps for the same room.
+                room = min(1 if await self._give_way() else self._most, meter.room())
+                if not room:
+                    continue
+            room = min(room, self._most)
+            if self._rate is not None and not (room := self._rate.take(room)):
                 await self.room.heard(self._rate.wait)
                 continue
+            batch: Sequence[Delivery] = ()
+            meter.ask(room)
+            try:
+                batch = await subscription.receive(room, _RECEIVE_WAIT)
+            finally:
+                meter.answer(len(batch))
+                if self._rate is not None:
+                    self._rate.give_back(room - len(batch))
+            self._received(batch)
             if len(batch) >= room:
                 self._filled_at = time.monotonic()
             # A receive served from a buffer does not suspend: lanes and settler need the loop too.

@@ -7,7 +7,7 @@ from typing import Final
 
 from atleastonce.contract import Window
 
-_ASSUMED: Final = 64 * 1024
+ASSUMED_BYTES: Final = 64 * 1024
 """Bytes of a message before any was seen. Smaller: the first batch of large ones overshoots a small window. Larger: the first
 request of a usual one is small."""
 
@@ -26,6 +26,7 @@ class WindowMeter:
 
     Attributes:
         share: of the limit that may be used now, above 0 and up to 1; at least one message always may.
+        waits: whether its reader has found no room, and waits for some.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class WindowMeter:
         "peak_bytes",
         "peak_messages",
         "share",
+        "waits",
     )
 
     def __init__(self, limit: Window) -> None:
@@ -51,6 +53,7 @@ class WindowMeter:
         self._since = 0
         self._oversized = False
         self.share = 1.0
+        self.waits = False
 
     def room(self) -> int:
         """How many messages may be received now; 0 when the window is full in either measure."""
@@ -58,11 +61,30 @@ class WindowMeter:
         free, left = most - self.messages, room - self.bytes
         if free <= 0 or left <= 0:
             return 0
-        largest = max(self._largest, self._before) or (1 if self._since else _ASSUMED)
+        largest = self.largest or (1 if self._since else ASSUMED_BYTES)
         return min(free, max(left // largest, 0 if self.messages else 1))
 
+    def ask(self, messages: int) -> None:
+        """So many are about to be asked for; not more than there is room for."""
+
+    def answer(self, messages: int) -> None:
+        """So many have come, to be taken at once."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest message of late; 0 if none has had any."""
+        return max(self._largest, self._before)
+
+    @property
+    def seen(self) -> bool:
+        """Whether any message has come."""
+        return self._since > 0
+
     def _most(self) -> tuple[int, int]:
-        limit, share = self.limit, self.share
+        return self._scaled(self.limit)
+
+    def _scaled(self, limit: Window) -> tuple[int, int]:
+        share = self.share
         if share == 1.0:
             return limit.messages, limit.bytes
         return max(1, int(limit.messages * share)), max(1, int(limit.bytes * share))

@@ -71,6 +71,8 @@ class Worker:
         rate: see `Intake`.
         send: publishes copies; None for the adapter's own.
         broken: told when one of the worker's own tasks has died, after which nothing here goes on.
+        make_meter: gives its account of a window that it shares with others, which is told what to call when there is room again;
+            None where the window is its own.
 
     Attributes:
         elders, betters: see `Intake`.
@@ -95,11 +97,12 @@ class Worker:
         rate: TokenBucket | None = None,
         send: Send | None = None,
         broken: Callable[[BaseException], None] | None = None,
+        make_meter: Callable[[Callable[[], None]], WindowMeter] | None = None,
     ) -> None:
         self.source = source
         self._broken = broken
         self.window = window
-        self.meter = WindowMeter(window)
+        self.meter = WindowMeter(window) if make_meter is None else make_meter(self._room_again)
         self.lanes = lanes
         self.counts = Tally()
         self._reading: Subscription | None = None
@@ -215,7 +218,7 @@ class Worker:
     @property
     def waiting(self) -> bool:
         """Whether messages wait, for a place or for the machine's time: here, or with the broker."""
-        full = not (self.pool.vacant or self.meter.room())
+        full = self.meter.waits and not self.pool.vacant
         return self.lanes.ready or self._admission.late or self._intake.more or full
 
     @property
@@ -337,10 +340,10 @@ class Worker:
         sizes = [*map(_SIZE, batch)]
         if self.meter.take(len(batch), sum(sizes), largest := max(sizes)):
             log.warning(
-                "%s: a message of %d bytes came, and max_in_flight_bytes is %d: such messages run one at a time; raise it",
+                "%s: a message of %d bytes came, and max_in_flight_bytes is %d here: such messages run one at a time; raise it",
                 self.source,
                 largest,
-                self.window.bytes,
+                self.meter.limit.bytes,
             )
         self._out.update(batch)
         self.counts["received"] += len(batch)
@@ -416,13 +419,16 @@ class Worker:
             self._gate.forget(batch)
         self._out.difference_update(batch)
         self.meter.give(len(batch), sum(map(_SIZE, batch)))
+        self._room_again()
+        self._drains.ended.notify()
+        if self.lanes.ready:
+            self.pool.wake()
+
+    def _room_again(self) -> None:
         # A receive is worth its round trip once there is some room, or as soon as there is nothing left to start: what is
         # out may stay so for long (slow handlers, holds, a destination that is away) and must not keep the rest waiting.
         if self.meter.low or not self.lanes.ready:
             self._intake.room.ring()
-        self._drains.ended.notify()
-        if self.lanes.ready:
-            self.pool.wake()
 
     def _tick(self, now: float) -> None:
         self.pool.cancel_late(now)

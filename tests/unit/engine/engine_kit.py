@@ -40,6 +40,7 @@ from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.pools import Pool
 from atleastonce.engine.supervisor import Supervisor
 from atleastonce.engine.thread_pool import ThreadPool
+from atleastonce.engine.window import WindowMeter
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import ConnectionLost
 from atleastonce.message import Headers, Message
@@ -265,6 +266,7 @@ class Rig:
         rejection: Callable[[Delivery, Decision, Fault], Decision | None] = lambda *_: None,
         due: Callable[[Delivery], float] | None = None,
         backoff: Backoff = Backoff("1ms", maximum="5ms"),  # noqa: B008 - frozen
+        make_meter: Callable[[Callable[[], None]], WindowMeter] | None = None,
     ) -> None:
         self.adapter = adapter if adapter is not None else ScriptedAdapter()
         self.fatal: list[BaseException] = []
@@ -304,6 +306,7 @@ class Rig:
             rejection=rejection,
             due=due,
             broken=self.fatal.append,
+            make_meter=make_meter,
         )
         self.supervisor = Supervisor(self.adapter, self.worker, backoff=backoff)
 
