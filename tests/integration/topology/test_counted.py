@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import urllib.request
 import uuid
@@ -72,7 +73,19 @@ def by_sqs(url: str, metadata: Mapping[str, str]) -> int:
         clients.close()
 
 
+def by_metrics_api(metadata: Mapping[str, str]) -> int:
+    """The paths that we export, of GJSON: names, and the first of a list whose name is so."""
+    with urllib.request.urlopen(metadata["url"], timeout=10) as answer:
+        found = json.load(answer)
+    for step in re.findall(r'#\(name=="[^"]+"\)|[a-z_]+', metadata["valueLocation"]):
+        named = re.fullmatch(r'#\(name=="(.+)"\)', step)
+        found = next(each for each in found if each["name"] == named[1]) if named else found[step]
+    return int(found)
+
+
 def by_nats(url: str, metadata: Mapping[str, str]) -> int:
+    if "valueLocation" in metadata:
+        return by_metrics_api(metadata)
     where = (
         f"http://{metadata['natsServerMonitoringEndpoint']}/jsz?acc={metadata['account']}&consumers=true&config=true"
     )
@@ -138,7 +151,7 @@ RETRIES = {
     "kafka": (0, ".retry.10m"),
     "rabbitmq": (0, None),
     "sqs": (0, None),
-    "nats": (3, None),  # they cannot be told apart there: the page says so
+    "nats": (0, ".pending"),
     "redis": (0, ".pending"),
 }
 

@@ -44,6 +44,11 @@ TRIGGERS: Mapping[str, tuple[set[str], set[str]]] = {
         {"natsServerMonitoringEndpoint", "account", "stream", "consumer"},
         {"lagThreshold", "activationLagThreshold", "useHttps"},
     ),
+    "metrics-api": (
+        {"url", "valueLocation", "targetValue"},
+        {"activationTargetValue", "format", "unsafeSsl", "aggregateFromKubeServiceEndpoints", "aggregationType"}
+        | {"timeout"},
+    ),
     "gcp-pubsub": (
         {"subscriptionName"},
         {"mode", "value", "activationValue", "aggregation", "timeHorizon", "valueIfNull"},
@@ -53,7 +58,15 @@ TRIGGERS: Mapping[str, tuple[set[str], set[str]]] = {
         {"lagCount", "activationLagCount", "pendingEntriesCount", "streamLength", "databaseIndex", "enableTLS"},
     ),
 }
-NUMBERS = {"lagThreshold", "value", "queueLength", "lagCount", "pendingEntriesCount", "activationLagCount"}
+NUMBERS = {
+    "targetValue",
+    "lagThreshold",
+    "value",
+    "queueLength",
+    "lagCount",
+    "pendingEntriesCount",
+    "activationLagCount",
+}
 CHOICES = {
     "offsetResetPolicy": {"earliest", "latest"},
     "sasl": {"none", "plaintext", "scram_sha256", "scram_sha512", "oauthbearer", "gssapi"},
@@ -69,6 +82,7 @@ PARAMETERS = {
     "rabbitmq": {"username", "password", "host", "ca", "cert", "key", "tls"},
     "aws-sqs-queue": {"awsAccessKeyID", "awsSecretAccessKey", "awsSessionToken", "awsRegion"},
     "nats-jetstream": set(),
+    "metrics-api": {"apiKey", "username", "password", "token", "ca", "cert", "key"},
     "gcp-pubsub": {"GoogleApplicationCredentials"},
     "redis-streams": {"username", "password", "tls"},
 }

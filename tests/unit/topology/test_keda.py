@@ -154,17 +154,43 @@ def test_sqs_needs_a_region() -> None:
 
 def test_nats_asks_the_monitoring_of_the_server() -> None:
     found = metadata(exported(declared_on("nats"), monitoring="nats-headless:8222", account="SHOP"))
-    assert found["orders.created.billing"] == {
+    assert found["mails"] == {
         "natsServerMonitoringEndpoint": "nats-headless:8222",
         "account": "SHOP",
-        "stream": "orders~created",
-        "consumer": "billing",
+        "stream": "mails",
+        "consumer": "mails",
         "lagThreshold": "100",
     }
     assert metadata(exported(declared_on("nats")))["mails"]["natsServerMonitoringEndpoint"] == "nats:8222"
 
 
-@pytest.mark.parametrize(("broker", "told"), [("nats", True), ("pubsub", True), ("kafka", False), ("redis", False)])
+def test_nats_does_not_count_retries_that_wait_and_keeps_one_replica_for_them() -> None:
+    document = exported(declared_on("nats"), monitoring="nats-headless:8222", account="SHOP")
+    found = metadata(document)
+    consumer = (
+        'account_details.#(name=="SHOP").stream_detail.#(name=="orders~created").consumer_detail.#(name=="billing")'
+    )
+    assert found["orders.created.billing"] == {
+        "url": "http://nats-headless:8222/jsz?acc=SHOP&consumers=true",
+        "valueLocation": f"{consumer}.num_pending",
+        "targetValue": "100",
+    }
+    pending = found["orders.created.billing.pending"]
+    assert pending["valueLocation"] == f"{consumer}.num_ack_pending"
+    assert int(pending["targetValue"]) >= 10**9
+    kinds = {trigger["name"]: trigger["type"] for trigger in scaled(document)["triggers"]}
+    assert kinds["orders.created.billing"] == kinds["orders.created.billing.pending"] == "metrics-api"
+    assert kinds["mails"] == kinds["orders.created.billing.suspects"] == "nats-jetstream"
+
+
+@pytest.mark.parametrize("url", ["nats://n1:4222,n2:4222", "nats://nats:4222?replicas=3"])
+def test_in_a_cluster_of_nats_the_scaler_is_asked_that_finds_the_leader(url: str) -> None:
+    needs = declared_on("nats", url)
+    assert {trigger["type"] for trigger in scaled(exported(needs))["triggers"]} == {"nats-jetstream"}
+    assert any("waits for a retry" in note for note in keda(needs, Scaling("billing")).notes)
+
+
+@pytest.mark.parametrize(("broker", "told"), [("nats", False), ("pubsub", True), ("kafka", False), ("redis", False)])
 def test_a_broker_that_counts_waiting_retries_as_work_is_told_of(broker: str, told: bool) -> None:
     def notes(needs: Declared) -> list[str]:
         return [note for note in keda(needs, Scaling("billing")).notes if "waits for a retry" in note]

@@ -52,5 +52,9 @@ def describe(wanted: Topology, config: Config) -> list[Resource]:
 
 
 def server(config: Config) -> dict[str, Any]:
-    """See `Describes.server`."""
-    return {"servers": [each.partition("://")[2] for each in config.servers], "tls": config.tls is not None}
+    """See `Describes.server`. ``clustered``: whether what one server says is certainly not all."""
+    return {
+        "servers": [each.partition("://")[2] for each in config.servers],
+        "tls": config.tls is not None,
+        "clustered": len(config.servers) > 1 or config.replicas > 1,
+    }

@@ -114,7 +114,7 @@ def _notes(declared: Declared, scaling: Scaling, auth: dict[str, Any] | None, mo
     if (partitions := _partitions(declared)) and most > partitions:
         yield f"replicas beyond {partitions}, the partitions of its largest source, would be idle: --max {most}"
     mixed = sorted({str(reading.home) for reading in declared.readings if reading.holds_retries})
-    if mixed and declared.broker in ("nats", "pubsub"):
+    if mixed and (declared.broker == "pubsub" or declared.server.get("clustered")):
         yield f"{', '.join(mixed)}: this broker counts what waits for a retry with all the rest, and KEDA takes it for work"
     if declared.broker == "rabbitmq" and not declared.server.get("management"):
         window = max(consumer.window.messages for consumer in declared.consumers)

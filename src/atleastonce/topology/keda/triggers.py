@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 from atleastonce.errors import ConfigurationError
 from atleastonce.topology.declared import Declared, Reading
@@ -27,6 +28,9 @@ def triggers(declared: Declared, reading: Reading, scaling: Scaling) -> Iterator
         ConfigurationError: a setting that KEDA needs and nobody gave.
     """
     if reading.place is None:
+        return
+    if declared.broker == "nats" and reading.holds_retries and not declared.server["clustered"]:
+        yield from _nats_apart(declared.server, reading, scaling)
         return
     kind, make = _KINDS[declared.broker]
     metadata = make(declared.server, reading, scaling)
@@ -119,12 +123,39 @@ def _sqs(server: Mapping[str, Any], reading: Reading, scaling: Scaling) -> Metad
 def _nats(server: Mapping[str, Any], reading: Reading, scaling: Scaling) -> Metadata:
     place = reading.place or {}
     return {
-        "natsServerMonitoringEndpoint": scaling.monitoring or f"{server['servers'][0].rpartition(':')[0]}:8222",
+        "natsServerMonitoringEndpoint": _monitoring(server, scaling),
         "account": scaling.account,
         "stream": place["stream"],
         "consumer": place["consumer"],
         "lagThreshold": str(scaling.threshold(reading)),
     }
+
+
+def _monitoring(server: Mapping[str, Any], scaling: Scaling) -> str:
+    return scaling.monitoring or f"{server['servers'][0].rpartition(':')[0]}:8222"
+
+
+def _nats_apart(server: Mapping[str, Any], reading: Reading, scaling: Scaling) -> Iterator[dict[str, Any]]:
+    """What nobody was given yet, and what is out: KEDA's own scaler of NATS only knows their sum, and a retry that waits is out.
+
+    The server says both, at the address that the own scaler asks, too. For one server alone: of several, that scaler finds the one
+    that leads the consumer, and this one does not.
+    """
+    place = reading.place or {}
+    account = quote(scaling.account, safe="$")
+    consumer = (
+        f'account_details.#(name=="{scaling.account}").stream_detail.#(name=="{place["stream"]}")'
+        f'.consumer_detail.#(name=="{place["consumer"]}")'
+    )
+    # What is out keeps the last replica, and asks for no second one.
+    counts = (("", "num_pending", scaling.threshold(reading)), (".pending", "num_ack_pending", _NEVER))
+    for suffix, field, target in counts:
+        metadata = {
+            "url": f"http://{_monitoring(server, scaling)}/jsz?acc={account}&consumers=true",
+            "valueLocation": f"{consumer}.{field}",
+            "targetValue": str(target),
+        }
+        yield {"type": "metrics-api", "name": f"{reading.source.name}{suffix}", "metadata": metadata}
 
 
 def _pubsub(server: Mapping[str, Any], reading: Reading, scaling: Scaling) -> Metadata:
