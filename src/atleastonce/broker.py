@@ -44,7 +44,8 @@ class Broker(Asks):
         wait: seconds to wait for a broker that is not there yet; 0 fails at once, None waits for ever.
         max_pending: how many publishes may be unconfirmed; a full window makes `publish` wait.
         max_pending_bytes: the same in bytes.
-        publish_timeout: how long `publish` waits for a full window before it raises `Overloaded`.
+        publish_timeout: how long `publish` waits for a full window before it raises `Overloaded`, and `close` for what
+            the rate holds.
         rate_limit: how fast messages may leave, like ``"1000/s"``; what waits for it counts as pending.
         max_requests: how many requests may wait for their answers; one more raises `Overloaded`. Each costs about 2 KB.
         waiting: told why it waits, each time it tries again; for a person's eyes.
@@ -127,12 +128,16 @@ class Broker(Asks):
                 await asyncio.sleep(pause)
 
     async def close(self) -> None:
-        """Wait for pending publishes, then disconnect; requests that wait for answers raise `Closed`. Idempotent."""
+        """Wait for pending publishes, then disconnect; requests that wait for answers raise `Closed`. Idempotent.
+
+        What ``rate_limit`` still holds leaves at that rate for ``publish_timeout``; what has not left by then is not sent: its
+        `publish` raises `Closed`, and `publish_many` answers ``unknown`` with `Code.CLOSED` for it, or raises if nothing was sent.
+        """
         for depth in self._depths.values():
             depth.close()
         try:
             await self._close_inbox()
-            await self._publisher.close()
+            await self._publisher.close(self._within)
         finally:
             await self.adapter.close()
 

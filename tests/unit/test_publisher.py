@@ -259,6 +259,53 @@ async def test_no_more_leave_at_once_than_the_rate_grants() -> None:
     assert publisher.pending == 0
 
 
+async def test_a_close_waits_so_long_for_what_the_rate_holds_and_tells_the_rest_that_it_was_not_sent() -> None:
+    """At one in an hour the last of them would leave in two days."""
+    sender = Sender()
+    sender.gate.clear()
+    publisher = Publisher(sender, Window(60, 1000), max_batch=50, rate=TokenBucket(1 / 3600))
+    singles = [start(publisher, f"s{n}") for n in range(40)]
+    await until(lambda: sender.out == 1)
+    told: list[Outcome] = []
+    await publisher.post(outgoing("posted"), told.append, within=LONG)
+    listed = asyncio.create_task(publisher.publish_many([outgoing(f"l{n}") for n in range(10)], within=LONG))
+    await until(lambda: publisher.pending == 51)
+    sender.gate.set()
+    async with asyncio.timeout(LONG):
+        await asyncio.gather(publisher.close(0.05), publisher.close(0.05))
+    answers = await asyncio.gather(*singles, listed, return_exceptions=True)
+    assert answers[0] is OK
+    assert all(isinstance(answer, Closed) and "not sent" in str(answer) for answer in answers[1:])
+    assert [(outcome.status, outcome.fault and outcome.fault.code) for outcome in told] == [
+        (Status.UNKNOWN, Code.CLOSED)
+    ]
+    assert sender.calls == [["s0"]]
+    assert publisher.pending == 0
+
+
+async def test_what_may_leave_within_the_time_of_a_close_does() -> None:
+    sender = Sender()
+    publisher = Publisher(sender, Window(60, 1000), max_batch=50, rate=TokenBucket(100.0))
+    singles = [start(publisher, f"s{n}") for n in range(40)]
+    await until(lambda: len(sender.calls) == 1)
+    await publisher.close(LONG)
+    assert await asyncio.gather(*singles) == [OK] * 40
+
+
+async def test_a_list_of_which_a_part_has_left_says_of_the_rest_that_it_was_not_sent() -> None:
+    sender = Sender()
+    publisher = Publisher(sender, Window(60, 1000), max_batch=50, rate=TokenBucket(1 / 3600))
+    listed = asyncio.create_task(publisher.publish_many([outgoing(f"l{n}") for n in range(5)], within=LONG))
+    await until(lambda: sender.calls == [["l0"]])
+    async with asyncio.timeout(LONG):
+        await publisher.close(0.0)
+    first, *rest = await listed
+    assert first is OK
+    assert [(outcome.status, outcome.fault and outcome.fault.code) for outcome in rest] == [
+        (Status.UNKNOWN, Code.CLOSED)
+    ] * 4
+
+
 async def test_a_list_at_a_rate_that_was_sent_in_part_says_so() -> None:
     sender = Sender()
     publisher = Publisher(sender, Window(100, 1000), max_batch=50, rate=TokenBucket(100.0))

@@ -4,6 +4,7 @@ the window takes."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +14,7 @@ from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
 from atleastonce.engine.answers import ask
 from atleastonce.engine.rate import TokenBucket
 from atleastonce.errors import Closed, Overloaded
-from atleastonce.wake import Bell
+from atleastonce.wake import Bell, Signal
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
@@ -46,6 +47,8 @@ class Publisher:
         self._bytes = 0
         self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self._closed = False
+        self._given_up = False  # what has not left yet does not leave any more
+        self._let_in = Signal()
         self._empty: asyncio.Future[None] | None = None  # awaited by close
 
     async def publish(self, item: Outgoing, *, within: float) -> Outcome:
@@ -53,7 +56,7 @@ class Publisher:
 
         Raises:
             Overloaded: the window stayed full for ``within`` seconds.
-            Closed: after `close`.
+            Closed: after `close`, or it had not left when that gave up; it was not sent.
         """
         size = item.message.size
         if not self._enters(1, size):
@@ -118,20 +121,35 @@ class Publisher:
                 break
         return outcomes
 
-    async def close(self) -> None:
-        """Refuse new publishes and wait for the pending ones. Idempotent."""
+    async def close(self, within: float = math.inf) -> None:
+        """Refuse new publishes and wait for the pending ones. Idempotent.
+
+        Args:
+            within: for so many seconds what the rate still holds may leave; what has not by then is not sent, and its publish
+                raises `Closed`.
+        """
         self._closed = True
         for waiter, _, _ in self._waiting:
             if not waiter.done():
                 waiter.set_exception(Closed("the broker was closed"))
         self._waiting.clear()
-        while self._messages:
-            if self._empty is None:
-                self._empty = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._empty])
+        loop = asyncio.get_running_loop()
+        timer = None if self._rate is None or within == math.inf else loop.call_later(within, self._give_up)
+        try:
+            while self._messages:
+                if self._empty is None:
+                    self._empty = loop.create_future()
+                await asyncio.wait([self._empty])
+        finally:
+            if timer is not None:
+                timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        self._let_in.notify()
 
     @property
     def pending(self) -> int:
@@ -223,11 +241,22 @@ class Publisher:
                 if self._rate is None:
                     await self._send_batch(self._next_batch(self._max_batch))
                     continue
-                most = await self._granted(self._rate, len(self._pending))
+                try:
+                    most = await self._granted(self._rate, len(self._pending))
+                except Closed as error:
+                    self._refuse(error)
+                    continue
                 batch = self._next_batch(most)  # some may have been cancelled meanwhile
                 self._rate.give_back(most - len(batch))
                 if batch:
                     await self._send_batch(batch)
+
+    def _refuse(self, error: Closed) -> None:
+        """None of what is pending leaves."""
+        batch, self._pending = self._pending, {}
+        for waits in batch:
+            if not waits.done():
+                waits.set_exception(error)
 
     def _next_batch(self, most: int) -> dict[_Waits, Outgoing]:
         batch = self._pending
@@ -240,11 +269,17 @@ class Publisher:
         return batch
 
     async def _granted(self, rate: TokenBucket, most: int) -> int:
-        """How many of ``most`` leave together: one at least, once it may."""
+        """How many of ``most`` leave together: one at least, once it may.
+
+        Raises:
+            Closed: it was given up first.
+        """
         while True:
+            if self._given_up:
+                raise Closed("the broker was closed, and its rate limit had not let this leave; it was not sent")
             if granted := rate.take(min(most, self._max_batch)):
                 return granted
-            await asyncio.sleep(rate.wait)
+            await self._let_in.wait(rate.wait)
 
     async def _paced(self, batch: Sequence[Outgoing], outcomes: list[Outcome]) -> None:
         """Send ``batch`` no faster than may be, and add what was answered to ``outcomes``. Raises as `_ask`; what was answered
