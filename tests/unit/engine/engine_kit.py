@@ -117,6 +117,8 @@ class ScriptedSubscription(Subscription):
 
     def __init__(self) -> None:
         self.waiting: deque[list[Delivery] | BaseException] = deque()
+        self.stopped = False
+        self.later: list[list[Delivery] | BaseException] = []  # fed while it is paused: handed out after that
         self.changed = asyncio.Event()
         self.settled: list[tuple[str, Verdict]] = []  # as the broker saw it, repetitions included
         self.calls: list[list[str]] = []  # ids of each call of settle
@@ -132,7 +134,9 @@ class ScriptedSubscription(Subscription):
         self.closed = 0
 
     def feed(self, *batches: list[Delivery] | BaseException) -> None:
-        self.waiting.extend(batches)
+        for batch in batches:
+            held = self.stopped and not isinstance(batch, BaseException)
+            (self.later if held else self.waiting).append(batch)
         self.changed.set()
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
@@ -181,9 +185,13 @@ class ScriptedSubscription(Subscription):
 
     async def pause(self) -> None:
         self.paused += 1
+        self.stopped = True
 
     async def resume(self) -> None:
         self.resumed += 1
+        self.stopped = False
+        held, self.later = self.later, []
+        self.feed(*held)
 
     async def close(self) -> None:
         self.closed += 1

@@ -659,12 +659,12 @@ async def test_a_lease_that_is_lost_before_its_message_started_means_that_it_doe
 async def test_receiving_goes_on_once_no_reason_is_left() -> None:
     async with running(Rig(done)) as rig:
         await until(lambda: rig.subscription.receiving)
+        rig.feed(deliveries(1, prefix="held back"))
         await rig.worker.pause("operator")
         await rig.worker.pause("operator")
         await rig.worker.pause("broken store")
         assert rig.subscription.paused >= 1
-        rig.feed(deliveries(1, prefix="held back"))
-        # the receive that was under way may still bring something; from then on nothing is asked for
+        # what was fetched before is in nobody's hands but the subscription's; from then on nothing is fetched
         await rig.ended()
         rig.feed(deliveries(5))
         await rig.worker.resume("never given")
