@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from once_kit import Database, Order, counts, dead_letters, until
 
 from atleastonce import Context, Inbox, MessageTooLarge, Outbox, Queue, Service, SQLiteStore, wire
-from atleastonce.stores.outbox import SLOTS, OutboxStore
+from atleastonce.stores.outbox import FETCHED_BYTES, SLOTS, OutboxStore
 
 MakeQueue = Callable[[str], Queue[Any]]
 MIB = 1 << 20
@@ -58,16 +60,40 @@ async def test_one_message_too_large_for_mysql_is_its_handlers_failure(
     assert paused == set()
 
 
-async def test_a_look_at_large_rows_of_sqlite_brings_some_and_the_next_one_the_others(tmp_path: Path) -> None:
-    """As one text they would have been longer than a text of SQLite can be."""
-    outbox, out = Outbox(store := SQLiteStore(tmp_path / "shop.db")), Queue("out")
-    relay, found = b"r" * 16, []
+async def test_a_look_at_large_rows_brings_some_and_the_next_one_the_others(inbox_database: Database) -> None:
+    """All at once they would lie in memory together; on SQLite they would have been longer than a text can be."""
+    store, out, relay, found = inbox_database.make(), Queue("out"), b"r" * 16, []
+    assert isinstance(store, OutboxStore)
+    outbox = Outbox(store)
+    size = FETCHED_BYTES // 6
     async with store:
-        for n in range(4):
+        for n in range(9):
             async with outbox.transaction() as tx:
-                await outbox.publish(tx, out, b"%d" % n + b"x" * (20 * MIB), key=str(n))
+                await outbox.publish(tx, out, b"%d" % n + b"x" * size, key=str(n))
         await store.outbox_hold(relay, "relay", 60)
         while rows := await store.outbox_fetch(relay, range(SLOTS), 100, held=[], paused=[]):
             found.append([row.outgoing.message.body[:1] for row in rows if row.outgoing is not None])
             await store.outbox_remove(rows)
-    assert found == [[b"0", b"1"], [b"2", b"3"]]
+    assert found == [[b"%d" % n for n in range(6)], [b"6", b"7", b"8"]]
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+async def test_any_bytes_come_out_of_sqlite_whatever_its_encoding_of_text_is(tmp_path: Path, encoding: str) -> None:
+    """They are read as text that is joined, which is converted where text is not UTF-8."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as file:
+        file.execute(f"PRAGMA encoding = '{encoding}'")
+        file.execute("CREATE TABLE first (n)")
+    outbox, out, relay = Outbox(store := SQLiteStore(tmp_path / "shop.db")), Queue("out"), b"r" * 16
+    bodies = [b"", b"\0", b"a\0b", bytes(range(256)), "späť".encode(), b"ab" * 500, b"\xff\xfe\xd8", b"\xd8\x00"]
+    async with store:
+        async with outbox.transaction() as tx:
+            for n, body in enumerate(bodies):
+                await outbox.publish(tx, out, body, key=body[:9] or None, id=f"m{n}", headers={"name": "späť"})
+        await store.outbox_hold(relay, "relay", 60)
+        rows = await store.outbox_fetch(relay, range(SLOTS), 100, held=[], paused=[])
+    messages = [row.outgoing.message for row in rows if row.outgoing is not None]
+    assert [message.body for message in messages] == bodies
+    assert [message.key for message in messages] == [body[:9] or None for body in bodies]
+    assert [(message.id, message.headers.get("name")) for message in messages] == [
+        (f"m{n}", "späť") for n in range(len(bodies))
+    ]

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 import uuid
 from asyncio.subprocess import PIPE, Process
@@ -37,7 +38,7 @@ from atleastonce import (
 from atleastonce.contract import Code, Outcome, Outgoing, rejected, unknown
 from atleastonce.patterns.outbox import Relay, counting
 from atleastonce.stores import OutboxStore
-from atleastonce.stores.outbox import OutboxRow
+from atleastonce.stores.outbox import OutboxRow, OutboxStats, slot_of
 from atleastonce.testing.brokers import killable
 
 MakeQueue = Callable[[str], Queue[Any]]
@@ -534,3 +535,52 @@ async def test_a_row_whose_text_is_none_holds_up_no_other(queue: MakeQueue, tmp_
         parked = await outbox.store.outbox_parked()
         assert [row.seq for row in parked] == [1, 2, 3]
         assert all("cannot be read" in row.reason for row in parked)
+
+
+async def test_on_sqlite_a_count_that_takes_long_holds_up_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of millions of rows it takes seconds."""
+    begun, go_on, relay = threading.Event(), threading.Event(), b"r" * 16
+
+    def slow(*counts: Any) -> OutboxStats:
+        begun.set()
+        go_on.wait(30)
+        return OutboxStats(*counts)
+
+    monkeypatch.setattr("atleastonce.stores.sqlite.outbox.OutboxStats", slow)
+    async with Outbox(store := SQLiteStore(tmp_path / "shop.db")) as outbox:
+        await write(outbox, Queue("orders"), [0])
+        await store.outbox_hold(relay, "relay", 60)
+        counting = asyncio.create_task(store.outbox_stats())
+        try:
+            await until(begun.is_set)
+            rows = await asyncio.wait_for(store.outbox_fetch(relay, range(8), 10, held=(), paused=()), 10)
+            await asyncio.wait_for(store.outbox_remove(rows), 10)
+        finally:
+            go_on.set()
+        assert ([row.id for row in rows], (await counting).waiting) == (["m0"], 1)
+
+
+async def test_a_long_backlog_of_one_key_leaves_the_others_their_turn(queue: MakeQueue, database: Database) -> None:
+    """Its rows come first by number, and leave one at a time: of each look they have a part. Not those of its own slot."""
+    channel, url = queue("orders"), f"memory://{uuid.uuid4().hex}"
+    reader, hot, where = Reader(url, channel), range(300), f"queue:{channel.name}"
+    others = [n for n in range(300, 530) if slot_of(where, b"%d" % n) != slot_of(where, b"hot")]
+    async with outbox_of(database) as outbox, connect(url) as broker, reader.service:
+        relay = Relay(outbox.store, broker.send, options=RelayOptions(poll="20ms", batch=20))
+        async with outbox.transaction() as tx:
+            await outbox.publish_many(
+                tx,
+                channel,
+                [Order(n) for n in (*hot, *others)],
+                id=lambda order: f"m{order.n}",
+                key=lambda order: "hot" if order.n in hot else f"{order.n}",
+            )
+        relay.start()
+        await until(lambda: set(others) <= set(reader.seen), within=60)
+        before = len([n for n in reader.seen if n in hot])
+        await until(lambda: len(reader.seen) == len(hot) + len(others), within=60)
+        await relay.stop(5)
+    assert before < 150
+    assert [n for n in reader.seen if n in hot] == list(hot)

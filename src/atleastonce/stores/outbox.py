@@ -43,6 +43,10 @@ from atleastonce.wire import ID
 SLOTS = 8
 """How many relays of one outbox can work at a time; more of them stand by. Part of the schema."""
 
+FETCHED_BYTES = 32 << 20
+"""Bytes of header fields and bodies that one look brings, and one row more. Fewer: more looks at large rows. More: memory, on
+SQLite twice as much as this."""
+
 
 class State(enum.IntEnum):
     """Of a row."""
@@ -229,9 +233,17 @@ class OutboxStore(TransactionalStore):
 
     @abstractmethod
     async def outbox_fetch(
-        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+        self,
+        relay: bytes,
+        slots: Collection[int],
+        limit: int,
+        *,
+        held: Collection[int],
+        paused: Collection[str],
+        most: int = 20_000,
     ) -> list[OutboxRow]:
-        """Ready rows, by number: at most ``limit`` of each of ``slots`` that ``relay`` holds now; writes nothing.
+        """Ready rows, by number: at most ``limit`` of each of ``slots`` that ``relay`` holds now, and of those the first ``most``,
+        as far as all before them have less than `FETCHED_BYTES`; writes nothing.
 
         Not given: the rows with the numbers ``held``, those to a destination in ``paused``, and those whose destination and
         key have a row that blocks.
@@ -286,11 +298,13 @@ _RUNS = 16
 
 
 def runs(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
-    """The longest runs of consecutive ``numbers``, at most `_RUNS`, by their first and last; and all others. What a relay holds
-    are thousands, mostly in a few runs: a database looks at those for each row faster than at a list."""
+    """The runs of consecutive ``numbers`` by their first and last, as far as each has a good part of all (a `_RUNS`-th); and all
+    others. What a relay holds are thousands, mostly in a few runs: a database compares each row faster with those than with a
+    list, but faster with a list than with many short ones."""
     found: list[tuple[int, int]] = []
+    ordered = sorted(numbers)
     first = last = -2
-    for number in sorted(numbers):
+    for number in ordered:
         if number != last + 1:
             if first != -2:
                 found.append((first, last))
@@ -298,9 +312,11 @@ def runs(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
         last = number
     if first != -2:
         found.append((first, last))
-    found.sort(key=lambda run: run[0] - run[1])
-    rest = [number for first, last in found[_RUNS:] for number in range(first, last + 1)]
-    return found[:_RUNS], rest
+    long = [run for run in found if (run[1] - run[0] + 1) * _RUNS >= len(ordered)]
+    if len(long) == len(found):
+        return long, []
+    rest = [number for run in found if run not in long for number in range(run[0], run[1] + 1)]
+    return long, rest
 
 
 def stored(outputs: Sequence[Outgoing]) -> list[Stored]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 
 from atleastonce.patterns.outbox.work import Work
-from atleastonce.stores.outbox import OutboxRow
+from atleastonce.stores.outbox import SLOTS, OutboxRow
 
 _FIRST_WAIT = 0.01
 # Read at once, beyond which less is asked for: large bodies must not fill the memory.
@@ -15,8 +16,12 @@ _FETCH_BYTES = 8 << 20
 # Batches that wait in the line when nothing more is read. Fewer: a slow look leaves the broker idle. More: memory, and rows that
 # another relay would have to read anew if this one's slots end.
 READ_AHEAD = 4
-# How fast the first looks grow. They begin small, for nobody knows yet how large the bodies are.
+# Rows of the first look, and how fast the next ones grow. They begin small, for nobody knows yet how large the bodies are.
+_FIRST = 128
 _GROWTH = 4
+# Of how many times its part of a look one slot may have rows in it. Less: rows spread by chance leave holes. More: PostgreSQL reads
+# as many in vain.
+_ABOVE = 1.3
 
 
 class Reader:
@@ -30,7 +35,8 @@ class Reader:
     def __init__(self, work: Work, poll: float) -> None:
         self._work = work
         self._poll = poll
-        self._limit = 16
+        self._most = _FIRST  # of all slots together
+        self._limit = _part(_FIRST, SLOTS)  # of each
         self._promoted = 0.0
 
     async def run(self) -> None:
@@ -62,7 +68,12 @@ class Reader:
             self._promoted = now
             await work.store.outbox_promote()
         rows = await work.store.outbox_fetch(
-            work.token, work.slots, self._limit, held=work.line.look(), paused=work.away.paused(now)
+            work.token,
+            work.slots,
+            self._limit,
+            held=work.line.look(),
+            paused=work.away.paused(now),
+            most=self._most,
         )
         work.more = len(rows) >= work.batch
         self._tune(rows)
@@ -71,15 +82,24 @@ class Reader:
         return fresh
 
     def _tune(self, rows: Sequence[OutboxRow]) -> None:
-        """Ask for so much of each slot that all together are about two batches, however the rows are spread."""
+        """Ask for two batches, the first rows by number: what is held is then without holes, which a store looks past at once. Of
+        one slot not many more than its part, so that one with a long backlog of few keys leaves the others their turn."""
         if not rows:
             return
-        batch = self._work.batch
+        work, most = self._work, self._most
         size = sum(len(row.outgoing.message.body) for row in rows if row.outgoing is not None)
-        fullest = max(Counter(row.slot for row in rows).values())
+        fullest = max(Counter([row.slot for row in rows]).values())
         if size > _FETCH_BYTES:
-            self._limit = max(1, self._limit * _FETCH_BYTES // size)
-        elif len(rows) > 4 * batch:
-            self._limit = max(1, self._limit // 2)
-        elif fullest >= self._limit and len(rows) < 2 * batch and _GROWTH * size < _FETCH_BYTES:
-            self._limit = min(2 * batch, self._limit * _GROWTH)
+            self._most = max(1, len(rows) * _FETCH_BYTES // size)
+        elif len(rows) >= most and _GROWTH * size < _FETCH_BYTES:
+            self._most = min(2 * work.batch, most * _GROWTH)
+        if fullest >= self._limit and len(rows) < most:
+            self._limit *= _GROWTH  # nothing of the others was left
+        elif fullest >= self._limit:
+            self._limit //= 2
+        self._limit = max(_part(self._most, len(work.slots)), min(self._limit, self._most))
+
+
+def _part(rows: int, slots: int) -> int:
+    """What one of so many slots may have of a look at so many rows, at least."""
+    return math.ceil(_ABOVE * rows / max(1, slots))

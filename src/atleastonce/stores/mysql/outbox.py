@@ -12,6 +12,7 @@ from atleastonce.stores.mysql.pool import affected, rows_of
 from atleastonce.stores.mysql.sql import LARGEST, NOW, blob
 from atleastonce.stores.outbox import (
     FETCHED,
+    FETCHED_BYTES,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -115,7 +116,14 @@ class MySQLOutbox(PooledStore["Connection"]):
             await self._outbox_change(f"DELETE FROM {self._prefix}_outbox_relay WHERE relay = {blob(relay)}")
 
     async def outbox_fetch(
-        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+        self,
+        relay: bytes,
+        slots: Collection[int],
+        limit: int,
+        *,
+        held: Collection[int],
+        paused: Collection[str],
+        most: int = 20_000,
     ) -> list[OutboxRow]:
         if not slots:
             return []
@@ -125,14 +133,21 @@ class MySQLOutbox(PooledStore["Connection"]):
         if paused:
             without += f" AND o.destination NOT IN ({', '.join(map(blob, paused))})"
         look = " UNION ALL ".join(
-            f"(SELECT {_COLUMNS} FROM {outbox} o WHERE o.slot = {slot:d} AND o.state = 0{without} AND NOT EXISTS (SELECT 1 FROM "
-            f"{outbox} p WHERE p.slot = {slot:d} AND p.state = 3 AND p.destination = o.destination AND p.`key` = o.`key`) "
+            f"(SELECT o.seq AS number, length(o.headers) + length(o.body) AS size FROM {outbox} o "
+            f"WHERE o.slot = {slot:d} AND o.state = 0{without} AND NOT EXISTS (SELECT 1 FROM {outbox} p "
+            f"WHERE p.slot = {slot:d} AND p.state = 3 AND p.destination = o.destination AND p.`key` = o.`key`) "
             f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = {slot:d} AND s.relay = {blob(relay)} AND s.until > {NOW}) "
             f"ORDER BY o.seq LIMIT {limit:d})"
             for slot in slots
         )
-        rows = await self._outbox(lambda: self._ask(look))
-        return OutboxRow.of(sorted(rows, key=lambda row: int(row[0])))
+        sums = f"SELECT number, size, sum(size) OVER (ORDER BY number) AS total FROM ({look} ORDER BY number LIMIT {most:d}) chosen"
+        rows = await self._outbox(
+            lambda: self._ask(
+                f"SELECT {_COLUMNS} FROM ({sums}) c JOIN {outbox} o ON o.seq = c.number "
+                f"WHERE c.total - c.size < {FETCHED_BYTES} ORDER BY o.seq"
+            )
+        )
+        return OutboxRow.of(rows)
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
         if rows:

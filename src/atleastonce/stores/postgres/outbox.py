@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atleastonce.contract.moves import Outgoing
 from atleastonce.stores.outbox import (
     FETCHED,
+    FETCHED_BYTES,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -113,25 +114,36 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
             await self._outbox_rows(f"DELETE FROM {self._prefix}_outbox_relay WHERE relay = %s", (relay,))
 
     async def outbox_fetch(
-        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+        self,
+        relay: bytes,
+        slots: Collection[int],
+        limit: int,
+        *,
+        held: Collection[int],
+        paused: Collection[str],
+        most: int = 20_000,
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
         long, others = runs(held)
         free = "".join(f" AND o.seq NOT BETWEEN {first:d} AND {last:d}" for first, last in long)
         if others:
             free += " AND o.seq <> ALL(%(others)s::bigint[])"
+        columns, size = ", ".join(FETCHED), "(octet_length(headers) + octet_length(body))"
         rows = await self._outbox_rows(
             f"""
-SELECT {", ".join(f"o.{name}" for name in FETCHED)} FROM {outbox}_slot s CROSS JOIN LATERAL (
-    SELECT * FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0{free} AND o.destination <> ALL(%(paused)s::text[])
+SELECT {columns} FROM (SELECT {columns}, sum({size}) OVER (ORDER BY seq) - {size} AS before FROM (
+SELECT o.* FROM {outbox}_slot s CROSS JOIN LATERAL (
+    SELECT {columns} FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0{free} AND o.destination <> ALL(%(paused)s::text[])
         AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS
             (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key))
     ORDER BY o.seq LIMIT %(limit)s) o
-WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq""",
+WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq LIMIT %(most)s
+) c) d WHERE before < {FETCHED_BYTES} ORDER BY seq""",
             {
                 "others": _numbers(others),
                 "paused": list(paused),
                 "limit": limit,
+                "most": most,
                 "slots": list(slots),
                 "relay": relay,
             },

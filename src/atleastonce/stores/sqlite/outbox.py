@@ -1,5 +1,6 @@
-"""The outbox of the SQLite store. Its relay has two connections of its own: to look, and to write, whose commits need not survive a
-power cut. With one, each removal would wait for the look before it; in WAL mode they are in nobody's way."""
+"""The outbox of the SQLite store. Its relay has connections of its own: to look, to count, and to write, whose commits need not
+survive a power cut. With one, each removal would wait for the look before it, and looks for a count; in WAL mode they are in
+nobody's way."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from atleastonce.contract.moves import Outgoing
 from atleastonce.contract.outcomes import Code
 from atleastonce.errors import ConfigurationError, MessageTooLarge
 from atleastonce.stores.outbox import (
+    FETCHED_BYTES,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -34,14 +37,19 @@ from atleastonce.stores.sqlite.users import ensure_begun
 
 _T = TypeVar("_T")
 
-# Bytes that one look brings, and one row more. Fewer: more looks at large rows. More: memory, four times as much as this.
-_FETCHED_BYTES = 32 << 20
-# Bytes of one row: as hexadecimal digits it must fit in a text of SQLite, which has 1 000 000 000 at most.
+# Bytes of one row: with what a look brings before it, it must fit in a text of SQLite, which has 1 000 000 000 at most.
 _LARGEST = 450_000_000
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(list[tuple[int, int, str, str | None, str, str, int, str, str]]).decode
+_decode = msgspec.json.Decoder(list[tuple[int, int, str, str | None, str, int | None, int, int]]).decode
+# All rows as one: keys, header fields and bodies end to end, and how long each is. To write bytes as JSON costs more.
+_JOINED = (
+    "SELECT (SELECT encoding FROM pragma_encoding), json_group_array(json_array(seq, slot, CAST(destination AS TEXT), "
+    "CAST(settings AS TEXT), CAST(id AS TEXT), length(CAST(key AS BLOB)), length(CAST(headers AS BLOB)), "
+    "length(CAST(body AS BLOB)))), CAST(group_concat(key, '') AS BLOB), CAST(group_concat(headers, '') AS BLOB), "
+    "CAST(group_concat(body, '') AS BLOB) "
+)
 
 
 class SQLiteOutbox(OutboxStore):
@@ -84,8 +92,8 @@ class SQLiteOutbox(OutboxStore):
         desk = await self._at_outbox("writes")
         await self._outbox_asked(lambda: desk.read(lambda connection: connection.execute(statement, given)))
 
-    async def _outbox_read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        desk = await self._at_outbox("looks")
+    async def _outbox_read(self, work: Callable[[sqlite3.Connection], _T], use: str = "looks") -> _T:
+        desk = await self._at_outbox(use)
         return await self._outbox_asked(lambda: desk.read(work))
 
     async def _outbox_asked(self, call: Callable[[], Awaitable[_T]]) -> _T:
@@ -161,14 +169,27 @@ class SQLiteOutbox(OutboxStore):
         await self._outbox_write(work)
 
     async def outbox_fetch(
-        self, relay: bytes, slots: Collection[int], limit: int, *, held: Collection[int], paused: Collection[str]
+        self,
+        relay: bytes,
+        slots: Collection[int],
+        limit: int,
+        *,
+        held: Collection[int],
+        paused: Collection[str],
+        most: int = 20_000,
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
         long, others = runs(held)
         free = "".join(f"AND seq NOT BETWEEN {first:d} AND {last:d} " for first, last in long)
         if others:
             free += "AND seq NOT IN (SELECT value FROM json_each(:others)) "
-        given = {"others": json.dumps(others), "paused": json.dumps(list(paused)), "relay": relay, "limit": limit}
+        given = {
+            "others": json.dumps(others),
+            "paused": json.dumps(list(paused)),
+            "relay": relay,
+            "limit": limit,
+            "most": most,
+        }
         some = [
             f"SELECT * FROM (SELECT seq, length(headers) + length(body) AS size FROM {outbox} o WHERE slot = {slot:d} "
             f"AND state = 0 {free}AND destination NOT IN (SELECT value FROM json_each(:paused)) "
@@ -179,39 +200,32 @@ class SQLiteOutbox(OutboxStore):
             "ORDER BY seq LIMIT :limit)"
             for slot in sorted(slots)
         ]
-        # One statement, and all rows as one text: Python gives up its lock for each statement and each row, and gets it back up to
+        # One statement, and all rows as one row: Python gives up its lock for each statement and each row, and gets it back up to
         # 5 ms later while the loop's thread is busy.
-        # Such a text has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look.
+        # What is so long has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look.
         chosen = (
-            f"FROM {outbox} WHERE seq IN (SELECT seq FROM "
-            f"(SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM ({' UNION ALL '.join(some)})) "
-            f"WHERE before < {_FETCHED_BYTES})"
+            f"FROM {outbox} WHERE seq IN (SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM "
+            f"({' UNION ALL '.join(some)} ORDER BY seq LIMIT :most)) WHERE before < {FETCHED_BYTES})"
         )
-        look = (
-            "SELECT json_group_array(json_array(seq, slot, CAST(destination AS TEXT), CAST(settings AS TEXT), CAST(id AS TEXT), "
-            f"hex(key), key IS NULL, CAST(headers AS TEXT), hex(body))) {chosen}"
-        )
-        # Of columns whose text is none, as somebody's SQL may have written them: the row that has it is told by its flaw.
-        raw = (
-            "SELECT seq, slot, CAST(destination AS BLOB), CAST(settings AS BLOB), CAST(id AS BLOB), CAST(key AS BLOB), "
-            f"CAST(headers AS BLOB), CAST(body AS BLOB) {chosen} ORDER BY seq"
-        )
+
+        def one_by_one(connection: sqlite3.Connection, text: str) -> list[OutboxRow]:
+            texts = (f"CAST({name} AS {text})" for name in ("destination", "settings", "id"))
+            columns = f"{', '.join(texts)}, CAST(key AS BLOB), CAST(headers AS {text}), CAST(body AS BLOB)"
+            return OutboxRow.of(connection.execute(f"SELECT seq, slot, {columns} {chosen} ORDER BY seq", given))
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
             if not some:
                 return []
             try:
-                found = _decode(connection.execute(look, given).fetchone()[0])
+                encoding, numbers, *joined = connection.execute(_JOINED + chosen, given).fetchone()
+                found = _rows(_decode(numbers), *(each or b"" for each in joined))
             except (sqlite3.OperationalError, msgspec.DecodeError) as error:
                 if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
                     raise
-                return OutboxRow.of(connection.execute(raw, given))
-            found.sort()
-            unhex = bytes.fromhex
-            return OutboxRow.of(
-                (seq, slot, destination, settings, id, None if keyless else unhex(key), headers, unhex(body))
-                for seq, slot, destination, settings, id, key, keyless, headers, body in found
-            )
+                # Columns whose text is none, as somebody's SQL may have written them: the row that has it is told by its flaw.
+                return one_by_one(connection, "BLOB")
+            # Bytes that were joined as text of another encoding have been converted.
+            return OutboxRow.of(found) if encoding == "UTF-8" else one_by_one(connection, "TEXT")
 
         return await self._outbox_read(work)
 
@@ -243,26 +257,21 @@ class SQLiteOutbox(OutboxStore):
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
+        # The age is looked for in the table as it lies: by the index it would be a search for each row.
+        sql = f"""SELECT n.t, (SELECT count(*) FROM {outbox} WHERE state = 0),
+            (SELECT min(created) FROM {outbox} NOT INDEXED WHERE state = 0), (SELECT count(*) FROM {outbox} WHERE state = 1),
+            (SELECT count(*) FROM {outbox} WHERE state >= 2), (SELECT count(*) FROM {outbox}_relay WHERE until > n.t),
+            (SELECT count(*) FROM {outbox} WHERE state = 0 AND EXISTS (SELECT 1 FROM {outbox} WHERE state = 3)
+                AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)) FROM (SELECT {NOW} AS t) n"""
 
         def work(connection: sqlite3.Connection) -> OutboxStats:
-            (now,) = connection.execute(f"SELECT {NOW}").fetchone()
-            counts = dict(connection.execute(f"SELECT state, count(*) FROM {outbox} GROUP BY state").fetchall())
-            (oldest,) = connection.execute(f"SELECT min(created) FROM {outbox} WHERE state = 0").fetchone()
-            (relays,) = connection.execute(f"SELECT count(*) FROM {outbox}_relay WHERE until > ?", (now,)).fetchone()
-            (blocked,) = connection.execute(
-                f"SELECT count(*) FROM {outbox} WHERE state = 0 "
-                f"AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)"
-            ).fetchone()
-            return OutboxStats(
-                counts.get(State.READY, 0),
-                None if oldest is None else max(0.0, (now - oldest) / SECOND),
-                counts.get(State.DELAYED, 0),
-                counts.get(State.PARKED, 0) + counts.get(State.BLOCKING, 0),
-                relays,
-                blocked,
-            )
+            now, waiting, oldest, delayed, parked, relays, blocked = connection.execute(sql).fetchone()
+            age = None if oldest is None else max(0.0, (now - oldest) / SECOND)
+            return OutboxStats(waiting, age, delayed, parked, relays, blocked)
 
-        return await self._outbox_read(work)
+        return await self._outbox_read(
+            work, "counts"
+        )  # of a long backlog they take time, in which the relay looks and removes
 
     async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
         def work(connection: sqlite3.Connection) -> list[ParkedRow]:
@@ -288,3 +297,21 @@ class SQLiteOutbox(OutboxStore):
         sql = f"{change} WHERE state >= 2 AND (? OR id IN (SELECT value FROM json_each(?)))"
         given = (ids is None, json.dumps(list(ids or ())))
         return await self._outbox_write(lambda connection, _: connection.execute(sql, given).rowcount)
+
+
+def _rows(
+    found: list[tuple[int, int, str, str | None, str, int | None, int, int]], keys: bytes, headers: bytes, bodies: bytes
+) -> list[tuple[Any, ...]]:
+    """The rows that `_JOINED` gave, by number."""
+    fields: str | bytes = headers.decode() if headers.isascii() else headers  # as nearly always
+    rows, key_at, field_at, body_at = [], 0, 0, 0
+    for seq, slot, destination, settings, id, key_size, field_size, body_size in found:
+        key = None
+        if key_size is not None:
+            key = keys[key_at : key_at + key_size]
+            key_at += key_size
+        field_end, body_end = field_at + field_size, body_at + body_size
+        rows.append((seq, slot, destination, settings, id, key, fields[field_at:field_end], bodies[body_at:body_end]))
+        field_at, body_at = field_end, body_end
+    rows.sort(key=itemgetter(0))
+    return rows

@@ -43,7 +43,8 @@ async def append(store: OutboxStore, *outputs: Outgoing) -> None:
 
 
 async def fetch(store: OutboxStore, relay: bytes = ONE, limit: int = 1000, **more: Any) -> list[OutboxRow]:
-    return await store.outbox_fetch(relay, ALL, limit, held=more.get("held", ()), paused=more.get("paused", ()))
+    asked = {"held": (), "paused": (), **more}
+    return await store.outbox_fetch(relay, ALL, limit, **asked)
 
 
 def ids(rows: Sequence[OutboxRow]) -> list[str]:
@@ -129,6 +130,14 @@ class OutboxSuite(Base):
             held, *(out(f"a{number}", b"a") for number in range(9)), *(out(f"b{number}", b"bb") for number in range(9))
         )
         assert {*ids(await fetch(held, limit=2))} in ({"a0", "a1", "b0", "b1"}, {"a0", "a1"})
+
+    async def test_of_all_slots_together_the_first_rows_are_given(self, held: OutboxStore) -> None:
+        """Then what a relay holds has no holes, however its rows are spread."""
+        names = [f"m{number:02}" for number in range(40)]
+        await append(held, *(out(name, name.encode()) for name in names))
+        rows = await fetch(held, most=15)
+        assert ids(rows) == names[:15]
+        assert ids(await fetch(held, most=15, held=[row.seq for row in rows])) == names[15:30]
 
     async def test_paused_destinations_hold_up_nobody(self, held: OutboxStore) -> None:
         await append(held, out("a", channel=Topic("away")), out("b", channel=Queue("away")), out("c"))
