@@ -1,4 +1,7 @@
-"""What KEDA takes: written down from the ``ScaledObject`` of KEDA 2.21 (its CRD and admission webhook) and from its scalers."""
+"""What KEDA takes: written down from the ``ScaledObject`` of KEDA 2.21 (its CRD and admission webhook) and from its scalers.
+
+The schemas themselves are asked in `tests/integration/topology/test_keda_schema.py`.
+"""
 
 from __future__ import annotations
 
