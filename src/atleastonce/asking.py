@@ -41,6 +41,7 @@ class Asks(ABC):
         self._max_requests = whole(max_requests, name="max_requests")
         self._asker: Asker | None = None
         self._asked: dict[Channel[Any], Channel[Any]] = {}
+        self._last_asked: tuple[Channel[Any] | None, Channel[Any] | None] = (None, None)
 
     @abstractmethod
     def compose(self, channel: Channel[Any], payload: Any, **options: Any) -> Outgoing:
@@ -88,9 +89,10 @@ class Asks(ABC):
             DecodeError: the answer does not decode to ``returns``.
             EncodeError, InvalidMessage, ConfigurationError: before anything was sent.
         """
-        decode = _reader(returns)
+        decode = _decoding(returns)
         item, timeout = self._question(channel, payload, options)
-        return decode(await self._asking().ask(item, timeout))
+        message = await (self._asker or self._asking()).ask(item, timeout)
+        return _plain(message) if decode is None else decode(message.body)
 
     async def gather(
         self,
@@ -116,7 +118,7 @@ class Asks(ABC):
             QuorumMissed: fewer than ``at_least`` came in time; what came is in it.
             NoResponder, Overloaded, Rejected, DecodeError: as `request`.
         """
-        decode = _reader(returns)
+        decode = _reading(returns)
         item, timeout = self._question(channel, payload, options)
         wanted = None if at_least is None else whole(at_least, name="at_least", high=self._max_requests)
         try:
@@ -144,13 +146,15 @@ class Asks(ABC):
     def _question(self, channel: Channel[Any], payload: Any, options: RequestOptions) -> tuple[Outgoing, float]:
         ensure_request_options(options)
         timeout = _timeout(options.get("timeout", "5s"))
-        asked = self._asked.get(channel)
+        # By identity first: to ask a channel for its hash costs more than the rest of this.
+        asked = self._last_asked[1] if channel is self._last_asked[0] else self._asked.get(channel)
         if asked is None:
             if not isinstance(channel, Queue | Topic):
                 raise ConfigurationError(f'request from a Queue or Topic, not from {channel!r}; write Queue("name")')
             if len(self._asked) >= _MOST_ASKED:  # names made up for each request must not fill the memory
                 self._asked.clear()
             asked = self._asked[channel] = replace(channel, requests=True)
+        self._last_asked = (channel, asked)
         self._ensure_room((channel,))
         item = self.compose(
             asked, payload, key=options.get("key"), id=options.get("id"), headers=options.get("headers")
@@ -162,15 +166,20 @@ class Asks(ABC):
             await self._asker.close()
 
 
-def _reader(returns: Any) -> Callable[[Message], Any]:
+def _reading(returns: Any) -> Callable[[Message], Any]:
     """From an answer to what the caller gets."""
+    decode = _decoding(returns)
+    return _plain if decode is None else lambda message: decode(message.body)
+
+
+def _decoding(returns: Any) -> Decoder | None:
+    """From its body; None where it is as it says itself."""
     if returns is None:
-        return lambda message: _plain(message)
+        return None
     try:
-        decode = _decoder(returns)
+        return _decoder(returns)
     except TypeError:  # metadata of an annotation may be anything
-        decode = decoder_for(returns)
-    return lambda message: decode(message.body)
+        return decoder_for(returns)
 
 
 @lru_cache(1000)

@@ -8,7 +8,6 @@ remembered, and duplicates get it without a run.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -90,20 +89,19 @@ class Desk:
         Raises:
             _NoInbox: the answer is to go where no answers go.
         """
-        headers = delivery.headers
         address, correlation = self._replies.asked_by(delivery)  # as it came: only who asks has to make sense of it
         if not address:
+            headers = delivery.headers
             address = headers.get(wire.REPLY_TO) or ""
             correlation = wire.read_id(headers.get(wire.CORRELATION)) or ""
-        if not address or headers.get(wire.REDRIVES) is not None:  # whoever asked has long gone
+        if not address or (until := delivery.waited_until) is None:
             return None
         known = len(address) <= MAX_ADDRESS and (
             self._replies.is_address(address) or any(fnmatchcase(address, pattern) for pattern in self._allowed)
         )
         if not known:
             raise _NoInbox(one_line(address, 200))
-        deadline = wire.read_deadline(headers)
-        return Asked(ReplyTo.waiting(address, math.inf if deadline is None else deadline), correlation)
+        return Asked(ReplyTo.waiting(address, until), correlation)
 
     def answer(self, asked: Asked, answer: Answer) -> Outgoing:
         """``answer`` on its way; an error instead of one that the broker would not take."""

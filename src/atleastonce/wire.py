@@ -110,13 +110,17 @@ def read_due(headers: Headers, *, now: float, delay: float) -> Due:
     return Due(min(at, latest), wait, at > latest + _CLOSE)
 
 
+_LATEST = 10**17
+
+
 def read_deadline(headers: Headers) -> float | None:
     """When the asker stops waiting, in seconds since the epoch; None where it did not say, or nothing that makes sense. What is
     below zero is as long past as zero."""
-    value = read_int(headers, DEADLINE, default=-1, low=0, high=10**17)
-    if value >= 0:
-        return value / 1000
-    sign, minus, digits = (headers.get(DEADLINE) or "").partition("-")
+    text = headers.get(DEADLINE) or ""
+    if text.isascii() and text.isdigit():
+        value = _LATEST + 1 if len(text) > 18 else int(text)
+        return value / 1000 if value <= _LATEST else None
+    sign, minus, digits = text.partition("-")
     return 0.0 if minus and not sign and digits.isascii() and digits.isdigit() else None
 
 

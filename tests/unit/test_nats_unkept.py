@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 import pytest
 
 pytest.importorskip("nats", reason="nats-py is not installed")
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atleastonce import Queue, wire
+from atleastonce.adapters.nats.core import is_inbox
 from atleastonce.adapters.nats.envelope import read_message
 from atleastonce.adapters.nats.question import Question
 from atleastonce.adapters.nats.unkept import Reader, Writer
 from atleastonce.channels import Source
+from atleastonce.contract import AskingHeaders, Delivery
 from atleastonce.message import Headers, Message
 
 JSON = Headers([("content-type", "application/json")])
@@ -24,7 +29,17 @@ MESSAGES = st.builds(
     id=st.sampled_from(["a", "b"]),
     body=st.just(b""),
     key=st.sampled_from([None, b"k"]),
-    headers=st.sampled_from([JSON, TRACED, BINARY, Headers()]),
+    headers=st.one_of(
+        st.sampled_from([JSON, TRACED, BINARY, Headers()]),
+        st.builds(
+            AskingHeaders,
+            st.sampled_from([JSON, TRACED, BINARY, Headers()]),
+            st.sampled_from(["a", "b", "a\r\nNats-Msg-Id: b", "\xe4"]),
+            st.sampled_from(["", "c"]),
+            st.sampled_from(["1", "2"]),
+            st.sampled_from(["_INBOX.x.1", "_INBOX.x.2"]),
+        ),
+    ),
 )
 
 
@@ -32,7 +47,8 @@ MESSAGES = st.builds(
 def test_what_was_written_before_changes_no_block(messages: list[Message]) -> None:
     writer = Writer()
     for message in messages:
-        assert writer.block(message) == Writer().block(message)
+        plain = msgspec.structs.replace(message, headers=Headers(message.headers.items()))
+        assert writer.block(message) == Writer().block(message) == Writer().block(plain)
 
 
 def test_the_block_of_equal_fields_is_written_once() -> None:
@@ -94,3 +110,52 @@ def test_where_it_is_answered_is_written_once() -> None:
     assert b"alo-reply-to" not in Writer().block(Message("q", b"", None, Headers(fields)))
     kept = Writer().block(Message("q", b"", None, Headers([*fields, ("binary", b"\xff")])))
     assert b"alo-reply-to" in kept  # what takes a stream's form is asked for it
+
+
+# What a block may be made of, and what in it says until when somebody waits, or seems to.
+LINES = st.sampled_from(
+    [
+        b"content-type: application/json",
+        b"name: alo-deadline: 7",
+        b"alo-deadline: 1700000000500",
+        b"alo-deadline: 5",
+        b"alo-deadline:6",
+        b"alo-deadline: -5",
+        b"alo-deadline: 123456789012345678",
+        b"alo-deadline: soon",
+        b"alo-id: q",
+        b"alo-id: \xff",
+        b"alo-redrives: 1",
+        b"ALO-deadline: 3",
+        b"alo-key: k",
+        b"alo-as-alo-deadline: 9",
+        b"Nats-Msg-Id: q",
+        b"name: \xff",
+        b"no field",
+        b"",
+    ]
+)
+
+
+@given(st.lists(LINES, max_size=6))
+@example([b"content-type: application/json", b"alo-deadline: 1700000000500", b"alo-id: q"])
+@example([b"alo-redrives: 1", b"alo-deadline: 5", b"alo-id: q"])
+@example([b"alo-deadline: 5", b"alo-id: q", b"alo-deadline: 6"])
+def test_until_when_somebody_waits_is_the_same_however_it_is_read(lines: list[bytes]) -> None:
+    asked = question(b"".join([b"NATS/1.0\r\n", *[line + b"\r\n" for line in lines], b"\r\n"]))
+    whole = Delivery(asked.message, asked.source, "quotes", "", 0, None)
+    assert asked.waited_until == whole.waited_until
+
+
+TOKENS = st.sampled_from(["_INBOX", "in", "inbox", "a1", "a-b", "a" * 64, "a" * 65, "", "\xe4", "*", ">", "a b"])
+PREFIXES = st.sampled_from(["_INBOX", "in", "in.inbox"])
+INBOX = re.compile(r"[A-Za-z0-9_=-]{1,64}(\.[A-Za-z0-9_=-]{1,64}){0,7}")
+
+
+@given(st.lists(TOKENS, max_size=12), PREFIXES)
+@example(["_INBOX", *"12345678"], "in")
+@example(["_INBOX", *"123456789"], "in")
+def test_an_inbox_is_below_one_of_the_prefixes_in_tokens_without_wildcards(tokens: list[str], prefix: str) -> None:
+    address = ".".join(tokens)
+    below = [address.removeprefix(f"{each}.") for each in ("_INBOX", prefix) if address.startswith(f"{each}.")]
+    assert is_inbox(address, prefix) is any(INBOX.fullmatch(each) is not None for each in below)

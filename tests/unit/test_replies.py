@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from atleastonce import Queue, RemoteError, wire
-from atleastonce.contract import Outgoing, ReplyTo
+from atleastonce.contract import AskingHeaders, Outgoing, ReplyTo
 from atleastonce.message import Headers, Message, check_headers
 from atleastonce.patterns.replies import Answer, Failure, Table, failure_of, reply_of
 from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
@@ -131,7 +133,8 @@ def test_an_address_is_made_in_either_way() -> None:
     made, same = ReplyTo.waiting("inbox", 3.0), ReplyTo("inbox", until=3.0)
     assert made == same
     assert hash(made) == hash(same)
-    assert vars(made) == vars(same)
+    for field in fields(ReplyTo):
+        assert getattr(made, field.name) == getattr(same, field.name)
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=300)
@@ -179,6 +182,17 @@ def test_a_request_says_where_and_until_when() -> None:
     assert asked.headers.get(wire.ID) == "m"
     ours = [name for name in asked.headers if name.startswith(wire.PREFIX)]
     assert ours == sorted(ours)  # a broker that keeps no order need not be told of one
+
+
+@pytest.mark.parametrize("correlation", ["", "c"])
+def test_the_fields_of_a_question_are_those_it_shares_and_its_own(correlation: str) -> None:
+    asking = AskingHeaders(Headers([("tenant", "a")]), "m", correlation, "5", "inbox")
+    own = [(wire.CORRELATION, correlation)] if correlation else []
+    fields = Headers([("tenant", "a"), *own, (wire.DEADLINE, "5"), (wire.ID, "m"), (wire.REPLY_TO, "inbox")])
+    assert asking.size == fields.size
+    assert asking.get(wire.ID) == "m"
+    assert asking == fields
+    assert list(asking) == list(fields)
 
 
 def test_a_correlation_that_the_address_ends_with_is_not_said_twice() -> None:

@@ -51,7 +51,7 @@ from atleastonce.contract.capabilities import NONE, Ability, Capabilities, Count
 from atleastonce.contract.facts import Fact, Trait
 from atleastonce.contract.moves import Backlog, Delivery, HandOff, Outgoing, Settlement, Window
 from atleastonce.contract.outcomes import OK, STALE, Code, Fault, Outcome, Scope, Status, rejected, unknown
-from atleastonce.contract.replies import Arrived, KeepsInboxes, Replies, Reply, ReplyInbox, ReplyTo
+from atleastonce.contract.replies import Arrived, AskingHeaders, KeepsInboxes, Replies, Reply, ReplyInbox, ReplyTo
 from atleastonce.contract.resources import Resource
 from atleastonce.contract.topology import DelayChannel, Drift, Topology
 from atleastonce.contract.verdicts import ACK, RELEASE, Ack, Reject, Release, Retry, Verdict
@@ -63,6 +63,7 @@ __all__ = [
     "Adapter",
     "Annotated",
     "Arrived",
+    "AskingHeaders",
     "Backlog",
     "Browses",
     "Capabilities",

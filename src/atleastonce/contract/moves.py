@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from atleastonce import wire
 from atleastonce.channels import Channel, Source
 from atleastonce.contract.verdicts import Verdict
 from atleastonce.message import Headers, Message
@@ -20,7 +22,7 @@ class Delivery:
 
     An adapter whose client makes a message's parts expensive may derive a class that makes ``message`` when somebody first
     looks at it, by `read`; it then gives ``size`` and ``body`` without that, which is all that the engine and most handlers
-    ask for, and where it can ``key``, which order asks for, and ``headers``, which a responder asks for.
+    ask for, and where it can ``key``, which order asks for, and ``headers`` and ``waited_until``, which a responder asks for.
 
     Attributes:
         message: the message.
@@ -136,6 +138,16 @@ class Delivery:
     def headers(self) -> Headers:
         """The message's header fields: ``message.headers``."""
         return self.message.headers
+
+    @property
+    def waited_until(self) -> float | None:
+        """Until when somebody waits for its answer, by its header fields, in seconds since the epoch: infinity where they do not
+        say, None where whoever asked has long gone, since it was redriven."""
+        headers = self.headers
+        if headers.get(wire.REDRIVES) is not None:
+            return None
+        deadline = wire.read_deadline(headers)
+        return math.inf if deadline is None else deadline
 
     @property
     def key(self) -> bytes | None:

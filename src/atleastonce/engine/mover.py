@@ -22,6 +22,8 @@ Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
 _Move = tuple[Delivery, Decision]
 _Way = tuple[str, ...]  # the names of the channels that a decision's copies go to
+# Answers have as many destinations as there are askers, and hang together if they hang.
+_TO_ASKERS: _Way = ("",)
 
 
 class Mover:
@@ -56,10 +58,11 @@ class Mover:
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
         """Publish the decision's copies soon, then settle."""
-        # Answers have as many destinations as there are askers, and hang together if they hang.
-        way = tuple(
-            ["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in decision.copies]
-        )
+        copies = decision.copies
+        if len(copies) == 1 and copies[0].destination.__class__ is ReplyTo:
+            way = _TO_ASKERS
+        else:
+            way = tuple(["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in copies])
         if (pending := self._pending.get(way)) is not None:  # the first of them has begun it
             pending.append((delivery, decision))
             return
@@ -111,13 +114,12 @@ class Mover:
             del self._moving[way]
 
     async def _move(self, batch: list[_Move]) -> None:
-        live = []
-        for delivery, decision in batch:
-            if delivery.lost:  # it comes again, and would be copied twice
-                self.forget(delivery)
-                self._settle(delivery, RELEASE)
-            else:
-                live.append((delivery, decision))
+        live = [move for move in batch if not move[0].lost]
+        if len(live) < len(batch):
+            for delivery, _ in batch:
+                if delivery.lost:  # it comes again, and would be copied twice
+                    self.forget(delivery)
+                    self._settle(delivery, RELEASE)
         copies = [copy for _, decision in live for copy in decision.copies]
         outcomes = await ask(self._send, copies) if copies else []
         if outcomes.count(OK) == len(outcomes):

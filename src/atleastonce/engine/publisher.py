@@ -305,9 +305,16 @@ class Publisher:
                 if not waits.done():
                     waits.set_exception(error)
             return
+        posted = size = 0
         for waits, outcome in zip(batch, outcomes, strict=True):
-            if not waits.done():
+            if isinstance(waits, _Posted):  # off the account all at once
+                posted += 1
+                size += waits.size
+                waits.told(outcome)
+            elif not waits.done():
                 waits.set_result(outcome)
+        if posted:
+            self._leave(posted, size)
 
     async def _ask(self, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
         """One outcome each, whatever the adapter does.
@@ -341,22 +348,22 @@ class Posted(Protocol):
 class _Posted:
     """In the place of a future where nobody awaits one: that would cost a future and a turn of the loop for each message."""
 
-    __slots__ = ("_publisher", "_size", "_told")
+    __slots__ = ("_publisher", "size", "told")
 
     def __init__(self, publisher: Publisher, size: int, told: Callable[[Outcome], None]) -> None:
         self._publisher = publisher
-        self._size = size
-        self._told = told
+        self.size = size
+        self.told = told
 
     def withdraw(self) -> None:
-        self._publisher._withdraw(self, self._size)
+        self._publisher._withdraw(self, self.size)
 
     def done(self) -> bool:
         return False
 
     def set_result(self, outcome: Outcome) -> None:
-        self._publisher._leave(1, self._size)
-        self._told(outcome)
+        self._publisher._leave(1, self.size)
+        self.told(outcome)
 
     def set_exception(self, _: Exception) -> None:
         self.set_result(unknown(Code.CLOSED, "the broker was closed"))

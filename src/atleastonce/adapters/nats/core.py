@@ -7,6 +7,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from atleastonce import wire
@@ -17,10 +18,11 @@ from atleastonce.adapters.nats.link import Link
 from atleastonce.adapters.nats.names import subject_for
 from atleastonce.adapters.nats.replies import NOBODY, Replies
 from atleastonce.adapters.nats.unkept import Reader, Writer
-from atleastonce.contract import OK, Arrived, Code, Outcome, Outgoing, Reply, ReplyTo, rejected, unknown
+from atleastonce.contract import OK, Arrived, AskingHeaders, Code, Outcome, Outgoing, Reply, ReplyTo, rejected, unknown
 from atleastonce.errors import AtLeastOnceError
 
 _SUBJECT = re.compile(r"[!-)+-=?-~]{1,400}")  # printable, without spaces and wildcards
+_WAY = re.compile(rf"{_SUBJECT.pattern}(?: {_SUBJECT.pattern})?")  # one, and one for the answer
 _TOKENS = re.compile(r"[A-Za-z0-9_=-]{1,64}(\.[A-Za-z0-9_=-]{1,64}){0,7}")
 
 _FLUSH: Final = 256 * 1024
@@ -28,6 +30,19 @@ _FLUSH: Final = 256 * 1024
 
 def is_inbox(address: str, prefix: str) -> bool:
     """Whether ``address`` is a subject below the prefix of inboxes: the clients' usual one, or the one that is set here."""
+    head, _, token = address.rpartition(".")
+    if token.isalnum() and token.isascii() and len(token) <= 64:
+        return _holds_inboxes(head, prefix)
+    return _is_inbox(address, prefix)
+
+
+@lru_cache(1024)
+def _holds_inboxes(head: str, prefix: str) -> bool:
+    """As `is_inbox`, of all but the last token: of one asker's subjects that is the same."""
+    return _is_inbox(f"{head}.0", prefix)
+
+
+def _is_inbox(address: str, prefix: str) -> bool:
     if address.startswith("_INBOX."):
         return _TOKENS.fullmatch(address, 7) is not None
     return address.startswith(f"{prefix}.") and _TOKENS.fullmatch(address, len(prefix) + 1) is not None
@@ -75,13 +90,17 @@ class CorePublisher:
 
     def _frame(self, item: Outgoing, largest: int) -> bytes | Outcome:
         to, message = item.destination, item.message
+        headers = message.headers
         if isinstance(to, ReplyTo):
             subject, back = to.name, ""
+        elif isinstance(headers, AskingHeaders):
+            subject, back = subject_for(to), headers.address
         else:
-            subject, back = subject_for(to), message.headers.get(wire.REPLY_TO) or ""
-        for each in (subject, back):
-            if each and not _SUBJECT.fullmatch(each):
-                return rejected(Code.INVALID, f"{each[:80]!r} is no subject")
+            subject, back = subject_for(to), headers.get(wire.REPLY_TO) or ""
+        way = f"{subject} {back}" if back else subject
+        if not _WAY.fullmatch(way):
+            wrong = back if _SUBJECT.fullmatch(subject) else subject
+            return rejected(Code.INVALID, f"{wrong[:80]!r} is no subject")
         if item.delay > 0:
             return rejected(Code.INVALID, "NATS does not delay what is published")
         try:
@@ -91,8 +110,7 @@ class CorePublisher:
         total = len(block) + len(message.body)
         if total > largest:
             return rejected(Code.TOO_LARGE, f"{total} bytes with headers, over the server's max_payload {largest}")
-        line = f"HPUB {subject} {back + ' ' if back else ''}{len(block)} {total}\r\n"
-        return b"%b%b%b\r\n" % (line.encode(), block, message.body)
+        return b"HPUB %b %d %d\r\n%b%b\r\n" % (way.encode(), len(block), total, block, message.body)
 
 
 class CoreInbox:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Final
 
@@ -14,6 +15,12 @@ from atleastonce.message import Headers, Message
 from atleastonce.wire import REPLY_TO
 
 _FOR_A_STREAM: Final = b"\r\nNats-Msg-Id:"
+
+# Fields that are nobody's but the user's, and then those that we write into a question: no other of ours can be among them.
+_USUAL: Final = re.compile(
+    rb"NATS/1\.0\r\n(?:(?![Aa][Ll][Oo]-|[Nn][Aa][Tt][Ss]-)[!-9;-~]+: [ -~]*\r\n)*"
+    rb"alo-deadline: ([0-9]{1,17})\r\nalo-id: [ -~]{1,256}\r\n\r\n"
+)
 
 
 class Question(Delivery):
@@ -66,6 +73,12 @@ class Question(Delivery):
         """See `Delivery.headers`."""
         found = plain_headers(self.block)
         return self.message.headers if found is None else found
+
+    @property
+    def waited_until(self) -> float | None:
+        """See `Delivery.waited_until`."""
+        usual = _USUAL.fullmatch(self.block)
+        return super().waited_until if usual is None else int(usual[1]) / 1000
 
     def once_more(self) -> Question:
         """Another hand-out of the same."""

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from atleastonce.adapters.nats.link import Link
@@ -19,6 +20,7 @@ from atleastonce.adapters.nats.question import Question
 from atleastonce.adapters.nats.replies import Replies
 from atleastonce.channels import Source
 from atleastonce.contract import (
+    ACK,
     OK,
     Delivery,
     Listener,
@@ -27,6 +29,7 @@ from atleastonce.contract import (
     Retry,
     Settlement,
     Subscription,
+    Verdict,
     Window,
 )
 from atleastonce.errors import AtLeastOnceError, Closed, PermissionDenied
@@ -36,6 +39,9 @@ from atleastonce.wake import Signal
 _BUFFERED: Final = 64
 """So many times the window's messages. Fewer: a burst finds nobody listening. More: requests wait here past their time."""
 
+# Asked of every request of a list without a step of Python's for each.
+_SIZE = attrgetter("size")
+
 
 class CoreSubscription(Subscription):
     """Requests to one subject, as one of a group."""
@@ -44,14 +50,14 @@ class CoreSubscription(Subscription):
         self.on_end: Callable[[CoreSubscription], None] = lambda _: None
         self._source = source
         self._subject = subject_of(source.channel)
-        self._window = window
+        self._most, self._most_bytes = _BUFFERED * window.messages, window.bytes
         self._listener = listener
         self._link = link
         self._replies: Replies | None = None
         self._sid = b""
         self._buffer: deque[Question] = deque()
         self._series, self._number = secrets.token_hex(10), 0
-        self._out: set[Delivery] = set()
+        self._out: set[Question] = set()
         self._bytes = 0
         self._news = Signal()
         self._timers: set[asyncio.TimerHandle] = set()
@@ -84,16 +90,22 @@ class CoreSubscription(Subscription):
             raise self._error
         if self._paused:
             return ()
-        found = [self._buffer.popleft() for _ in range(min(max_messages, len(self._buffer)))]
+        buffer = self._buffer
+        if len(buffer) <= max_messages:
+            found = list(buffer)
+            buffer.clear()
+        else:
+            found = [buffer.popleft() for _ in range(max_messages)]
         self._out.update(found)
         return found
 
     def _took(self, _subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        self._number += 1
-        question = Question(self._source, self._series, self._number, reply, block, body)
-        self._bytes += question.size
-        self._keep(question)
-        if self._full:
+        self._number = number = self._number + 1
+        question = Question(self._source, self._series, number, reply, block, body)
+        self._bytes = size = self._bytes + question.size
+        buffer = self._buffer
+        buffer.append(question)  # `after_read` tells who waits for it
+        if size >= self._most_bytes or len(buffer) >= self._most:
             self._mute()
 
     def _keep(self, question: Question) -> None:
@@ -102,25 +114,32 @@ class CoreSubscription(Subscription):
 
     @property
     def _full(self) -> bool:
-        window = self._window
-        return len(self._buffer) >= _BUFFERED * window.messages or self._bytes >= window.bytes
+        return self._bytes >= self._most_bytes or len(self._buffer) >= self._most
 
     # ----------------------------------------------------------------------------------------------------------- settle
 
     async def settle(self, batch: Sequence[Settlement]) -> Sequence[Outcome]:
-        for delivery, verdict in batch:
-            if delivery not in self._out or not isinstance(delivery, Question):
-                continue  # settled before
-            self._out.discard(delivery)
-            if isinstance(verdict, Retry):
-                self._later(delivery, verdict.delay)
-                continue
-            self._bytes -= delivery.size
-            if isinstance(verdict, Release):
-                self._give_back(delivery)
+        if [verdict for _, verdict in batch].count(ACK) == len(batch):  # as nearly always
+            done = self._out.intersection([delivery for delivery, _ in batch])  # what is not was settled before
+            self._out -= done
+            self._bytes -= sum(map(_SIZE, done))
+        else:
+            for delivery, verdict in batch:
+                self._end(delivery, verdict)
         if not self._sid and not self._full:
             self._listen()
         return [OK] * len(batch)
+
+    def _end(self, delivery: Delivery, verdict: Verdict) -> None:
+        if delivery not in self._out or not isinstance(delivery, Question):
+            return  # settled before
+        self._out.discard(delivery)
+        if isinstance(verdict, Retry):
+            self._later(delivery, verdict.delay)
+            return
+        self._bytes -= delivery.size
+        if isinstance(verdict, Release):
+            self._give_back(delivery)
 
     def _later(self, delivery: Question, seconds: float) -> None:
         """It waits here: nobody else keeps it."""
@@ -201,6 +220,7 @@ class CoreSubscription(Subscription):
     def disconnected(self, reason: Exception) -> None:
         """Nothing is lost with it but what is asked meanwhile."""
         self._replies, self._sid = None, b""
+        self.after_read()  # of the bytes that ended it: there is no other
         self._listener.condition("disconnected", self._link.trouble)
 
     def denied(self, subject: str, said: str) -> None:
@@ -210,4 +230,6 @@ class CoreSubscription(Subscription):
             self._news.notify()
 
     def after_read(self) -> None:
-        """Each message was taken when it came."""
+        """Tell who waits for what one read of the socket has brought."""
+        if self._buffer:
+            self._news.notify()

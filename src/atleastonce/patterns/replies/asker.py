@@ -117,7 +117,10 @@ class Asker:
         that is away must not keep anybody longer."""
         loop = asyncio.get_running_loop()
         end, deadline = loop.time() + within, time.time() + within
-        inbox = self._inbox or await self._opened(item, end, within)
+        left, inbox = within, self._inbox
+        if inbox is None:
+            inbox = await self._opened(item, end, within)
+            left = max(0.0, end - loop.time())  # that has taken its part
         table = self.table
         if table.full:
             raise Overloaded(
@@ -126,19 +129,19 @@ class Asker:
         correlation = table.add(waiter, end)
         if self._timer is None or end < self._timer.when():
             self._set_timer(end)
-        satisfied = False
+        answered = satisfied = False
         posted: Posted | None = None
         try:
             asked = request_of(item, inbox.address(correlation), correlation, deadline)
-            left = max(0.0, end - loop.time())  # the inbox has taken its part
             posted = await self._post(asked, lambda outcome: self._told(item, waiter, outcome), within=left)
             await waiter.future
-            satisfied = waiter.satisfied
+            answered, satisfied = waiter.answered, waiter.satisfied
         finally:
-            waiter.future.cancel()  # if it is not done: what is told later is told nobody
-            if posted is not None:  # what nobody waits for any more must not hold up those that somebody waits for
-                posted.withdraw()
-            table.gone(correlation, satisfied=satisfied)
+            if not answered:  # else there is nothing left of it
+                waiter.future.cancel()  # if it is not done: what is told later is told nobody
+                if posted is not None:  # what nobody waits for any more must not hold up those that somebody waits for
+                    posted.withdraw()
+                table.gone(correlation, satisfied=satisfied)
 
     def _set_timer(self, end: float) -> None:
         """Ring at ``end``, and not before."""
@@ -218,7 +221,7 @@ class Asker:
             if not waiter.take(message):
                 table.counts["duplicate"] += 1
             elif waiter.future.done():
-                table.answered(name)
+                table.end(name)
 
 
 def _named(item: Outgoing) -> str:

@@ -13,9 +13,9 @@ import msgspec
 
 from atleastonce import wire
 from atleastonce.codecs import JSON, encode
-from atleastonce.contract import Outgoing, ReplyTo
+from atleastonce.contract import AskingHeaders, Outgoing, ReplyTo
 from atleastonce.errors import RemoteError
-from atleastonce.message import Headers, HeaderValue, Message, new_id
+from atleastonce.message import Added, Headers, HeaderValue, Message, new_id
 
 _LONGEST_TYPE, _LONGEST_TEXT = 256, 2048
 
@@ -60,17 +60,22 @@ def answer_of(result: Any) -> Answer:
 def request_of(item: Outgoing, address: str, correlation: str, deadline: float) -> Outgoing:
     """``item`` as a question that is answered to ``address`` until ``deadline``, in seconds since the epoch."""
     message = item.message
-    *fields, last = message.headers.items()  # the id: composed messages end with it
-    # By name: brokers that keep no order need not be told of one.
-    if not address.endswith(correlation):  # else it says which one is answered
-        fields.append((wire.CORRELATION, correlation))
-    fields += (wire.DEADLINE, wire.millis(deadline)), last, (wire.REPLY_TO, address)
-    return Outgoing(item.destination, Message(message.id, message.body, message.key, Headers(fields)))
+    composed = message.headers
+    if isinstance(composed, Added) and composed.name == wire.ID:  # as nearly always
+        base = composed.base
+    else:
+        base = Headers([field for field in composed.items() if field[0] != wire.ID])
+    apart = "" if address.endswith(correlation) else correlation  # else the address says which one is answered
+    headers = AskingHeaders(base, message.id, apart, wire.millis(deadline), address)
+    return Outgoing(item.destination, Message(message.id, message.body, message.key, headers))
 
 
 def reply_of(answer: Answer, to: ReplyTo, correlation: str, responder: str) -> Outgoing:
     """An answer on its way."""
-    return _reply(to, answer.body, answer.content_type, correlation, responder)
+    if correlation:
+        return _reply(to, answer.body, answer.content_type, correlation, responder)
+    # The address says it.
+    return Outgoing(to, Message(new_id(), answer.body, None, _signed(answer.content_type, responder)))
 
 
 def failure_of(failure: Failure, to: ReplyTo, correlation: str, responder: str) -> Outgoing:
@@ -82,8 +87,6 @@ def failure_of(failure: Failure, to: ReplyTo, correlation: str, responder: str) 
 def _reply(
     to: ReplyTo, body: bytes, content_type: str, correlation: str, responder: str, *more: tuple[str, HeaderValue]
 ) -> Outgoing:
-    if not correlation and not more:  # the address says it
-        return Outgoing(to, Message(new_id(), body, None, _signed(content_type, responder)))
     fields: list[tuple[str, HeaderValue]] = [(wire.CONTENT_TYPE, content_type)]
     id = wire.read_id(correlation)
     if correlation:  # a raw client's may be any bytes, and goes back as those

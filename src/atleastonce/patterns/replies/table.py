@@ -92,9 +92,13 @@ class Table(Generic[W]):
         """As `get`, and it is the last answer: another one is a duplicate."""
         waiter = self.get(correlation)
         if waiter is not None:
-            self._end(correlation, "duplicate")
-            self.counts["answered"] += 1
+            self.end(correlation)
         return waiter
+
+    def end(self, correlation: str) -> None:
+        """As `answered`, for who is known to wait."""
+        self._end(correlation, "duplicate")
+        self.counts["answered"] += 1
 
     def gone(self, correlation: str, *, satisfied: bool = False) -> None:
         """Nobody waits under ``correlation`` any more; an answer is late. Nothing if it was answered. ``satisfied``: its time was

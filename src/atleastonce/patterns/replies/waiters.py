@@ -30,6 +30,11 @@ class Waiter(ABC):
         """An answer came. Whether it counts: of one responder the first does, however often it was asked."""
 
     @property
+    def answered(self) -> bool:
+        """Whether an answer has ended it: the last one that it waited for."""
+        return False
+
+    @property
     def satisfied(self) -> bool:
         """Whether the end of its time is what it waited for, and something came."""
         return False
@@ -55,13 +60,18 @@ class One(Waiter):
     __slots__ = ("message",)
 
     def __init__(self) -> None:
-        super().__init__()
+        self.future = asyncio.get_running_loop().create_future()
+        self.doubt = ""
         self.message: Message | None = None
 
     def take(self, message: Message) -> bool:
         self.message = message
         self.done()
         return True
+
+    @property
+    def answered(self) -> bool:
+        return self.message is not None
 
 
 class Several(Waiter):
