@@ -82,7 +82,9 @@ class CoreSubscription(Subscription):
     # ---------------------------------------------------------------------------------------------------------- receive
 
     async def receive(self, max_messages: int, max_wait: float) -> Sequence[Delivery]:
-        if not self._buffer and not self._closed and self._error is None and max_wait > 0:
+        # While it is paused it answers late, and not at once with nothing: who reads would ask again and again.
+        nothing = self._paused or not self._buffer
+        if nothing and not self._closed and self._error is None and max_wait > 0:
             await self._news.wait(max_wait)
         if self._closed:
             raise Closed(f"{self._source.name}: the subscription is closed")
@@ -231,5 +233,5 @@ class CoreSubscription(Subscription):
 
     def after_read(self) -> None:
         """Tell who waits for what one read of the socket has brought."""
-        if self._buffer:
+        if self._buffer and not self._paused:
             self._news.notify()
