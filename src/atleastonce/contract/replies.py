@@ -34,7 +34,7 @@ class ReplyTo(Queue[Any]):
 
     @classmethod
     def waiting(cls, address: str, until: float) -> ReplyTo:
-        """``ReplyTo(address, until=until)``, at an eighth of the cost: one is made for each answer."""
+        """``ReplyTo(address, until=until)``, at a fraction of the cost: one is made for each answer."""
         made = object.__new__(cls)
         fields = made.__dict__  # all others have their defaults from the class
         fields["name"], fields["until"], fields["options"] = address, until, _NO_OPTIONS
