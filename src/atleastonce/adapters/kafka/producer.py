@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as Record
 
@@ -34,7 +35,7 @@ _POLL_SECONDS = 0.1
 _UNREPORTED = unknown(Code.TIMEOUT, "no delivery report")
 
 
-class Publish(NamedTuple):
+class Publish(msgspec.Struct, frozen=True, gc=False):
     """One record to be sent, and the place of its outcome in the caller's list."""
 
     place: int
@@ -115,12 +116,12 @@ class Pump:
         expected = 0
         deadline = time.monotonic() + self._timeout
         for record in records:
-            index, topic, value, key, headers, partition = record
+            index, topic, headers = record.place, record.topic, record.headers
             report = partial(tally.report, index)
             while True:
                 outcomes[index] = _UNREPORTED
                 try:
-                    produce(topic, value, key, partition, headers=headers, on_delivery=report)
+                    produce(topic, record.value, record.key, record.partition, report, headers=headers)
                 except BufferError:
                     if self._stopping or not await self._wait_for_room(deadline):
                         outcomes[index] = unknown(

@@ -127,6 +127,8 @@ class Publisher:
             return
         self._pump = self._ready(self._pump, {})
         await self._pump.send(records, outcomes)
+        if outcomes.count(OK) == len(outcomes):  # as nearly always: then nothing is asked of each
+            return
         alone: list[Publish] = []
         for record in records:
             outcome = outcomes[record.place]

@@ -148,12 +148,14 @@ class Transactions:
         deadline: float,
     ) -> None:
         produce = producer.produce
-        for place, topic, value, key, headers, partition in records:
+        for record in records:
+            place, headers = record.place, record.headers
             if alone and place in alone:
                 self._flush(producer, failed, deadline)
             while True:
                 try:
-                    produce(topic, value, key, partition, headers=headers, on_delivery=partial(_note, failed, place))
+                    note = partial(_note, failed, place)
+                    produce(record.topic, record.value, record.key, record.partition, note, headers=headers)
                 except BufferError:
                     producer.poll(0.1)
                     if time.monotonic() > deadline or self._ending():
