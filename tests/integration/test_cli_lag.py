@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -193,6 +195,26 @@ def test_who_watches_is_told_of_hot_keys(
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_each_look_is_written_where_no_terminal_is(tmp_path: Path, queue: Callable[[str], Queue[Any]]) -> None:
+    work, url = queue("work"), f"sqlite:///{tmp_path}/q.db"
+    with connect_sync(url) as broker:
+        broker.publish_many(work, [1, 2, 3])
+    words = ["lag", "--broker", url, "--queue", "--channel", work.name, "--watch", "--every", "100ms"]
+    process = subprocess.Popen([sys.executable, "-m", "atleastonce", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stuck = threading.Timer(60, process.kill)
+    stuck.start()
+    try:
+        rows = [line for line in itertools.islice(process.stdout, 40) if line.startswith(work.name)]
+        assert len(rows) > 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        stuck.cancel()
         process.kill()
         process.stdout.close()
 

@@ -112,7 +112,7 @@ async def _look(broker: Broker, where: Sequence[Place], pause: float | None, *, 
         looks = Looks(broker.adapter, where)
         with contextlib.ExitStack() as stack:
             live = None
-            if pause is not None and not as_json:
+            if pause is not None and not as_json and screen.is_terminal:  # elsewhere it would show the last look alone
                 live = stack.enter_context(Live(console=screen, auto_refresh=False))
             try:
                 while True:
