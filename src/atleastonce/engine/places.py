@@ -32,14 +32,18 @@ class Places:
 
     def enter(self, pool: Waits) -> bool:
         """Take a place, to be given up with `leave`; False if there is none, and ``pool`` is woken later."""
-        if kept := self._kept.get(pool):
-            self._kept[pool] = kept - 1
+        if self._kept and (kept := self._kept.get(pool)):
+            if kept > 1:
+                self._kept[pool] = kept - 1
+            else:
+                del self._kept[pool]
         elif self._left:
             self._left -= 1
         else:
             self.waiting[pool] = None
             return False
-        self.waiting.pop(pool, None)  # whatever else it has, it asks for anew
+        if self.waiting:
+            self.waiting.pop(pool, None)  # whatever else it has, it asks for anew
         return True
 
     def leave(self) -> None:
@@ -56,7 +60,7 @@ class Places:
 
     def vacant(self, pool: Waits) -> bool:
         """Whether ``pool`` would find a place now."""
-        return self._left > 0 or self._kept.get(pool, 0) > 0
+        return self._left > 0 or pool in self._kept
 
     def _share_out(self) -> None:
         while self._left and self.waiting:

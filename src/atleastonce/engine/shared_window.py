@@ -26,9 +26,10 @@ class SharedWindow:
         part: what each reader may always have.
         whole: the limit of all.
         meters: the accounts of those that there are.
+        largest: the size to reckon with for a message that has not come yet.
     """
 
-    __slots__ = ("meters", "part", "readers", "whole")
+    __slots__ = ("largest", "meters", "part", "readers", "whole")
 
     def __init__(self, limit: Window, readers: int) -> None:
         self.readers = readers
@@ -37,6 +38,7 @@ class SharedWindow:
             limit, messages=self.whole.messages // readers, bytes=max(1, limit.bytes // readers)
         )
         self.meters: list[PartMeter] = []
+        self.largest = ASSUMED_BYTES
 
     def of_source(self, again: Callable[[], None]) -> PartMeter:
         """The account of the source's reader. ``again`` is called when there is room after it had found none."""
@@ -52,11 +54,6 @@ class SharedWindow:
     def _joined(self, meter: PartMeter) -> PartMeter:
         self.meters.append(meter)
         return meter
-
-    def largest(self) -> int:
-        """The size to reckon with for a message that has not come yet."""
-        largest = max(meter.largest for meter in self.meters)
-        return largest or (1 if any(meter.seen for meter in self.meters) else ASSUMED_BYTES)
 
     def look(self, changed: PartMeter) -> None:
         """``changed`` has less in flight: whoever waits for room is told."""
@@ -75,21 +72,22 @@ class PartMeter(WindowMeter):
         least: how many it asks for after it has found nothing. What is asked for in vain is room that the others do not have.
     """
 
-    __slots__ = ("_asked", "_least", "_shared", "_step", "again")
+    __slots__ = ("_asked", "_known", "_least", "_shared", "_step", "again")
 
     def __init__(self, shared: SharedWindow, limit: Window, again: Callable[[], None], least: int) -> None:
         super().__init__(limit)
         self.again = again
         self._shared = shared
         self._asked = 0
+        self._known = -1  # its largest message of late, as the others reckon with it
         self._least = self._step = least
 
     def room(self) -> int:
         """See `WindowMeter.room`."""
         free, left = self._free()
-        most = min(free, left // self._shared.largest())
+        most = min(free, left // self._shared.largest)
         if most <= 0:
-            return 0 if self.messages + self._asked else 1  # kept for it by `_charge`
+            return 0 if self.messages + self._asked else 1  # which the others leave it
         # Never more than the part at once: asked for in vain it is within what is one's own.
         return min(most, self._step, self._shared.part.messages)
 
@@ -107,7 +105,11 @@ class PartMeter(WindowMeter):
     def take(self, messages: int, size: int, largest: int) -> bool:
         """See `WindowMeter.take`."""
         self._asked = 0
-        return super().take(messages, size, largest)
+        first = super().take(messages, size, largest)
+        if (known := self.largest) != self._known:
+            self._known = known
+            self._shared.largest = max(meter._known for meter in self._shared.meters) or 1
+        return first
 
     def give(self, messages: int, size: int) -> None:
         """See `WindowMeter.give`."""
@@ -120,29 +122,29 @@ class PartMeter(WindowMeter):
         free, left = self._free()
         return free > 0 and left > 0 and self.messages <= 3 * free and self.bytes <= 3 * left
 
-    def _charge(self, largest: int) -> tuple[int, int]:
-        """What it takes from the others, in messages and bytes: one message at least; and what one message is larger than its limit
-        is no loss of theirs, or a large one that waits until it is due would stop them all."""
-        size = max(self.bytes + self._asked * largest, largest)
-        return max(self.messages + self._asked, 1), min(size, self.limit.bytes)
-
     def _free(self) -> tuple[int, int]:
         """Messages and bytes that it may still have, after those that others wait for within their part."""
-        shared, largest = self._shared, self._shared.largest()
+        shared = self._shared
+        largest, waiting = shared.largest, False
         free, left = self._scaled(shared.whole)
-        part, part_bytes = self._scaled(shared.part)
-        kept = kept_bytes = 0
         for meter in shared.meters:
-            if meter is not self:
-                messages, size = meter._charge(largest)
-                free -= messages
-                left -= size
-                if meter.waits:
-                    kept += max(0, part - messages)
-                    kept_bytes += max(0, part_bytes - size)
-        most, most_bytes = self._most()
+            if meter is self:
+                continue
+            # One message at least; and what one message is larger than its reader's limit is no loss of the others, or a large one
+            # that waits until it is due would stop them all.
+            free -= meter.messages + meter._asked or 1
+            size = meter.bytes + meter._asked * largest
+            left -= min(size if size > largest else largest, meter.limit.bytes)
+            waiting = waiting or meter.waits
+        most, most_bytes = self._scaled(self.limit)
         own = self.messages + self._asked
         own_bytes = self.bytes + self._asked * largest
         free, left = min(free, most) - own, min(left, most_bytes) - own_bytes
+        if not waiting:
+            return free, left
+        part, part_bytes = self._scaled(shared.part)
+        others = [meter for meter in shared.meters if meter.waits and meter is not self]
+        kept = sum(max(0, part - meter.messages) for meter in others)
+        kept_bytes = sum(max(0, part_bytes - meter.bytes) for meter in others)
         # Within its own part it gives way to nobody.
         return min(free, max(part - own, free - kept)), min(left, max(part_bytes - own_bytes, left - kept_bytes))

@@ -75,11 +75,6 @@ class WindowMeter:
         """Bytes of the largest message of late; 0 if none has had any."""
         return max(self._largest, self._before)
 
-    @property
-    def seen(self) -> bool:
-        """Whether any message has come."""
-        return self._since > 0
-
     def _most(self) -> tuple[int, int]:
         return self._scaled(self.limit)
 

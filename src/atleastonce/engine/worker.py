@@ -427,7 +427,7 @@ class Worker:
     def _room_again(self) -> None:
         # A receive is worth its round trip once there is some room, or as soon as there is nothing left to start: what is
         # out may stay so for long (slow handlers, holds, a destination that is away) and must not keep the rest waiting.
-        if self.meter.low or not self.lanes.ready:
+        if self.meter.waits and (not self.lanes.ready or self.meter.low):
             self._intake.room.ring()
 
     def _tick(self, now: float) -> None:
