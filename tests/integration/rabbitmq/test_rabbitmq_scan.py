@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from typing import Any
@@ -66,6 +67,37 @@ async def test_a_limit_outlives_redrives_that_want_others(rabbitmq_url: str) -> 
             await back(broker, queue, 50)
         assert {letter.id async for letter in dead.letters()} == {f"m{n}" for n in range(50)}
         await broker.adapter.delete(Topology(channels=(queue, home)))  # type: ignore[attr-defined]
+
+
+async def test_a_queue_with_one_active_consumer_is_shown_to_its_end(rabbitmq_url: str) -> None:
+    """A look has two readers, of which the broker hands out to one at a time."""
+    queue = Queue[Any](f"alone.{uuid.uuid4().hex[:8]}.dlq", options={"rabbitmq": {"x-single-active-consumer": True}})
+    async with connect(rabbitmq_url) as broker:
+        adapter = broker.adapter
+        assert isinstance(adapter, RabbitMQAdapter)
+        await broker.declare(Topology(dead_letters=(queue,)))
+        assert all(outcome.ok for outcome in await adapter.send(entries(queue, 7000)))
+        found = [delivery.message.id async for batch in adapter.scan(queue) for delivery in batch]
+        assert sorted(found) == sorted(f"m{n}" for n in range(7000))
+        await adapter.delete(Topology(dead_letters=(queue,)))
+
+
+async def test_what_was_out_is_back_when_a_look_that_is_broken_off_has_ended(rabbitmq_url: str) -> None:
+    queue = Queue[Any](f"broken.{uuid.uuid4().hex[:8]}.dlq")
+    async with connect(rabbitmq_url) as broker:
+        adapter = broker.adapter
+        assert isinstance(adapter, RabbitMQAdapter)
+        await broker.declare(Topology(dead_letters=(queue,)))
+        assert all(outcome.ok for outcome in await adapter.send(entries(queue, 9000)))
+        for stop_after in (1, 15, 21, 2100, 4500):
+            seen = 0
+            async with contextlib.aclosing(adapter.scan(queue)) as lists:
+                async for batch in lists:
+                    seen += len(batch)
+                    if seen >= stop_after:
+                        break
+            assert (await broker.backlog(queue)).waiting == 9000
+        await adapter.delete(Topology(dead_letters=(queue,)))
 
 
 async def test_our_own_have_no_limit(rabbitmq_url: str) -> None:

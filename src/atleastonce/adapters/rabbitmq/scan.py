@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
@@ -20,9 +19,10 @@ from atleastonce.adapters.rabbitmq.connection import Channel, Connection, unexpe
 from atleastonce.adapters.rabbitmq.frames import Raw, Sink, ack_frame
 from atleastonce.contract import Delivery
 
-_PORTION_BYTES: Final = 8 * 2**20
+_PORTION_BYTES: Final = 4 * 2**20
 _PORTION: Final = (20, 2000)
-"""Messages asked for at a time. Fewer: three round trips show between them; more: they lie in memory, however large."""
+"""Messages asked for at a time, and as many again are on their way while they are read. Fewer: the round trips of asking show;
+more: they lie in memory, however large."""
 
 _QUIET_SECONDS: Final = 2.0
 """After this long without a message, somebody else has taken what was counted."""
@@ -45,95 +45,184 @@ async def scan(
     With ``renew``, a worn one is not given back, which would count against it, but put back as a copy.
 
     A consumer's prefetch bounds what is out of it, and nothing is settled. So each portion has a consumer of its own:
-    what is out of a cancelled one stays out.
+    what is out of a cancelled one stays out. There are two readers, so that the broker always has somebody to hand out to; where
+    something may have to be put back there is one.
 
     Raises:
         pika.exceptions.AMQPError, TimeoutError: the queue may not be read, or the connection is lost.
     """
-    channel = await connection.channel()
-    arrived = _Arrived()
-    channel.attach(arrived)
-    out = copies = 0
+    news = asyncio.Event()
+    readers = [_Reader(await connection.channel(), queue, news)]
+    copies = 0
     try:
         # A quorum queue whose leader is not elected yet, as after a restart, counts 0: it is asked for a message, too.
         unsure = waiting == 0
-        left, portion = waiting or _PORTION[0], _PORTION[0]
-        while left > 0:
-            count = min(left, portion)
-            size = 0
-            renewed: list[Delivery] = []
-            name = await _consume(channel, queue, count)
-            while count > 0 and (raws := await arrived.take(_QUIET_SECONDS / (1 + unsure), channel)):
-                if unsure:
-                    left, unsure = count + await ready(connection, queue), False
-                count -= len(raws)
-                left -= len(raws)
-                out += len(raws)
-                size += sum(len(raw[4]) + len(raw[5]) for raw in raws)
-                found = [deliver(raw) for raw in raws]
-                if renew is not None and (worn := [each for each in found if each.count >= WORN]):
-                    # The last one goes back, and by its return we know that the broker has taken notice of the others.
-                    renewed += await renew(worn if left or waiting == 1 else worn[:-1])
-                yield found
-            await channel.call("basic_cancel", consumer_tag=name)
-            # Not before: the consumer would get as many more, and they are not counted.
-            channel.write([ack_frame(channel.number, each.token) for each in renewed])
-            out, copies = out - len(renewed), copies + len(renewed)
-            if count > 0:
+        left = waiting or _PORTION[0]
+        left -= readers[0].ask(min(left, _PORTION[0]))
+        while any(reader.awaited for reader in readers):
+            reader = await _first_to_have(readers, news, _QUIET_SECONDS / (1 + unsure))
+            if reader is None:
                 return
-            average = max(1, size // portion)
-            portion = max(_PORTION[0], min(_PORTION[1], _PORTION_BYTES // average))
+            if unsure:
+                left, unsure = await ready(connection, queue), False
+            found = [deliver(raw) for raw in reader.take()]
+            if renew is not None and (worn := [each for each in found if each.count >= WORN]):
+                # The last one goes back, and by its return we know that the broker has taken notice of the others.
+                reader.renewed += await renew(worn if left + reader.awaited or waiting == 1 else worn[:-1])
+            yield found
+            if reader.awaited:
+                continue
+            copies += reader.finish()
+            if left and renew is None and len(readers) == 1:
+                readers.append(_Reader(await connection.channel(), queue, news))
+            for each in readers:
+                if left and not each.awaited:
+                    left -= each.ask(min(left, _fitting(reader.average)))
+            await asyncio.sleep(0)  # they are asked before anybody reads on
     finally:
-        await asyncio.shield(_give_back(connection, channel, queue, out, copies))
+        await asyncio.shield(_give_back(connection, queue, readers, copies))
 
 
-async def _give_back(connection: Connection, channel: Channel, queue: str, out: int, copies: int) -> None:
-    """Return the ``out`` messages and close, once they are back in the queue. What a channel has settled and returned reaches
-    its queues in their own time, and a channel that is closed before takes some of it back: seen with more than 32
-    acknowledgements one by one. And whoever looked next would miss some."""
-    if channel.closed is None:
-        channel.pika.basic_nack(0, multiple=True, requeue=True)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _QUIET_SECONDS
-        with contextlib.suppress(amqp.AMQPError, TimeoutError):
-            while out and await ready(connection, queue) < out + copies:
-                if loop.time() > end:
-                    break
-                await asyncio.sleep(0.02)
-    await channel.close()
+def _fitting(average: int) -> int:
+    """How many messages of ``average`` bytes to ask for. Powers of two: a consumer like the last one costs a round trip less."""
+    most = max(_PORTION[0], min(_PORTION[1], _PORTION_BYTES // max(1, average)))
+    return most if most in _PORTION else 1 << (most.bit_length() - 1)
 
 
-async def _consume(channel: Channel, queue: str, count: int) -> str:
-    name = f"atleastonce-scan-{next(_NAMES)}"
-    await channel.call("basic_qos", prefetch_count=count)
-    arguments: dict[str, Any] = {"queue": queue, "consumer_tag": name, "on_message_callback": unexpected}
-    await channel.call("basic_consume", **arguments)
-    return name
+async def _first_to_have(readers: list[_Reader], news: asyncio.Event, patience: float) -> _Reader | None:
+    """The one that was handed most; None after ``patience`` seconds in which nobody was handed any.
+
+    Raises:
+        pika.exceptions.AMQPError, TimeoutError: what one of them asked was refused, or not answered.
+    """
+    while True:
+        asking = [reader for reader in readers if reader.is_asking()]
+        best = max(readers, key=lambda reader: len(reader.raws))
+        if best.raws:
+            return best
+        news.clear()
+        try:
+            async with asyncio.timeout(None if asking else patience):
+                await news.wait()
+        except TimeoutError:
+            for reader in readers:
+                if reader.channel.closed is not None:
+                    raise reader.channel.closed from None
+            return None
 
 
-class _Arrived(Sink):
-    """What was handed out and not yet looked at."""
+async def _give_back(connection: Connection, queue: str, readers: list[_Reader], copies: int) -> None:
+    """Return what is out and close, once it is back in the queue. What a channel has settled and returned reaches its queues
+    in their own time, and a channel that is closed before takes some of it back: seen with more than 32 acknowledgements one
+    by one. And whoever looked next would miss some."""
+    for reader in readers:
+        await reader.leave()  # all of them, before anything is returned to which another would help itself
+    out = sum([reader.give_back() for reader in readers])
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _QUIET_SECONDS
+    with contextlib.suppress(amqp.AMQPError, TimeoutError):
+        while out and await ready(connection, queue) < out + copies:
+            if loop.time() > end:
+                break
+            await asyncio.sleep(0.02)
+    for reader in readers:
+        await reader.channel.close()
 
-    def __init__(self) -> None:
+
+class _Reader(Sink):
+    """A channel that is handed one portion after another, each by a consumer of its own.
+
+    Attributes:
+        awaited: messages that were asked for and not taken yet.
+        average: bytes of those of the portion that were taken.
+        raws: handed out and not taken yet.
+        renewed: deliveries of the portion that were put back as copies.
+    """
+
+    def __init__(self, channel: Channel, queue: str, news: asyncio.Event) -> None:
         super().__init__()
-        self._raws: deque[Raw] = deque()
-        self._changed = asyncio.Event()
+        self.channel = channel
+        self.awaited = 0
+        self.raws: list[Raw] = []
+        self.renewed: list[Delivery] = []
+        self._queue = queue
+        self._news = news
+        self._consumer = ""
+        self._prefetch = 0
+        self._asking: asyncio.Task[None] | None = None
+        self._taken = self._bytes = self._out = 0
+        channel.attach(self)
+
+    @property
+    def average(self) -> int:
+        return self._bytes // max(1, self._taken)
 
     def delivered(self, raw: Raw) -> None:
-        self._raws.append(raw)
-        self._changed.set()
+        self.raws.append(raw)
+        self._news.set()
 
-    async def take(self, patience: float, channel: Channel) -> list[Raw]:
-        """What is there, as soon as anything is; empty after ``patience`` seconds without."""
-        if not self._raws:
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(patience):
-                    await self._changed.wait()
-            except TimeoutError:
-                if channel.closed is not None:
-                    raise channel.closed from None
-                return []
-        raws = list(self._raws)
-        self._raws.clear()
+    def ask(self, count: int) -> int:
+        """Begin to ask for ``count``; returns it."""
+        self.awaited = count
+        self._taken = self._bytes = 0
+        self._asking = asyncio.ensure_future(self._consume(count))
+        self._asking.add_done_callback(lambda _: self._news.set())
+        return count
+
+    async def _consume(self, count: int) -> None:
+        if count != self._prefetch:
+            await self.channel.call("basic_qos", prefetch_count=count)
+            self._prefetch = count
+        self._consumer = f"atleastonce-scan-{next(_NAMES)}"
+        arguments: dict[str, Any] = {"queue": self._queue, "on_message_callback": unexpected}
+        await self.channel.call("basic_consume", consumer_tag=self._consumer, **arguments)
+
+    def is_asking(self) -> bool:
+        """Whether the broker has not answered yet. Raises what it was asked in vain with."""
+        if self._asking is None:
+            return False
+        if self._asking.done():
+            asked, self._asking = self._asking, None
+            asked.result()
+            return False
+        return True
+
+    def take(self) -> list[Raw]:
+        """What is there."""
+        raws, self.raws = self.raws, []
+        self.awaited -= len(raws)
+        self._taken += len(raws)
+        self._out += len(raws)
+        self._bytes += sum([len(raw[4]) + len(raw[5]) for raw in raws])
         return raws
+
+    def finish(self) -> int:
+        """Be handed no more of this portion. What is out stays out, but for what was put back as a copy; how many that were."""
+        if self.channel.closed is not None:
+            raise self.channel.closed
+        name, self._consumer = self._consumer, ""
+        self.channel.pika.basic_cancel(name)
+        # Not before: the consumer would get as many more, and they are not counted.
+        self.channel.write([ack_frame(self.channel.number, each.token) for each in self.renewed])
+        gone, self.renewed = len(self.renewed), []
+        self._out -= gone
+        return gone
+
+    async def leave(self) -> None:
+        """Be handed no more, whatever it is at. What was on its way has come when it returns."""
+        if self._asking is not None:
+            # A consumer that nobody waits for any more would help itself to what is given back.
+            await asyncio.wait({self._asking}, timeout=_QUIET_SECONDS)
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        name, self._consumer = self._consumer, ""
+        if name and self.channel.closed is None:
+            with contextlib.suppress(amqp.AMQPError, TimeoutError):
+                await self.channel.call("basic_cancel", consumer_tag=name)
+
+    def give_back(self) -> int:
+        """Return all that is out; how many."""
+        if self.channel.closed is not None:
+            return 0
+        self.channel.pika.basic_nack(0, multiple=True, requeue=True)
+        return self._out + len(self.raws)

@@ -154,9 +154,12 @@ class DeadLetters:
             account = await self._count(selection or Selection(), limit, None)
             return Purged(account.matched, 0, account.skipped, dry_run=True, seconds=account.seconds)
         if not selection and limit is None and audit is None and isinstance(self._adapter, Purges):
-            before = await self.count()
-            gone = await self._adapter.purge(self.queue)
-            count = gone if gone >= 0 else before or 0
+            before = await self._adapter.backlog(Source(self.queue))
+            count = await self._adapter.purge(self.queue)
+            if before.true_waiting is not None:  # a log's own count has in it what was redriven or purged before
+                count = before.true_waiting
+            elif count < 0:
+                count = before.waiting or 0
             return Purged(count, count, seconds=time.monotonic() - begun)
         return await purge(
             self._adapter,
