@@ -300,7 +300,7 @@ class Runtime:
             give_back=bound.give_back if self.consumer.returns_copies(self._broker.adapter.capabilities) else None,
             gate=self._claims(),
             judged=None if line is None else line.judged,
-            exited=self._suspects.exited if line is None else None,  # in order it comes again where it was
+            exited=self._suspects.exited if line is None else None,  # in order it comes again where it was, and counts
             send=self._send,
             broken=self._fatal,
             make_meter=make_meter,

@@ -8,13 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from once_kit import until
+from once_kit import counts, until
 
 from atleastonce import DeadLetterPolicy, FailurePolicy, Queue, RetryChain, Service, Source, connect, wire
 from atleastonce.contract import Window
 from atleastonce.engine import quarantine
+from atleastonce.patterns.crash_loops import ACCIDENTS_IN_ORDER, RELEASES_IN_ORDER
 
 MakeQueue = Callable[[str], Queue[Any]]
+
+# Brokers that keep order with `fifo`, and not by one active reader.
+_BY_FIFO = ("memory", "sqlite", "pubsub", "sqs", "gcp")
 
 POLICY = FailurePolicy(in_place=None, chain=RetryChain("200ms"), crash_limit=2)
 
@@ -126,6 +130,53 @@ async def test_a_handler_that_always_exits_ends_in_the_dead_letters(backend_url:
             await until(lambda: set(runs) == set(range(10)), service)
         assert [each.message.headers.get(wire.ERROR_STAGE) for each in found] == ["crash-loop"]
         assert runs[7] == POLICY.crash_limit
+
+
+async def test_a_handler_in_order_that_always_exits_ends_in_the_dead_letters(
+    backend_url: str, queue: MakeQueue
+) -> None:
+    """It comes again in its place, and each time counts as an end, also where a stop in good order counts nothing."""
+    jobs = Queue[Any](queue("jobs").name, fifo=True, single_active=not backend_url.startswith(_BY_FIFO), partitions=2)
+    runs: Counter[int] = Counter()
+    done: list[int] = []
+
+    def make() -> Service:
+        service = Service("s", broker=backend_url, drain="1s")
+
+        @service.consumer(jobs, failure=POLICY, ordered=True)
+        async def run(job: dict[str, int]) -> None:
+            runs[n := job["n"]] += 1
+            if n == 4:
+                raise SystemExit(3)
+            done.append(n)
+
+        return service
+
+    async def stop_when_over(service: Service) -> None:
+        await until(lambda: set(done) == set(range(10)) - {4} and counts(service)["dead"] == 1, service)
+        service.request_stop()
+
+    async with connect(backend_url) as broker:
+        async with make():
+            pass
+        releases = RELEASES_IN_ORDER if broker.adapter.capabilities.counts_releases else 0
+        in_place = ACCIDENTS_IN_ORDER + releases
+        await broker.publish_many(jobs, [{"n": n} for n in range(10)], key=lambda job: f"k{job['n'] % 2}")
+        while True:
+            service = make()
+            watching = asyncio.create_task(stop_when_over(service))
+            try:
+                await service.serve()  # not in a task: asyncio ends the loop for it
+                break
+            except SystemExit:
+                assert runs[4] <= in_place + POLICY.crash_limit
+                if runs[4] < ACCIDENTS_IN_ORDER:  # nothing of its key has gone by it
+                    assert {6, 8}.isdisjoint(done)
+            finally:
+                watching.cancel()
+        found = [letter async for letter in broker.dead_letters(jobs).letters()]
+    assert [letter.obituary.stage for letter in found] == ["crash-loop"]
+    assert ACCIDENTS_IN_ORDER <= runs[4] <= in_place + POLICY.crash_limit
 
 
 async def test_suspects_that_meet_an_outage_are_no_dead_letters(backend_url: str, queue: MakeQueue) -> None:

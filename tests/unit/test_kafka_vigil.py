@@ -131,6 +131,41 @@ def test_a_clean_end_within_a_crash_loop_counts_no_life_and_forgets_none() -> No
     assert read_mark(deployed.stored.metadata, 0) == Mark(1, 0)
 
 
+def test_who_ends_its_process_in_good_order_is_counted_and_what_lies_behind_it_is_not() -> None:
+    stored = Commit()
+    for life in range(1, 6):
+        reader = Reader(stored, WIDE)
+        counts = dict(reader.hand_out(10, 100))
+        assert counts[3] == (life if life > 1 else 0)
+        for offset in (0, 1, 2, *range(6, 10)):
+            if offset in counts:
+                reader.tracker.complete(offset)
+        reader.vigil.died(3)
+        reader.commit(clean=True)
+        stored = reader.stored
+        assert read_mark(stored.metadata, 3) == Mark(life, 4)
+    reader = Reader(stored, WIDE)
+    assert dict(reader.hand_out(10, 100))[5] == 0
+    reader.tracker.complete(3)
+    reader.vigil.died(3)
+    reader.commit(clean=True)
+    assert reader.stored.offset == 4
+    assert read_mark(reader.stored.metadata, 4) == Mark(1, 4)
+    after = Reader(reader.stored, WIDE)
+    assert max(count for _, count in after.hand_out(10, 100)) == 2, "what is left is careful, and suspects nobody"
+
+
+def test_two_that_end_processes_in_turns_are_both_counted() -> None:
+    stored = Commit()
+    for life in range(6):
+        reader = Reader(stored, WIDE)
+        counts = dict(reader.hand_out(10, 100))
+        reader.vigil.died(7 if life % 2 else 2)
+        reader.commit(clean=True)
+        stored = reader.stored
+    assert counts[2] == counts[7] == 6
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.data(), st.integers(0, 400), st.integers(1, 20))
 def test_a_killer_is_suspected_after_a_bounded_number_of_lives_wherever_it_lies(

@@ -54,7 +54,7 @@ from atleastonce.contract.outcomes import OK, STALE, Code, Fault, Outcome, Scope
 from atleastonce.contract.replies import Arrived, AskingHeaders, KeepsInboxes, Replies, Reply, ReplyInbox, ReplyTo
 from atleastonce.contract.resources import Resource
 from atleastonce.contract.topology import DelayChannel, Drift, Topology
-from atleastonce.contract.verdicts import ACK, RELEASE, Ack, Reject, Release, Retry, Verdict
+from atleastonce.contract.verdicts import ACK, DIED, RELEASE, Ack, Reject, Release, Retry, Verdict
 
 __all__ = [
     "ACK",
@@ -69,6 +69,7 @@ __all__ = [
     "Capabilities",
     "Code",
     "Counting",
+    "DIED",
     "Dates",
     "DelayChannel",
     "Deletes",

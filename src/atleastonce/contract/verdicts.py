@@ -31,10 +31,18 @@ class Reject(msgspec.Struct, frozen=True, tag=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
-    """Not started, or not finished by decision: give it back at once, without counting it where the broker can."""
+    """Not started, or not finished by decision: give it back at once, without counting it where the broker can.
+
+    Attributes:
+        died: it may have ended its process, and comes again in its place: it stays counted as handed out, as if the process
+            had been killed, wherever hand-outs are counted at all.
+    """
+
+    died: bool = False
 
 
 Verdict: TypeAlias = Ack | Retry | Reject | Release
 
 ACK = Ack()
 RELEASE = Release()
+DIED = Release(died=True)

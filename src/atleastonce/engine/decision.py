@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from atleastonce.contract import ACK, RELEASE, Delivery, Fault, Outgoing, Verdict
+from atleastonce.contract import ACK, DIED, RELEASE, Delivery, Fault, Outgoing, Verdict
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -32,11 +32,11 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 DONE = Decision()
 GIVE_BACK = Decision(RELEASE, name="released")
-EXITED = Decision(RELEASE, name="exited")
+EXITED = Decision(DIED, name="exited")
 """Its handler raised ``SystemExit``: it is known who ends the process."""
 
 
-AMONG_THEM = Decision(RELEASE, name="exited")
+AMONG_THEM = Decision(DIED, name="exited")
 """The handler of a list that it is in raised ``SystemExit``: one of them ends the process."""
 
 

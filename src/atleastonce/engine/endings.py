@@ -29,7 +29,7 @@ class Endings:
         rejection: asked when a copy is refused for good.
         give_back: what becomes of a delivery that is given back; None for a `Release`.
         exited: what becomes of a delivery whose handler raised ``SystemExit``, and whether it is known to be this one's doing and
-            not another's of its list; None for what becomes of one that is given back.
+            not another's of its list; None to give it back in its place, counted as a death.
         judged: told how a run ended, by the name of its decision, while it still has its lane; None where nobody is.
 
     Attributes:
@@ -91,12 +91,20 @@ class Endings:
                 self._timers.again(delivery, decision.again)
         elif decision.copies:
             self.mover.add(delivery, decision)
-        elif (decision is EXITED or decision is AMONG_THEM) and self._exited is not None:
-            self.mover.add(delivery, self._exited(delivery, decision is EXITED))
+        elif decision is EXITED or decision is AMONG_THEM:
+            self._ended_the_service(delivery, decision)
         elif decision.verdict is RELEASE:
             self.release([delivery])
         else:
             self._settle(delivery, decision.verdict)
+
+    def _ended_the_service(self, delivery: Delivery, decision: Decision) -> None:
+        if self._exited is not None:
+            self.mover.add(delivery, self._exited(delivery, decision is EXITED))
+            return
+        # It comes again in its place: nothing of its key may go by it, between its settlement and the service's stop.
+        self._lanes.closed = self._lanes.closed or self._lanes.ordered
+        self._settle(delivery, decision.verdict)
 
     def all_ended(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
         """`ended` for each; a list of which all is done, as nearly always, is settled as one."""

@@ -169,7 +169,9 @@ class KafkaSubscription(Subscription):
                     partition.tracker.open.pop(delivery.position, None)  # type: ignore[arg-type]
                     partition.bytes_out += delivery.size
                     done += 1
-                elif verdict.__class__ is Release:
+                elif isinstance(verdict, Release):
+                    if verdict.died:
+                        partition.vigil.died(delivery.position)  # type: ignore[arg-type]
                     released.append(new := delivery.again())  # type: ignore[attr-defined]
                     partition.tracker.open[delivery.position] = new  # type: ignore[index]
                     delivery.token = None

@@ -6,6 +6,8 @@ may be an accident: the next reader goes on at full speed, but reserves what it 
 second one it is known which records were in flight. They are handed out with a count, and what is done with them is decided
 where such counts are judged.
 
+A record that is known to have ended its process in good order (`SystemExit`) leaves a note as well, up to itself.
+
 A reader whose window is counted has one message out at a time, reserves each, and its counts are exact.
 """
 
@@ -37,6 +39,7 @@ class Vigil:
         "_carefully_until",
         "_count",
         "_counted",
+        "_died",
         "_out",
         "_prior",
         "_suspects_below",
@@ -51,6 +54,7 @@ class Vigil:
         self._window = window.messages
         self._counted = window.counted
         self._out: tuple[int, int] | None = None  # if counted: the offset that is out, and its count
+        self._died = -1  # the last offset that ended a process in good order
         self._carefully_until = now + CAREFUL_SECONDS
         self._carefully_below = self._suspects_below = 0
         self._count = 1
@@ -86,13 +90,26 @@ class Vigil:
         end = max(last + 1 + self._window, self._suspects_below)
         return Mark(self._running(offset), end), end
 
+    def died(self, offset: int) -> None:
+        """The record at ``offset`` ends the process, and is given back: the mark that the reader leaves with tells of it."""
+        self._died = max(self._died, offset)
+
     def mark(self, offset: int, now: float, *, clean: bool) -> Mark | None:
         """The mark of a commit of ``offset``; ``clean`` if the reader leaves in good order."""
+        if clean and offset <= self._died:
+            # Of several that end processes in turns none may take the other's count back: those of before stay in.
+            again = offset < self._suspects_below
+            end = self._died + 1
+            return Mark(self._count, max(end, self._suspects_below)) if again else Mark(1, end)
         if self._counted:
             return self._mark_counted(offset, clean)
         if self.reserved is None or clean:  # nothing was handed out, or what was ended well: as it was found
             below = max(self._suspects_below, self._carefully_below)
-            return self._prior if offset < below and now < self._carefully_until else None
+            if offset >= below or now >= self._carefully_until:
+                return None
+            # Once all that is known to have been in hand is done, the ends in a row are over. As found, its own end behind it, the
+            # mark would be read as one whose end is not known, and make suspects of a window.
+            return self._prior if self._count <= 2 or offset < self._suspects_below else Mark(1, offset)
         if not self._careful(offset, now):
             return Mark(1, offset)
         return Mark(self._running(offset), self.reserved)

@@ -134,7 +134,7 @@ class SourceState:
             self._place(entry, now + max(0.0, verdict.delay), now)
         elif isinstance(verdict, Release):
             self._leave(entry)
-            entry.count -= 1
+            entry.count -= not verdict.died
             self._place(entry, entry.due, now)
         else:
             return rejected(Code.INVALID, "memory has no dead-letter net of its own; copy the message, then Ack")

@@ -205,7 +205,7 @@ class Settling:
                 arguments += (delivery.token, math.ceil(round(delay * 1000, 3)), -1, self._known(delivery))
                 soonest = min(soonest, delay)
             else:
-                back = delivery.count - 1 if isinstance(verdict, Release) else -1
+                back = delivery.count - 1 if isinstance(verdict, Release) and not verdict.died else -1
                 arguments += (delivery.token, -1, back, self._known(delivery))
                 soonest = 0.0
         self._ended(batch, outcomes, numbers, await self._flags(link, PARK, arguments, len(numbers)))

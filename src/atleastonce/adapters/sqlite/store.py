@@ -37,6 +37,7 @@ _ACK = "DELETE FROM deliveries WHERE source = ? AND seq = ? AND claim = ?"
 _RETRY = "UPDATE deliveries SET visible = ?, held = 0 WHERE source = ? AND seq = ? AND claim = ?"
 _RELEASE = """
     UPDATE deliveries SET visible = due, held = 0, count = count - 1 WHERE source = ? AND seq = ? AND claim = ?"""
+_KEEP_COUNTED = "UPDATE deliveries SET visible = due, held = 0 WHERE source = ? AND seq = ? AND claim = ?"
 _EXTEND = "UPDATE deliveries SET visible = ?, held = 1 WHERE source = ? AND seq = ? AND claim = ?"
 _UNBLOCK = """
     UPDATE deliveries SET visible = due
@@ -192,7 +193,7 @@ class Store(Session):
             done = self.db.execute(_RETRY, (self.now + max(0.0, verdict.delay), *row)).rowcount
             self.touched.add(lease.source)
         elif isinstance(verdict, Release):
-            done = self.db.execute(_RELEASE, row).rowcount
+            done = self.db.execute(_KEEP_COUNTED if verdict.died else _RELEASE, row).rowcount
             self.touched.add(lease.source)
         else:
             return rejected(Code.INVALID, "sqlite has no dead-letter net of its own; copy the message, then Ack")
