@@ -58,6 +58,10 @@ _ROUND_SECONDS = 2.0
 _ABOUT_CONTENT = frozenset({Code.TOO_LARGE, Code.INVALID})
 
 
+# Decisions whose copies go to this consumer's own channels, not to the dead letters.
+_ON_ITS_WAY = frozenset({"retried", "parked", "suspected", "released"})
+
+
 class Watcher(Protocol):
     """Who looks at failures as signs of something larger."""
 
@@ -273,6 +277,8 @@ class Bound:
         if fault.code in (Code.NOT_FOUND, Code.UNROUTABLE) and self._missing is not None:
             self._missing()
             return None  # what was deleted under us is being made again: hold it, and try again
+        if fault.code is Code.PERMISSION and decision.name in _ON_ITS_WAY:
+            return None  # a right that was taken away says nothing of the message: as if the channel were away
         now = time.time()
         history = self._history(delivery)
         suspects = self._home.suspects_channel

@@ -268,6 +268,8 @@ class Runtime:
         if worker.paused and state == "running":
             guards = [each.detail for each in (self._gate, self._circuit, self._outage) if each is not None]
             state, detail = "paused", next(filter(None, guards), worker.paused)
+        elif state == "running" and worker.mover.failing:
+            detail = f"{worker.mover.failing} wait for a channel that takes no copies: {worker.mover.last_fault}"
         return ConsumerStatus(
             source=str(worker.source),
             handler=self.consumer.binding.name,

@@ -9,6 +9,7 @@ import pytest
 from atleastonce import FailurePolicy, Queue, RetryChain, Service, Source, Topic, wire
 from atleastonce.bound import Bound
 from atleastonce.contract import (
+    NONE,
     Ability,
     Capabilities,
     Code,
@@ -20,7 +21,7 @@ from atleastonce.contract import (
     Ordering,
     Outgoing,
 )
-from atleastonce.engine.decision import GIVE_BACK
+from atleastonce.engine.decision import GIVE_BACK, Decision
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.crash_loops import suspect_copy
 from atleastonce.patterns.failure import Dead, Hop
@@ -118,6 +119,20 @@ def test_what_cannot_be_read_or_addressed_is_given_back_as_it_is() -> None:
 def test_a_copy_that_is_refused_makes_no_dead_letter() -> None:
     consumer, delivery = bound(), handed_out(Message("m", b""), 1)
     assert consumer.rejected(delivery, consumer.give_back(delivery), Fault(Code.TOO_LARGE)) is None
+
+
+def test_a_right_that_is_missing_holds_what_is_on_its_way_and_no_output_of_a_handler() -> None:
+    channels = Capabilities(
+        delay=NONE, delivery_count=Counting.NONE, lease=Leasing.SESSION, order=Ordering.NONE, addresses_groups=True
+    )
+    consumer, delivery = bound(channels), handed_out(Message("m", b""), 1)
+    (hop, output) = consumer.failed(delivery, ValueError("x")), Decision(copies=(Outgoing(JOBS, Message("o", b"")),))
+    assert (hop.name, hop.copies[0].destination) == ("retried", HOME.retry_channel(5.0))
+    assert consumer.rejected(delivery, hop, Fault(Code.PERMISSION)) is None
+    for decision, code in ((hop, Code.TOO_LARGE), (output, Code.PERMISSION)):
+        other = consumer.rejected(delivery, decision, Fault(code))
+        assert other is not None
+        assert other.name == "dead"
 
 
 def test_it_says_so_no_more_when_it_goes_on() -> None:

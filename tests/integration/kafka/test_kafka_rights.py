@@ -143,3 +143,39 @@ async def test_a_reader_whose_right_is_taken_away_ends(guarded_server: Server, n
         with pytest.raises(PermissionDenied, match=rf"{name}.*TOPIC_AUTHORIZATION_FAILED"):
             await asyncio.wait_for(serving, PATIENCE)
     assert len(work.ran) == 1
+
+
+async def test_a_retry_channel_that_may_no_longer_be_written_holds_what_fails(
+    guarded_server: Server, name: str
+) -> None:
+    """Its right says nothing of the messages: none is a dead letter, none runs again, and all go on when it is back."""
+    queue, room = Queue[Any](name, partitions=1), f"{name}.retry.50ms"
+    write = Right(TOPIC, room, WRITE)
+    login = Login(guarded_server, spelled(documented(name), [name, *(name + each for each in FAILURES)]))
+    work = Working(login.url(), queue)
+
+    def told(count: str) -> int:
+        return sum(status.counts.get(count, 0) for status in work.service.status())
+
+    async with owner(guarded_server) as admin, work.service:
+        login.revoke(write)
+        await work.service.broker.publish_many(queue, [b"x"] * 20)
+
+        async def refused() -> bool:
+            return any(
+                f"20 wait for a channel that takes no copies: permission: topic {room}" in status.detail
+                for status in work.service.status()
+            )
+
+        await eventually(refused, "each copy is refused, and the status says why")
+        assert (len(work.ran), told("dead"), told("retried")) == (20, 0, 20)
+        work.healed = True
+        login.grant(write)
+        await eventually(lambda: done(admin, Source(queue)), "they are moved")
+
+        async def over() -> bool:
+            return told("done") == 20
+
+        await eventually(over, "they ran once more")
+        assert (len(work.ran), told("dead")) == (40, 0)
+        assert not (await admin.backlog(Source(Queue(f"{name}.dlq")))).waiting
