@@ -58,6 +58,10 @@ MAX_ATTEMPT = 32_767
 """Counters above this are forged or broken: they count as 1."""
 
 
+MAX_REDRIVES = 999
+"""A redrive counter above this is forged or broken, and counts as none: otherwise who forges it would make a letter that no redrive
+takes, since `dlq redrive --max-redrives` goes up to one more."""
+
 CLOCK_SLACK = 60.0
 """Clocks of different hosts differ: a due time this many seconds beyond its channel's delay is believed."""
 
@@ -93,6 +97,11 @@ def read_int(headers: Headers, name: str, *, default: int, low: int, high: int) 
 def read_attempt(headers: Headers) -> int:
     """Which attempt this delivery is by its headers, from 1."""
     return read_int(headers, ATTEMPT, default=1, low=1, high=MAX_ATTEMPT)
+
+
+def read_redrives(headers: Headers) -> int:
+    """How often this message came back from the dead letters."""
+    return read_int(headers, REDRIVES, default=0, low=0, high=MAX_REDRIVES)
 
 
 def read_due(headers: Headers, *, now: float, delay: float) -> Due:

@@ -15,6 +15,7 @@ from atleastonce.contract import Code, Outcome, Outgoing, Topology, Window, reje
 from atleastonce.errors import NotFound
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive import Redriven, moves, redrive, way_back
+from atleastonce.patterns.redrive.letters import Letter
 from atleastonce.patterns.redrive.passage import _Listener
 
 HOME = Source(Topic("orders"), "billing")
@@ -64,6 +65,24 @@ async def test_all_go_back_to_the_group_that_failed_them_and_to_nobody_else(adap
     assert {message.headers.get(wire.ERROR_TYPE) for message in back} == {None}
     assert {message.headers.get("tenant") for message in back} == {"a"}
     assert counts(await redrive(adapter, HOME)) == Redriven()
+
+
+@pytest.mark.parametrize("written", ["5", "999", "1000", "32767", "9" * 30, "-1", "many"])
+async def test_whatever_a_producer_writes_makes_no_letter_that_no_redrive_takes(
+    adapter: MemoryAdapter, written: str
+) -> None:
+    forged = Headers({wire.GROUP: "billing", wire.ORIGIN: "orders/1", wire.REDRIVES: written})
+    await adapter.send([Outgoing(HOME.dead_letter_channel, Message("m", b"body", None, forged))])
+    believed = int(written) if written in ("5", "999") else 0
+    (letter,) = [Letter(each) for each in await adapter.browse(HOME.dead_letter_channel, 10)]
+    assert letter.redrives == (letter.obituary.redrives or 0) == believed
+    done = await redrive(adapter, HOME)
+    assert (done.redriven, done.looped) == ((0, 1) if believed else (1, 0))
+    if believed:
+        done = await redrive(adapter, HOME, max_redrives=1000)
+        assert (done.redriven, done.looped) == (1, 0)
+    (back,) = await adapter.browse(HOME.channel, 10, HOME.group)
+    assert back.message.headers.get(wire.REDRIVES) == {"5": "6", "999": "999"}.get(written, "1")
 
 
 async def test_only_what_is_wanted_goes_and_the_rest_stays(adapter: MemoryAdapter) -> None:

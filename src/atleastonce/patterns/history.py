@@ -101,5 +101,4 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
     if not ours:
         return History(attempt, None, 0, False)
     first = 0 if not hop else wire.read_int(headers, wire.FIRST_FAILED, default=0, low=0, high=10**15)
-    redrives = wire.read_int(headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
-    return History(attempt, first / 1000 if first else None, redrives, True)
+    return History(attempt, first / 1000 if first else None, wire.read_redrives(headers), True)

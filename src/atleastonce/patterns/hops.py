@@ -206,8 +206,7 @@ def redriven_copy(delivery: Delivery, home: Source) -> Message:
     are kept. What was dead in this queue is this group's, whatever its headers say: without our marks it would not be known again,
     and could go round for ever."""
     message = delivery.message
-    redrives = wire.read_int(message.headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
-    back = str(min(redrives + 1, wire.MAX_ATTEMPT))
+    back = str(min(wire.read_redrives(message.headers) + 1, wire.MAX_REDRIVES))
     fields = [(wire.ID, message.id), (wire.ATTEMPT, "1"), (wire.REDRIVES, back)]
     if is_of(message.headers, home):
         return _rehead(message, _GONE_BACK, fields)

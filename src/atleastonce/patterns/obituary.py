@@ -130,6 +130,10 @@ def _attempts(value: str) -> int | None:
     return foreign.number(value, high=wire.MAX_ATTEMPT)
 
 
+def _redrives(value: str) -> int | None:
+    return foreign.number(value, high=wire.MAX_REDRIVES)
+
+
 def _lines(value: str) -> str:
     return value.replace(" | ", "\n")
 
@@ -147,7 +151,7 @@ _OURS: Mapping[str, tuple[str, Callable[[str], Any] | None]] = {
     wire.HOST: ("host", None),
     wire.FINGERPRINT: ("fingerprint", None),
     wire.TRACEBACK: ("traceback", _lines),
-    wire.REDRIVES: ("redrives", _attempts),
+    wire.REDRIVES: ("redrives", _redrives),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from atleastonce import wire
 from atleastonce.channels import Queue
 from atleastonce.cli.dlq import options as o
 from atleastonce.cli.dlq.edit import check_edit, edited
@@ -62,7 +63,7 @@ def redrive(
         str | None, typer.Option(metavar="SHARE", help="Stop when this share has died again, like 5%.")
     ] = None,
     max_redrives: Annotated[
-        int, typer.Option("--max-redrives", min=1, max=1000, help="Leave what has come back so often.")
+        int, typer.Option("--max-redrives", min=1, max=wire.MAX_REDRIVES + 1, help="Leave what has come back so often.")
     ] = MAX_REDRIVES,
     native: Annotated[
         bool, typer.Option("--native", help="Let the broker move all of them, uncounted: SQS' own redrive.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from atleastonce import wire
 from atleastonce.cli.dlq import options as o
 from atleastonce.cli.dlq.look import counted, print_groups
 from atleastonce.cli.dlq.progress import moving
@@ -96,7 +97,10 @@ def report(account: Redriven | Purged, *, as_json: bool, purging: bool = False) 
         names = ["matched", "purged", "skipped", "dry_run", "seconds"]
     looped = getattr(account, "looped", 0)
     if looped:
-        note(f"{looped} stay: they were redriven too often already (--max-redrives)")
+        most = wire.MAX_REDRIVES + 1
+        note(
+            f"{looped} stay: they were redriven too often already, as they say (--max-redrives; {most} takes every one)"
+        )
     if account.stopped:
         note(one_line(f"stopped: {account.stopped}"))
     if as_json:

@@ -83,8 +83,7 @@ class Letter:
     def redrives(self) -> int:
         """How often it came back so far. As in its obituary, which costs far more to read."""
         if self._redrives < 0:
-            headers = self.delivery.message.headers
-            self._redrives = wire.read_int(headers, wire.REDRIVES, default=0, low=0, high=wire.MAX_ATTEMPT)
+            self._redrives = wire.read_redrives(self.delivery.message.headers)
         return self._redrives
 
     @property

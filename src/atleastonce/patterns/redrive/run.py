@@ -107,7 +107,7 @@ class Run:
             if self._change is not None:
                 copy = _changed(copy, letter.body, self._change(letter))
             items.append(Outgoing(self._destination, copy))
-            self._moved[hash(letter.id)] = letter.redrives + 1
+            self._moved[hash(letter.id)] = min(letter.redrives + 1, wire.MAX_REDRIVES)
         return items
 
     async def send(self, items: Sequence[Outgoing]) -> Sequence[Outcome]:
