@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -359,3 +360,25 @@ def query(url: str, sql: str) -> None:
     else:
         with psycopg.connect(url, autocommit=True) as pg:
             pg.execute(sql.encode())
+
+
+async def test_a_commit_of_sqlite_waits_for_nothing_that_handlers_sent_to_threads(tmp_path: Path) -> None:
+    """What a handler has sent to the loop's threads may never end, and a transaction holds up every writer of the file."""
+    release, found = threading.Event(), list[Entry]()
+    with ThreadPoolExecutor(1) as busy:
+        asyncio.get_running_loop().set_default_executor(busy)
+        async with SQLiteStore(tmp_path / "s.db") as store:
+
+            async def work() -> None:
+                for _ in range(2):
+                    async with store.transaction() as tx:
+                        found.extend(await store.claim_in(tx, "s", ["m"], [b""]))
+
+            blocked = asyncio.create_task(asyncio.to_thread(release.wait))
+            await asyncio.sleep(0)
+            working = asyncio.create_task(work())
+            done, _ = await asyncio.wait([working], timeout=5)  # the loop's only thread waits for its end
+            release.set()
+            await asyncio.gather(working, blocked)
+    assert done == {working}
+    assert found == [Entry.NEW, Entry.SEEN]

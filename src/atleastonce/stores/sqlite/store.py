@@ -8,6 +8,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -59,6 +60,9 @@ class SQLiteStore(SQLiteOutbox):
         self._create = create
         self._patience = seconds(patience, name="patience")
         self._desk: Desk | None = None
+        # Begins and commits the handlers' transactions, of which there is one at a time. Not the desk's: that one may be waiting
+        # for the very transaction that is to be committed.
+        self._committing: ThreadPoolExecutor | None = None
         # Two handlers' transactions of this process do not wait for each other inside SQLite.
         self._users = asyncio.Lock()
         self._threads = threading.Lock()
@@ -100,9 +104,11 @@ class SQLiteStore(SQLiteOutbox):
             return connection
 
         self._desk = await Desk.open(work, "sqlite store")
+        self._committing = ThreadPoolExecutor(1, "sqlite store transactions")
 
     async def _disconnect(self) -> None:
         await self._outbox_close()
+        self._committing = None  # not shut down: a transaction that is open still may end, and the thread ends with it
         if self._desk is not None:
             await self._desk.close()
             self._desk = None
@@ -203,11 +209,13 @@ class SQLiteStore(SQLiteOutbox):
         A thread of yours that uses it has to have ended when the block does, also when that is cancelled.
         """
         self._check_open()
+        thread = self._committing
+        assert thread is not None  # noqa: S101 - an open store has one
         async with self._users:
-            connection = await in_thread(self._begun, undo=sqlite3.Connection.close)
+            connection = await in_thread(thread, self._begun, undo=sqlite3.Connection.close)
             try:
                 yield connection
-                await in_thread(lambda: connection.execute("COMMIT"))
+                await in_thread(thread, lambda: connection.execute("COMMIT"))
             finally:
                 connection.close()  # what was not committed is undone
 
