@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from once_kit import Database, Order, billing, counts, dead_letters, until
 
 from atleastonce import Context, FailurePolicy, Inbox, MySQLStore, PostgresStore, Queue, wire
+from atleastonce.patterns.once import outage
 
 MakeQueue = Callable[[str], Queue[Any]]
 ONCE = FailurePolicy(in_place=None, chain=None)
@@ -161,6 +162,62 @@ async def test_a_handler_that_loses_its_connection_each_time_fails(
         assert letter.message.id == "o0"
         assert letter.message.headers.get(wire.ERROR_STAGE) == "handler"
     assert database.effects() == Counter([1, 2])
+
+
+_RAISES = "DO $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '{}'; END $$"
+_SORTS = "SELECT count(*) FROM (SELECT n FROM generate_series(1, 1000000) n ORDER BY md5(n::text) OFFSET 1) s"
+
+
+@pytest.mark.parametrize("form", ["async", "sync"])
+@pytest.mark.parametrize("what", ["memory", "temporary files", "disk"])
+async def test_a_statement_that_finds_no_room_each_time_is_its_handlers_failure(
+    queue: MakeQueue, postgres_database: Database, monkeypatch: pytest.MonkeyPatch, what: str, form: str
+) -> None:
+    """While others are committed. Alone, a full disk is the database's, and is waited for."""
+    monkeypatch.setattr(outage, "_FULL", 2)
+    database, orders, service = postgres_database, queue("orders"), billing()
+    statements = {
+        "memory": [_RAISES.format("53200")],
+        "temporary files": ["SET LOCAL work_mem = '64kB'", "SET LOCAL temp_file_limit = '64kB'", _SORTS],
+        "disk": [_RAISES.format("53100")],
+    }[what]
+
+    if form == "async":
+
+        @service.consumer(orders, idempotency=Inbox(database.make()), failure=ONCE)
+        async def handle(order: Order, ctx: Context) -> None:
+            await database.effect(ctx, order.n)
+            for statement in statements if order.n == 0 else []:
+                await ctx.tx.execute(statement)
+
+    else:
+
+        @service.consumer(orders, idempotency=Inbox(database.make()), failure=ONCE)
+        def handle_sync(order: Order, ctx: Context) -> None:
+            database.execute_sync(ctx, database.insert, (order.n,))
+            for statement in statements if order.n == 0 else []:
+                ctx.tx.execute(statement)
+
+    async with service:
+        await service.broker.publish(orders, Order(0), id="o0")
+        if what == "disk":
+            await until(lambda: counts(service)["held"] >= 4, service)
+            assert not counts(service)["dead"]
+        sent = 0
+        while not counts(service)["dead"] and sent < 12:
+            sent += 1
+            await service.broker.publish(orders, Order(sent), id=f"o{sent}")
+            was = counts(service)["held"]
+
+            def went_on(done: int = sent, held: int = was) -> bool:
+                found = counts(service)
+                return found["done"] >= done and (found["held"] > held or found["dead"] > 0)
+
+            await until(went_on, service)
+        assert counts(service)["held"] >= 4
+        (letter,) = await dead_letters(service, 1)
+        assert letter.message.headers.get(wire.ERROR_STAGE) == "handler"
+    assert database.effects() == Counter(range(1, sent + 1))
 
 
 @contextlib.contextmanager

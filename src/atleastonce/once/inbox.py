@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from atleastonce.bound import Bound
 from atleastonce.context import InboxContext
-from atleastonce.contract import Code, Delivery, Fault
+from atleastonce.contract import Code, Delivery, Fault, Scope
 from atleastonce.engine.decision import DONE, Decision, again
 from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import ConfigurationError, InvalidMessage, TransactionEnded
@@ -137,6 +137,8 @@ class InboxBound(Bound):
                 return self._without(items, error.failures, decisions)
             await self._undone(items, run, error, decisions)
         else:
+            if run.stage is Stage.COMMIT and Entry.NEW in run.entries:
+                self._outage.committed()
             for item, entry in zip(items, run.entries, strict=True):
                 decisions[item.delivery] = self._committed(item, entry)
         return []
@@ -212,18 +214,26 @@ class InboxBound(Bound):
             run.unanswered and await self._outage.answers()
         ):  # the first run is at work still, and the session has no limit
             fault = Fault(Code.CONFLICT, True, detail="a row of another transaction was waited for")
-        # What a handler's own statements do to a connection, or its silence, looks like a server that went away.
+        # What a handler's own statements do to a connection, or its silence, looks like a server that went away, or has no room.
+        begun = run.stage in (Stage.HANDLER, Stage.OUTPUTS)  # at the commit nobody knows how it ended
         lost = (
             fault is not None
-            and fault.code is Code.UNAVAILABLE
-            and run.stage in (Stage.HANDLER, Stage.OUTPUTS)  # at the commit nobody knows how it ended
+            and begun
+            and (fault.code is Code.UNAVAILABLE or (fault.code is Code.OVERLOADED and fault.scope is Scope.MESSAGE))
             and self._store.patience is not None
         )
-        if lost and any(self._outage.is_its_own(item.delivery) for item in items):
+        full = fault is not None and begun and fault.code is Code.OVERLOADED and fault.scope is not Scope.MESSAGE
+        own = [
+            item
+            for item in items
+            if (lost and self._outage.is_its_own(item.delivery))
+            or (full and self._outage.fills_the_disk(item.delivery))
+        ]
+        if own:
             fault = None
             log.warning(
-                "%s: a run lost its connection once more while the database answers others, and so failed by itself: it may say "
-                "nothing for longer than a transaction may be idle, or send a statement that is too large (%s)",
+                "%s: a run lost its connection, or found no room, once more while the database serves others, and so failed by "
+                "itself: it may say nothing for longer than a transaction may be idle, or send a statement that is too large (%s)",
                 items[0].delivery.message.id if len(items) == 1 else f"one of {len(items)} messages",
                 one_line(words(error)),
             )

@@ -28,6 +28,9 @@ _SAME = 30.0
 # handler's failure. Fewer: connections that a proxy or a person cuts cost attempts. More: a handler that is idle for longer than
 # its transaction may be, or whose statement is too large, holds up its neighbours for longer.
 _LOSSES = 4
+# So often may a full disk undo runs of one message while those of others are committed; then it is what its handler writes. More
+# than `_LOSSES`: a disk that is nearly full does take what is small.
+_FULL = 20
 _REMEMBERED = 1000  # messages with such runs; what is given back meanwhile is never heard of again
 
 
@@ -63,6 +66,10 @@ class Outage:
         self._tried = 0
         self._lost: set[Delivery] = set()
         self._losses: dict[Delivery, int] = {}
+        self._commits = 0
+        self._full: dict[
+            Delivery, tuple[int, int]
+        ] = {}  # how often, while others were committed, and their number by then
 
     def add(self, worker: Worker) -> None:
         """One more reader to be paused."""
@@ -116,10 +123,26 @@ class Outage:
         """Whether ``delivery`` has lost so many connections of a store that was there, that one more is its handler's doing."""
         return self._losses.get(delivery, 0) >= _LOSSES
 
+    def committed(self) -> None:
+        """A run has had its effect. From any thread."""
+        self._commits += 1
+
+    def fills_the_disk(self, delivery: Delivery) -> bool:
+        """The disk was full for a run of ``delivery``, once more: whether that is its handler's doing, since others' runs were
+        committed between those times. From any thread."""
+        times, commits = self._full.get(delivery, (0, self._commits))
+        times += self._commits > commits
+        if len(self._full) > _REMEMBERED:
+            self._full.clear()
+        self._full[delivery] = (times, self._commits)
+        return times > _FULL
+
     def ended(self, delivery: Delivery) -> None:
         """``delivery`` runs no more here. From any thread."""
         if self._losses:
             self._losses.pop(delivery, None)
+        if self._full:
+            self._full.pop(delivery, None)
 
     def close(self) -> None:
         """The readers are stopping: leave them alone."""

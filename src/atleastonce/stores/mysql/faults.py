@@ -31,6 +31,8 @@ _NUMBERS: Mapping[int, tuple[Code, bool]] = {
     )
     for number in numbers
 }
+# Out of memory: the statement's own size, as a rule.
+_OF_THE_STATEMENT = (1037, 1041)
 _DRIVERS = ("pymysql", "aiomysql", "asyncmy", "MySQLdb", "mysql")
 _DISK_FULL = " 28 "  # errno ENOSPC in an error of the storage engine
 
@@ -68,4 +70,5 @@ def classify(error: BaseException) -> Fault:
     if number == 0:  # the drivers' own, of a connection that has ended
         return Fault(Code.UNAVAILABLE, True, Scope.CONNECTION, text)
     code, retryable = _NUMBERS.get(number, (Code.INTERNAL, False))
-    return Fault(code, retryable, Scope.CONNECTION, f"{text} ({number})")
+    scope = Scope.MESSAGE if number in _OF_THE_STATEMENT else Scope.CONNECTION
+    return Fault(code, retryable, scope, f"{text} ({number})")

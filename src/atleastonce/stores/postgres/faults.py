@@ -30,6 +30,10 @@ _CODES: dict[str, tuple[Code, bool]] = {
 }
 
 
+# Out of memory, and beyond a limit such as that of temporary files: the statement's own size, as a rule.
+_OF_THE_STATEMENT = ("53200", "53400")
+
+
 def is_unholdable(error: BaseException) -> bool:
     """Whether a text has characters that the database's encoding does not have, as the client or the server says."""
     if isinstance(error, UnicodeEncodeError):
@@ -57,7 +61,8 @@ def classify(error: BaseException) -> Fault:
     state = error.sqlstate
     if state is not None:
         code, retryable = _CODES.get(state) or _CODES.get(state[:2]) or (Code.INTERNAL, False)
-        return Fault(code, retryable, Scope.CONNECTION, text)
+        scope = Scope.MESSAGE if state in _OF_THE_STATEMENT else Scope.CONNECTION
+        return Fault(code, retryable, scope, text)
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         # Refused logins come without a code from libpq's connect.
         denied = "authentication failed" in text or "no pg_hba.conf entry" in text
