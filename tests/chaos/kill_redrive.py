@@ -11,13 +11,17 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from atleastonce import Broker, Source, Topic, connect, wire
-from atleastonce.contract import ACK, DelayChannel, Outgoing, Topology, Window
+from atleastonce import Source, Topic, connect, wire
+from atleastonce.contract import DelayChannel, Outgoing, Topology
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive import way_back
-from atleastonce.patterns.redrive.passage import _Listener
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+
+from redrive_kit import taken
 
 COMMAND = [sys.executable, "-m", "atleastonce", "dlq"]
 DEADLINE = 200.0
@@ -73,7 +77,7 @@ class Scene:
     async def arrived(self) -> Counter[str]:
         """How often each message came back to its group: read until nothing more comes, and taken."""
         async with connect(self.url) as broker:
-            return await taken(broker, self.way)
+            return await taken(broker, self.way, 1, within=10)
 
     async def dead(self) -> Counter[str]:
         """What is dead now, once what a killed run held is back: a lease ends, a group forgets a member."""
@@ -85,21 +89,6 @@ class Scene:
                 if found.keys() >= self.kept or time.monotonic() > end:
                     return found
                 await asyncio.sleep(0.5)
-
-
-async def taken(broker: Broker, source: Source) -> Counter[str]:
-    found: Counter[str] = Counter()
-    subscription = await broker.adapter.subscribe(source, Window(2000, 64 << 20), _Listener())
-    try:
-        quiet = 0
-        while quiet < (4 if found else 20):
-            batch = await subscription.receive(1000, 0.5)
-            quiet = 0 if batch else quiet + 1
-            found.update(delivery.message.id for delivery in batch)
-            await subscription.settle([(delivery, ACK) for delivery in batch])
-    finally:
-        await subscription.close()
-    return found
 
 
 async def kill_and_resume(url: str, *, count: int, kills: int, seed: int, rate: str = "600/s") -> dict[str, Any]:

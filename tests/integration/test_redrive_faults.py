@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from redrive_kit import taken
 
 from atleastonce import Broker, BrokerUnavailable, Queue, Source, connect, wire
 from atleastonce.brokers import Running
-from atleastonce.contract import ACK, Outgoing, Topology, Window
+from atleastonce.contract import Outgoing, Topology
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive import Purged, Redriven
-from atleastonce.patterns.redrive.passage import _Listener
 from atleastonce.testing.brokers import own_broker
 from atleastonce.testing.proxy import FaultProxy
 
@@ -46,23 +45,6 @@ async def registered(server: Running, home: Queue[Any]) -> None:
     while not any((found := file.read_bytes()).count(name) > found.count(longer) > 0 for file in registers):
         assert time.monotonic() < end, registers
         await asyncio.sleep(0.05)
-
-
-async def taken(broker: Broker, source: Source, wanted: int) -> Counter[str]:
-    """All that is in ``source``: until it is ``wanted`` messages and nothing more comes."""
-    found: Counter[str] = Counter()
-    end = time.monotonic() + 60
-    subscription = await broker.adapter.subscribe(source, Window(2000, 64 << 20), _Listener())
-    try:
-        quiet = 0
-        while quiet < 3 or (len(found) < wanted and time.monotonic() < end):
-            batch = await subscription.receive(1000, 0.5)
-            quiet = 0 if batch else quiet + 1
-            found.update(delivery.message.id for delivery in batch)
-            await subscription.settle([(delivery, ACK) for delivery in batch])
-    finally:
-        await subscription.close()
-    return found
 
 
 @pytest.mark.chaos

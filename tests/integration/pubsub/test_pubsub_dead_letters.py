@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pubsub_kit import raw
+from redrive_kit import taken
 
 from atleastonce import Broker, NotFound, Queue, Source, connect, wire
 from atleastonce.adapters.pubsub import channel as api
-from atleastonce.contract import ACK, Outgoing, Topology, Window
+from atleastonce.contract import Outgoing, Topology, Window
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.redrive.passage import _Listener
 
@@ -27,22 +27,6 @@ async def bury(broker: Broker, home: Queue[Any], letters: list[Message]) -> None
     assert all(outcome.ok for outcome in outcomes), outcomes
 
 
-async def taken(broker: Broker, queue: Queue[Any], wanted: int) -> Counter[str]:
-    """What is in ``queue``, until it is ``wanted`` messages and nothing more comes."""
-    found: Counter[str] = Counter()
-    subscription = await broker.adapter.subscribe(Source(queue), Window(1000, 64 << 20), _Listener())
-    end, quiet = time.monotonic() + 40, 0
-    try:
-        while quiet < 2 or (len(found) < wanted and time.monotonic() < end):
-            batch = await subscription.receive(500, 1.0)
-            quiet = 0 if batch else quiet + 1
-            found.update(delivery.message.id for delivery in batch)
-            await subscription.settle([(delivery, ACK) for delivery in batch])
-    finally:
-        await subscription.close()
-    return found
-
-
 async def test_two_at_once_lose_nothing(pubsub_url: str, queue: MakeQueue) -> None:
     home = queue("two")
     names = {f"m{n}" for n in range(300)}
@@ -51,7 +35,7 @@ async def test_two_at_once_lose_nothing(pubsub_url: str, queue: MakeQueue) -> No
         one, two = await asyncio.gather(broker.dead_letters(home).redrive(), other.dead_letters(home).redrive())
         left = await broker.dead_letters(home).redrive()  # what one of them held while it left
         assert one.redriven + two.redriven + left.redriven >= 300
-        assert set(await taken(broker, home, 300)) == names
+        assert set(await taken(broker, Source(home), 300)) == names
         assert await broker.dead_letters(home).groups() == []
 
 
@@ -99,4 +83,4 @@ async def test_what_is_missing_is_named_and_nothing_moves(pubsub_url: str, queue
         sandbox = queue("sandbox")
         await broker.declare(sandbox)
         assert (await broker.dead_letters(home).redrive(to=sandbox)).redriven == 3
-        assert set(await taken(broker, sandbox, 3)) == {"m0", "m1", "m2"}
+        assert set(await taken(broker, Source(sandbox), 3)) == {"m0", "m1", "m2"}
