@@ -1089,6 +1089,7 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
         )
         rig.scripted.answers = Always(chaos.answer_send)  # type: ignore[assignment]
         async with running(rig):
+            going_on = asyncio.create_task(go_on(rig))
             number = 0
             for count, event in events:
                 rig.subscription.answers = Always(chaos.answer_settle)  # type: ignore[assignment]
@@ -1102,7 +1103,6 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
                 await asyncio.sleep(0)
                 await disturb(rig, event)
             rig.subscription.answers = Always(chaos.answer_settle)  # type: ignore[assignment]
-            going_on = asyncio.create_task(go_on(rig))
             await rig.ended()
             going_on.cancel()
             assert rig.worker.counts["received"] <= len(everything)
