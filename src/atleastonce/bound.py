@@ -30,6 +30,7 @@ from atleastonce.durations import format_duration, seconds
 from atleastonce.engine.decision import DONE, GIVE_BACK, Decision
 from atleastonce.engine.threads import on_a_thread
 from atleastonce.errors import AtLeastOnceError, DeadLetter, Rejected
+from atleastonce.patterns.alike import Alike
 from atleastonce.patterns.failure import Again, Dead, Drop, Hop, decide, ensure_failure, room
 from atleastonce.patterns.floodgate import Floodgate
 from atleastonce.patterns.history import History, Past, past_of, read_history, tries_of, undecoded
@@ -113,6 +114,7 @@ class Bound:
         self._dead_letters = consumer.home.dead_letter_channel
         self._way_back = way_back(consumer, capabilities)
         self._counted = self._native.level is Level.NATIVE
+        self._alike: Alike | None = None  # to the last failure that a copy waits for
 
     # ------------------------------------------------------------------------------- runs of the handler
 
@@ -230,6 +232,12 @@ class Bound:
         history = self._history(delivery)
         if (unread := undecoded(delivery)) is not None:  # a copy of it to try again would have lost its key and fields
             return self._give_up(delivery, history, Dead("decode", unread), now)
+        alike = self._alike
+        if alike is not None and alike.covers(delivery, history.attempt, error):
+            if self._guard is not None:
+                self._guard.failed()
+            copy = alike.copy(delivery, history, error, now)
+            return Decision(copies=(Outgoing(alike.waiting, copy),), name="retried")
         first = self._first_failed(delivery, history, now)
         if history.first_failed is None:
             history = History(history.attempt, first, history.redrives, history.ours)
@@ -336,8 +344,13 @@ class Bound:
         if not self._rooms:
             return Decision(again=hop.delay, name="retried")
         tier = room(self._rooms, hop.delay)
+        waiting = self._waiting[tier]
+        if not self._counted:
+            self._alike = Alike.to(
+                self.policy, delivery, history.attempt, error, hop, self._home.group_name, waiting, tier
+            )
         message = retry_copy(delivery, self._home, history, hop, error, now=now, tier=tier)
-        return Decision(copies=(Outgoing(self._waiting[tier], message),), name="retried")
+        return Decision(copies=(Outgoing(waiting, message),), name="retried")
 
     def _hold(self, delivery: Delivery, history: History, hop: Hop, now: float) -> Decision:
         """A retry that waits in its lane, and holds its key."""

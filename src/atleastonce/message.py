@@ -141,6 +141,35 @@ class Added(Headers):
         return self._items
 
 
+class Composed(Headers):
+    """The fields of one message, and after them those that it has in common with others, of which whoever writes them may keep what
+    it made.
+
+    Args:
+        own: given away.
+        shared: one object for all that have them.
+    """
+
+    __slots__ = ("own", "shared")
+
+    def __init__(self, own: list[tuple[str, HeaderValue]], shared: Headers) -> None:
+        self.own = own
+        self.shared = shared
+        self._last = None
+        size = shared.size
+        for name, value in own:
+            size += len(name)
+            if value is not None:
+                size += len(value)
+        self._size = size
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_items":  # the one that is not set from the start
+            raise AttributeError(name)
+        self._items = (*self.own, *self.shared.items())
+        return self._items
+
+
 NO_HEADERS = Headers()
 
 

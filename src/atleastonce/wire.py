@@ -141,10 +141,10 @@ def read_id(value: object) -> str | None:
     return None
 
 
-_NOISE = 0.0005
+NOISE = 0.0005
 """Milliseconds that are the arithmetic's and not the wait's: 1.1 s are not 1101 ms."""
 
 
 def millis(timestamp: float) -> str:
     """A time in seconds since the epoch, as it travels: decimal milliseconds, rounded up, so that no wait is cut short."""
-    return str(math.ceil(timestamp * 1000 - _NOISE))
+    return str(math.ceil(timestamp * 1000 - NOISE))

@@ -24,6 +24,9 @@ _TURN_SECONDS = 0.005
 # It does so earlier after so many runs with something to publish, as an answer: that leaves when the loop has it back. Smaller:
 # smaller lists, and a loop iteration for each. Larger: whoever waits for an answer waits for the runs of all who asked with them.
 _PUBLISHING_RUNS = 32
+# The same for runs that failed, whose copies nobody waits for. Smaller: as above. Larger: the copies wait for the runs, and the
+# settlements for them.
+_MOVING_RUNS = 256
 
 
 class AsyncPool:
@@ -122,7 +125,7 @@ class AsyncPool:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a task's coroutine
         timed = self._timeout is not None
-        turn, publishing = time.monotonic(), 0
+        turn, publishing = time.monotonic(), 0.0
         while True:
             if places is not None and not placed[slot]:
                 if not places.enter(self):
@@ -134,7 +137,7 @@ class AsyncPool:
             if delivery is None:
                 self._give_up_place(slot)
                 await self._work(task)
-                turn, publishing = time.monotonic(), 0
+                turn, publishing = time.monotonic(), 0.0
                 continue
             if self._woken is None and self._idle and lanes.ready:
                 self.wake()
@@ -174,14 +177,14 @@ class AsyncPool:
                     return
                 await shed(task, self._is_stopping)
             if decision.copies:
-                publishing += 1
+                publishing += 1 if decision.name == "done" else _PUBLISHING_RUNS / _MOVING_RUNS
             if time.monotonic() - turn > _TURN_SECONDS or publishing >= _PUBLISHING_RUNS:
                 if self._woken is None:
                     await shed(task, self._is_stopping)
                 else:  # which goes on: if all that have begun did, each would make the loop's iterations longer
                     self._give_up_place(slot)
                     await self._work(task)
-                turn, publishing = time.monotonic(), 0
+                turn, publishing = time.monotonic(), 0.0
 
     async def _work(self, task: asyncio.Task[None]) -> None:
         """Until there may be something to take."""

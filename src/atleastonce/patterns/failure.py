@@ -234,6 +234,17 @@ def causes(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
 
 # Errors that say what is to follow. Of any other the policy alone decides.
 _SPEAKING = (Discard, DeadLetter, RetryLater, DecodeError)
+_LOOKED_INTO = (BaseExceptionGroup, *_SPEAKING)
+
+
+def is_plain(policy: FailurePolicy, error: BaseException) -> bool:
+    """Whether ``policy`` looks at no more of ``error`` than its class."""
+    return (
+        error.__cause__ is None
+        and error.__context__ is None
+        and not isinstance(error, _LOOKED_INTO)
+        and not isinstance(error, policy.give_up_on)
+    )
 
 
 def _is_alone(error: BaseException) -> bool:

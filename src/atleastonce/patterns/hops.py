@@ -15,7 +15,7 @@ from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
-from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.message import Composed, Headers, HeaderValue, Message
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import History, is_of, origin
 from atleastonce.urls import mask
@@ -90,8 +90,8 @@ def _type_of(name: str) -> str:
     return one_line(name, _MAX_ERROR_TYPE)
 
 
-def _text_of(error: BaseException) -> str:
-    text = words(error)
+def said(text: str) -> str:
+    """The ``text`` of an error as it may stand in a header."""
     plain = (
         text.__class__ is str and len(text) <= _MAX_ERROR_MESSAGE
     )  # anything else may be slow to compare, or large to keep
@@ -112,7 +112,7 @@ def _common(
         wire.GROUP: home.group_name,
         wire.FIRST_FAILED: at if not first or first == now else wire.millis(first),
         wire.ERROR_TYPE: _type_of(type(error).__name__),
-        wire.ERROR_MESSAGE: _text_of(error),
+        wire.ERROR_MESSAGE: said(words(error)),
         wire.ERROR_AT: at,
     }
     if not history.ours:
@@ -124,28 +124,44 @@ def retry_copy(
     delivery: Delivery, home: Source, history: History, hop: Hop, error: BaseException, *, now: float, tier: float
 ) -> Message:
     """The copy that waits for its next attempt in the channel of ``tier`` seconds."""
-    at, first, message = wire.millis(now), history.first_failed, delivery.message
-    own = [(wire.ID, message.id), (wire.FIRST_FAILED, at if not first or first == now else wire.millis(first))]
+    at = wire.millis(now)
+    first = first_at(history, now)
+    shared = said_alike(home.group_name, type(error).__name__, said(words(error)), at, first or at, hop, tier)
+    return waiting_copy(delivery, history, shared)
+
+
+def first_at(history: History, now: float) -> str:
+    """When it failed first, as it travels; "" if that is ``now``. A later time comes from another clock, or a forger."""
+    first = history.first_failed
+    return "" if not first or first >= now else wire.millis(first)
+
+
+def waiting_copy(delivery: Delivery, history: History, shared: Headers) -> Message:
+    """The copy that waits, with what it says of its failure in common with others: see `said_alike`."""
+    message = delivery.message
+    gone = _GONE if history.ours else _GONE_WITH_PAST
+    own = [item for item in message.headers.fields() if item[0] not in gone]
+    own.append((wire.ID, message.id))
     if not history.ours:
         own.append((wire.ORIGIN, origin(delivery)))
-    alike = _alike(home.group_name, type(error).__name__, _text_of(error), at, hop, tier)
-    return _rehead(message, _GONE if history.ours else _GONE_WITH_PAST, (*own, *alike))
+    return Message(message.id, message.body, message.key, Composed(own, shared), None, message.native)
 
 
 @lru_cache(64)  # so many kinds of failures within a millisecond, beyond which all of it is made anew
-def _alike(group: str, kind: str, text: str, at: str, hop: Hop, tier: float) -> tuple[tuple[str, str], ...]:
+def said_alike(group: str, kind: str, text: str, at: str, first: str, hop: Hop, tier: float) -> Headers:
     """What copies say that fail alike within one millisecond, as those of a list do: made once for all of them."""
-    fields = [
+    fields: list[tuple[str, HeaderValue]] = [
         (wire.GROUP, group),
         (wire.ERROR_TYPE, _type_of(kind)),
         (wire.ERROR_MESSAGE, text),
         (wire.ERROR_AT, at),
+        (wire.FIRST_FAILED, first),
         (wire.ATTEMPT, str(hop.attempt)),
         (wire.DUE, str(int(at) + math.ceil(hop.delay * 1000))),
     ]
     if hop.delay > tier:
         fields.append((wire.WAIT, wire.millis(hop.delay)))
-    return tuple(fields)
+    return Headers(fields)
 
 
 def parked_copy(delivery: Delivery, due: wire.Due, left: float) -> Message:
@@ -207,11 +223,19 @@ def redriven_copy(delivery: Delivery, home: Source) -> Message:
     and could go round for ever."""
     message = delivery.message
     back = str(min(wire.read_redrives(message.headers) + 1, wire.MAX_REDRIVES))
-    fields = [(wire.ID, message.id), (wire.ATTEMPT, "1"), (wire.REDRIVES, back)]
-    if is_of(message.headers, home):
-        return _rehead(message, _GONE_BACK, fields)
-    fields += [(wire.GROUP, home.group_name), (wire.ORIGIN, home.channel.name)]
-    return _rehead(message, _GONE_WITH_PAST, fields)
+    ours = is_of(message.headers, home)
+    gone = _GONE_BACK if ours else _GONE_WITH_PAST
+    own = [item for item in message.headers.fields() if item[0] not in gone]
+    own.append((wire.ID, message.id))
+    shared = _said_back(back) if ours else _said_back(back, home.group_name, home.channel.name)
+    return Message(message.id, message.body, message.key, Composed(own, shared), None, message.native)
+
+
+@lru_cache(64)  # most of a list came back as often
+def _said_back(redrives: str, group: str = "", place: str = "") -> Headers:
+    """What copies say alike on their way back; of ``group`` and ``place`` where the letters do not say it."""
+    fields: list[tuple[str, HeaderValue]] = [(wire.ATTEMPT, "1"), (wire.REDRIVES, redrives)]
+    return Headers([*fields, (wire.GROUP, group), (wire.ORIGIN, place)] if group else fields)
 
 
 def fingerprint(error: BaseException) -> str:

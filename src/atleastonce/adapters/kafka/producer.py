@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,6 +32,10 @@ _FLUSH_SECONDS = 0.001
 _POLL_SECONDS = 0.1
 
 _UNREPORTED = unknown(Code.TIMEOUT, "no delivery report")
+
+
+# The garbage collector runs by how many objects of its kind are made and kept: those that are kept for each record in a list
+# are none (``gc=False``). They hold nothing that refers to them.
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
@@ -60,8 +63,8 @@ class Tally:
         self._expected: int | None = None
         self.done: asyncio.Future[None] = self._loop.create_future()
 
-    def report(self, index: int, error: KafkaError | None, record: Record) -> None:
-        """The client's ``on_delivery`` of one record."""
+    def report(self, index: int, error: KafkaError | None) -> None:
+        """One record was delivered, or was not."""
         self._outcomes[index] = OK if error is None else publish_outcome(error)
         self._reported += 1
         if self._reported == self._expected:
@@ -77,6 +80,16 @@ class Tally:
     def _finish(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
+
+
+class _Report(msgspec.Struct, frozen=True, gc=False):
+    """The client's ``on_delivery`` of one record."""
+
+    tally: Tally
+    place: int
+
+    def __call__(self, error: KafkaError | None, _: Record) -> None:
+        self.tally.report(self.place, error)
 
 
 class Pump:
@@ -117,7 +130,7 @@ class Pump:
         deadline = time.monotonic() + self._timeout
         for record in records:
             index, topic, headers = record.place, record.topic, record.headers
-            report = partial(tally.report, index)
+            report = _Report(tally, index)
             while True:
                 outcomes[index] = _UNREPORTED
                 try:

@@ -15,7 +15,7 @@ from atleastonce.adapters.kafka.replies import TOPIC, place_of
 from atleastonce.channels import Source
 from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, ReplyTo, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
-from atleastonce.message import Added, Headers, HeaderValue
+from atleastonce.message import Added, Composed, Headers, HeaderValue
 
 LOOK_AGAIN = (Code.NOT_FOUND, Code.TIMEOUT, Code.PERMISSION, Code.CLOSED)
 """What a record's topic may have to do with: it was deleted since, or a right was taken away. The client throws away (closed) all
@@ -178,6 +178,14 @@ class _Fields:
 
     def of(self, headers: Headers) -> list[tuple[str, HeaderValue]]:
         """Those of one message. What it has in common with the one before is looked at once."""
+        if isinstance(headers, Composed):
+            if headers.shared is not self._base:
+                self._base, self._made = headers.shared, _fields(headers.shared.items())
+            own = headers.own
+            for _, value in own:
+                if value.__class__ is str and "\0" in value:
+                    return _fields(own) + self._made
+            return own + self._made
         if not isinstance(headers, Added):
             return _fields(headers.items())
         if headers.base is not self._base:

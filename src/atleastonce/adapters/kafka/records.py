@@ -30,6 +30,10 @@ TOMBSTONE: Final = _Tombstone()
 """`Message.native` of a record without a value; a hop writes null again. ``body`` is ``b""``."""
 
 
+# So many fields are looked through faster than a dict is made of them, which the garbage collector would count besides.
+_FEW = 4
+
+
 class RecordHeaders(Headers):
     """A record's header fields, made text where they are UTF-8 when somebody looks at all of them: a look at one is
     cheaper.
@@ -49,6 +53,26 @@ class RecordHeaders(Headers):
     def fields(self) -> Sequence[tuple[str, HeaderValue]]:
         """See `Headers.fields`."""
         return self._fields
+
+    def last(self, name: str) -> HeaderValue:
+        """The last value of ``name`` as it came; None if it is absent or null."""
+        if self._last is not None:
+            return self._last.get(name)
+        if len(self._fields) > _FEW:
+            self._last = dict(self._fields)
+            return self._last.get(name)
+        found: HeaderValue = None
+        for key, value in self._fields:
+            if key == name:
+                found = value
+        return found
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """See `Headers.get`."""
+        value = self.last(name)
+        if value is None:
+            return default
+        return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
     @property
     def size(self) -> int:
@@ -112,11 +136,10 @@ def header_bytes(fields: Any) -> int:
 
 def read_headers(fields: Any) -> tuple[Headers, str | None]:
     """The header fields as they came, and the message id among them if there is one."""
-    identity: HeaderValue = None
-    for name, value in fields:
-        if name == ID:
-            identity = _text(value)
-    return RecordHeaders(fields), read_id(identity)
+    headers = RecordHeaders(fields)
+    if len(fields) > _FEW:
+        headers._last = dict(fields)
+    return headers, read_id(_text(headers.last(ID)))
 
 
 def read_message(record: Record) -> Message:
