@@ -196,3 +196,19 @@ def test_the_way_back() -> None:
     assert way_back(Source(Queue("q")), able) == Queue("q")
     able.capabilities = msgspec.structs.replace(able.capabilities, addresses_groups=False)
     assert way_back(HOME, able) == Queue("orders.billing.redrive")
+
+
+async def test_an_answer_for_fewer_copies_than_were_sent_takes_no_letter_out(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bury(adapter, 5)
+    send = adapter.send
+
+    async def short(batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        return list(await send(batch))[:-1]
+
+    monkeypatch.setattr(adapter, "send", short)
+    with pytest.raises(ValueError, match="zip"):
+        await redrive(adapter, HOME)
+    found = await adapter.backlog(DEAD)
+    assert (found.waiting or 0) + (found.in_flight or 0) == 5

@@ -217,12 +217,14 @@ def given_back_copy(
     return _rehead(delivery.message, _GONE_WITH_PAST, [*fields, (wire.ORIGIN, origin(delivery))])
 
 
-def redriven_copy(delivery: Delivery, home: Source) -> Message:
-    """The copy of a dead letter of ``home`` for its way back: the failure is forgotten, identity, origin and the number of redrives
+def redriven_copy(delivery: Delivery, home: Source, redrives: int | None = None) -> Message:
+    """The copy of a dead letter of ``home``, which came back ``redrives`` times so far, for its way back: the failure is forgotten, identity, origin and the number of redrives
     are kept. What was dead in this queue is this group's, whatever its headers say: without our marks it would not be known again,
     and could go round for ever."""
     message = delivery.message
-    back = str(min(wire.read_redrives(message.headers) + 1, wire.MAX_REDRIVES))
+    if redrives is None:
+        redrives = wire.read_redrives(message.headers)
+    back = str(min(redrives + 1, wire.MAX_REDRIVES))
     ours = is_of(message.headers, home)
     gone = _GONE_BACK if ours else _GONE_WITH_PAST
     own = [item for item in message.headers.fields() if item[0] not in gone]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from engine_kit import ByKey, deliveries, delivery, ids, until
 
@@ -465,6 +466,19 @@ async def test_what_is_to_be_published_leaves_before_all_runs_are_over(concurren
         return ANSWERED
 
     assert await most_in_a_turn(process, concurrency, 500) <= 2 * async_pool._PUBLISHING_RUNS
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_copies_that_nobody_waits_for_leave_in_longer_lists(
+    concurrency: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_pool, "_TURN_SECONDS", 60.0)  # a busy machine ends the turn earlier
+
+    async def process(item: Delivery) -> Decision:
+        return msgspec.structs.replace(ANSWERED, name="retried")
+
+    most = await most_in_a_turn(process, concurrency, 1000)
+    assert 2 * async_pool._PUBLISHING_RUNS < most <= 2 * async_pool._MOVING_RUNS
 
 
 class Creations:

@@ -64,6 +64,11 @@ class Auditor:
         self._by = f"{_user()}@{socket.gethostname()}"
         self._lines: list[AuditLine] = []
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody is told."""
+        return self._audit is not None
+
     def note(
         self, letter: Letter, outcome: str, *, redrives: int = 0, detail: str = "", original: bytes | None = None
     ) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from atleastonce import wire
 from atleastonce.channels import Channel, Source
-from atleastonce.contract import Adapter, Delivery, Outcome, Outgoing
+from atleastonce.contract import OK, Adapter, Delivery, Outcome, Outgoing
 from atleastonce.message import HeaderValue, Message
 from atleastonce.patterns.hops import redriven_copy
 from atleastonce.patterns.redrive.accounts import Redriven
@@ -103,11 +103,12 @@ class Run:
         """What is sent."""
         items: list[Outgoing] = []
         for letter in letters:
-            copy = redriven_copy(letter.delivery, self._home)
+            redrives = letter.redrives
+            copy = redriven_copy(letter.delivery, self._home, redrives)
             if self._change is not None:
                 copy = _changed(copy, letter.body, self._change(letter))
             items.append(Outgoing(self._destination, copy))
-            self._moved[hash(letter.id)] = min(letter.redrives + 1, wire.MAX_REDRIVES)
+            self._moved[hash(copy.id)] = min(redrives + 1, wire.MAX_REDRIVES)
         return items
 
     async def send(self, items: Sequence[Outgoing]) -> Sequence[Outcome]:
@@ -115,6 +116,10 @@ class Run:
 
     def sent(self, letters: Sequence[Letter], outcomes: Sequence[Outcome]) -> list[Letter]:
         """Those whose copies are confirmed; told to the audit."""
+        told = self._auditor.wanted or self._remembers
+        if not told and outcomes.count(OK) == len(outcomes) == len(letters):
+            self.counts["redriven"] += len(letters)  # nobody asks for each of them
+            return list(letters)
         moved: list[Letter] = []
         for letter, outcome in zip(letters, outcomes, strict=True):
             if outcome.ok:
