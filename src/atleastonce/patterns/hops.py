@@ -218,9 +218,13 @@ def given_back_copy(
 
 
 def redriven_copy(delivery: Delivery, home: Source, redrives: int | None = None) -> Message:
-    """The copy of a dead letter of ``home``, which came back ``redrives`` times so far, for its way back: the failure is forgotten, identity, origin and the number of redrives
+    """The copy of a dead letter of ``home`` for its way back: the failure is forgotten, identity, origin and the number of redrives
     are kept. What was dead in this queue is this group's, whatever its headers say: without our marks it would not be known again,
-    and could go round for ever."""
+    and could go round for ever.
+
+    Args:
+        redrives: how often it came back so far, if that is known already.
+    """
     message = delivery.message
     if redrives is None:
         redrives = wire.read_redrives(message.headers)
