@@ -233,7 +233,9 @@ class Patterns(Section):
             return all(len(calls.of(message)) == times for message in even)
 
         def are_dead(letters: int) -> bool:
-            return sum(each.counts["dead"] for each in service.status()) == letters
+            # Counted when it is decided; there when its original is settled.
+            states = service.status()
+            return sum(each.counts["dead"] for each in states) == letters and not any(each.in_flight for each in states)
 
         async with running(bench, service):
             await bench.send(queue, [m for pair in zip(odd, even, strict=True) for m in pair])
