@@ -205,6 +205,22 @@ async def test_a_probe_that_says_nothing_closes_no_circuit(probe: str, memory_ur
         assert counts(service)["dead"] == 4 + 10 * (probe in ("dead", "uncounted"))
 
 
+async def test_what_is_discarded_is_no_success_beside_failures(memory_url: str, queue: MakeQueue) -> None:
+    """It says nothing of what the handler calls: three of three that did are all of them."""
+    work, service = queue("work"), Service("worker", broker=memory_url)
+
+    @service.consumer(work, failure=ONCE, circuit=CircuitBreaker(failures=3, within="30s", open_for="30s"), concurrency=1)
+    async def handle(order: Order) -> None:
+        if order.n < 20:
+            raise Discard("stale")
+        raise ConnectionError("away")
+
+    async with service:
+        await service.broker.publish_many(work, [Order(n) for n in (20, *range(20), *range(21, 30))])
+        await until(lambda: service.status()[0].state == "paused" or counts(service)["dead"] > 2, service)
+        assert (counts(service)["discarded"], counts(service)["dead"]) == (20, 2)
+
+
 async def test_resume_closes_the_circuit(memory_url: str, queue: MakeQueue) -> None:
     work, service = queue("work"), Service("worker", broker=memory_url)
     down = True

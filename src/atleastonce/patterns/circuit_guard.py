@@ -173,7 +173,7 @@ class CircuitGuard:
             self._watching.cancel()
 
     def _done(self) -> int:
-        return sum(worker.counts["done"] + worker.counts["discarded"] for worker in self._workers)
+        return sum(worker.counts["done"] for worker in self._workers)
 
     def _watch(self) -> None:
         if not self._closed and (self._watching is None or self._watching.done()):
