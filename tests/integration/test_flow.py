@@ -209,7 +209,9 @@ async def test_what_is_discarded_is_no_success_beside_failures(memory_url: str, 
     """It says nothing of what the handler calls: three of three that did are all of them."""
     work, service = queue("work"), Service("worker", broker=memory_url)
 
-    @service.consumer(work, failure=ONCE, circuit=CircuitBreaker(failures=3, within="30s", open_for="30s"), concurrency=1)
+    @service.consumer(
+        work, failure=ONCE, circuit=CircuitBreaker(failures=3, within="30s", open_for="30s"), concurrency=1
+    )
     async def handle(order: Order) -> None:
         if order.n < 20:
             raise Discard("stale")

@@ -16,6 +16,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from kafka_kit import MockCluster, eventually, member, message, numbers, opened, publish
 
 from atleastonce.adapters.kafka.admin import Admin
+from atleastonce.adapters.kafka.flow import Flow
+from atleastonce.adapters.kafka.handover import Handover
+from atleastonce.adapters.kafka.partition import Assignment
 from atleastonce.channels import Source
 from atleastonce.contract import ACK, RELEASE, STALE, Code, Fault, Outgoing, Reject, Retry, Status, Window
 from atleastonce.errors import BrokerUnavailable, Closed
@@ -550,3 +553,34 @@ async def test_an_unfinished_drain_is_cut_off_at_its_limit(mock: MockCluster) ->
             old = next(each for each in got if each.message.body == again[0].message.body)
             assert list(await first.subscription.settle([(old, ACK)])) == [STALE]
             await second.ack(again)
+
+
+async def test_a_resume_wakes_each_broker_by_one_partition() -> None:
+    """A seek takes its partition out of the next fetch: of six sought one by one, the one with a record came 100 ms late."""
+    mock = MockCluster(brokers=3)
+    sought: list[int] = []
+
+    class Watched(Consumer):
+        def seek(self, partition: TopicPartition) -> None:
+            super().seek(partition)
+            sought.append(partition.partition)
+
+    topic = mock.topic(6).channel.name
+    consumer = Watched({"bootstrap.servers": mock.url.removeprefix("kafka://"), "group.id": "g"})
+    try:
+        consumer.assign([TopicPartition(topic, number, 0) for number in range(6)])
+        consumer.poll(1.0)
+        assignment = Assignment(topic)
+        for number in range(6):
+            assignment.begin(number, 0)
+        flow = Flow(Window(10, 1000), assignment, Handover(asyncio.get_running_loop()))
+        flow.stopped = True
+        flow.pause(consumer)
+        flow.resume(consumer)
+        partitions = consumer.list_topics(topic, timeout=5).topics[topic].partitions
+        leaders = [partitions[number].leader for number in sought]
+        assert len(set(leaders)) > 1
+        assert sorted(leaders) == sorted({each.leader for each in partitions.values()})
+    finally:
+        consumer.close()
+        mock.close()

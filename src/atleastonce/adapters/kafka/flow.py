@@ -2,13 +2,14 @@
 
 librdkafka throws a partition's whole prefetch away when it is paused, and does not wake its fetcher when it is resumed
 (the next fetch then waits for a timer of up to a second). So: a full window first merely stops the polling, for less
-time than anybody notices; only one that stays full pauses. And a resume is followed by a seek to where the partition
-stands anyway, which wakes the fetcher at once.
+time than anybody notices; only one that stays full pauses. And a resume is followed by a seek to where a partition
+stands anyway, which wakes the fetcher of its broker at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection
 
@@ -34,6 +35,10 @@ SHARE_GRACE_SECONDS = 0.03
 CHUNK = 500
 AHEAD = 1000
 
+# How long it is known which broker leads which partition. Longer: after a leader has moved, a resume may find its records a
+# fetch.wait.max.ms late. Shorter: a question to the brokers more often, which the polling waits for.
+LEADERS_SECONDS = 30.0
+
 
 class Flow:
     """Decides what the polling thread may fetch.
@@ -54,6 +59,8 @@ class Flow:
         self._handover = handover
         self._full_since: float | None = None
         self._satisfied: set[Partition] = set()  # paused alone, since they have their share of the window
+        self._leaders: dict[int, int] = {}
+        self._leaders_until = -math.inf
         self._mean = 16_384.0  # bytes of a record, until some have been seen; cautious, for windows of few bytes
 
     def room(self) -> int:
@@ -149,7 +156,7 @@ class Flow:
             return
         consumer.resume(partitions)
         awake = False
-        for partition in those:
+        for partition in self._one_of_each_leader(consumer, those):
             position = partition.tracker.position
             if position is not None:
                 try:
@@ -162,6 +169,27 @@ class Flow:
                 consumer.get_watermark_offsets(partitions[0], timeout=1.0)
             except KafkaException as error:
                 log.debug("wake-up of %s: %s", self._assignment.topic, error)
+
+    def _one_of_each_leader(self, consumer: Consumer, those: Collection[Partition]) -> Collection[Partition]:
+        """Whose seek wakes all of them. A seek takes its partition out of the fetches for a moment, and a fetch without the one
+        that has something waits for records of the others, ``fetch.wait.max.ms``: so no more of them than there are connections."""
+        started = [partition for partition in those if partition.tracker.position is not None]
+        if len(started) <= 1:
+            return started
+        now = time.monotonic()
+        if now >= self._leaders_until:
+            self._leaders_until = now + LEADERS_SECONDS
+            self._leaders = self._ask_for_leaders(consumer)
+        return {self._leaders.get(each.number, -each.number - 1): each for each in started}.values()
+
+    def _ask_for_leaders(self, consumer: Consumer) -> dict[int, int]:
+        topic = self._assignment.topic
+        try:
+            found = consumer.list_topics(topic, timeout=1.0).topics[topic].partitions
+        except (KafkaException, KeyError) as error:  # then each is woken by itself
+            log.debug("leaders of %s: %s", topic, error)
+            return {}
+        return {number: each.leader for number, each in found.items() if each.leader >= 0}
 
     def _named(self, those: Collection[Partition]) -> list[TopicPartition]:
         return [TopicPartition(self._assignment.topic, partition.number) for partition in those]
