@@ -117,9 +117,10 @@ async def test_who_kills_its_process_is_a_dead_letter_and_nobody_else_is(
     assert set(done) == set(range(MESSAGES)) - set(KILLERS)
     assert {letter.body for letter in dead} == {b'{"n":%d,"kill":true}' % n for n in KILLERS}
     assert {letter.obituary.stage for letter in dead} == {"crash-loop"}
-    # A process that dies of one killer while it moves the other leaves that one in two places, each with a count of its own. On
-    # Kafka a reader that died is known by its mark alone, and one is needed to be careful: then one more may die.
-    most = ACCIDENTS + 2 * CRASH_LIMIT + (name == "kafka") + (RELEASES if releases else 0)
+    # A process that dies of one killer while it moves the other leaves that one in two places, each with a count of its own, and
+    # in three if the next process does, too (RabbitMQ: in one run of seven). On Kafka a reader that died is known by its mark
+    # alone, and one is needed to be careful: then one more may die.
+    most = ACCIDENTS + 3 * CRASH_LIMIT + (name == "kafka") + (RELEASES if releases else 0)
     assert set(killed) == set(KILLERS)
     assert max(killed.values()) <= most, killed
 
