@@ -330,7 +330,7 @@ def test(arguments: Sequence[str]) -> int:
         print(f"\nPython {here[0]}.{here[1]} is the only one found: unit tests ran on it alone", flush=True)
 
     # More workers than cores, since these tests wait for brokers most of the time; not many, since the brokers need cores, too.
-    workers = min(cores + 1, 8)
+    workers = min(cores + 2, 8)
     with tempfile.TemporaryDirectory(prefix="atleastonce-conformance-") as report:
         for part in ("docs", "conformance", "integration", "chaos"):
             if holds_tests(tests / part):
