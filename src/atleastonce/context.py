@@ -34,23 +34,30 @@ class Context:
         outputs: what `publish` has taken down.
     """
 
-    __slots__ = ("_compose", "_past", "delivery", "outputs")
+    __slots__ = ("_compose", "_history", "_past", "delivery", "outputs")
 
     def __init__(self, delivery: Delivery, compose: Compose, past: Past) -> None:
         self.delivery = delivery
         self.outputs: list[Outgoing] = []
         self._compose = compose
         self._past = past
+        self._history: History | None = None
 
     @property
     def attempt(self) -> int:
         """Which attempt this is, from 1: one for each time the message came from the broker, or waited in its lane for the next."""
-        return self._past(self.delivery).attempt
+        return self._read().attempt
 
     @property
     def redrives(self) -> int:
         """How often the message came back from the dead letters."""
-        return self._past(self.delivery).redrives
+        return self._read().redrives
+
+    def _read(self) -> History:
+        history = self._history  # read from the headers once: a retry says much about itself
+        if history is None:
+            history = self._history = self._past(self.delivery)
+        return history
 
     @property
     def message(self) -> Message:
