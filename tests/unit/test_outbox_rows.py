@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from atleastonce import Message, Topic
 from atleastonce.contract import Outgoing
 from atleastonce.message import Headers, HeaderValue
-from atleastonce.stores.outbox import _RUNS, OutboxRow, runs, stored
+from atleastonce.stores.outbox import _RUNS, OutboxRow, gaps, runs, stored
 from atleastonce.stores.postgres.outbox import _numbers, _texts
 
 TEXTS = st.one_of(st.text(max_size=5), st.sampled_from(['"', "\\", '"]]', ',["alo-id","', "\\u0041", "{}", "a" * 2000]))
@@ -79,3 +79,13 @@ def test_lists_as_postgresql_reads_them() -> None:
         '{""}',
         '{"a","b\\"","\\\\,{} NULL"}',
     )
+
+
+@given(st.lists(st.integers(1, 60), max_size=40))
+def test_gaps_are_all_but_the_runs(numbers: list[int]) -> None:
+    between, others = gaps(numbers)
+    long, rest = runs(numbers)
+    assert others == rest
+    for n in range(-2, 65):
+        assert sum(first <= n <= last for first, last in between) == (not any(a <= n <= b for a, b in long))
+    assert (between[0][0], between[-1][1]) == (1 - (1 << 63), (1 << 63) - 1)

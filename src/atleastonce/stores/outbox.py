@@ -319,6 +319,21 @@ def runs(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
     return long, rest
 
 
+_LEAST, _MOST = 1 - (1 << 63), (1 << 63) - 1  # one more than the least, which PostgreSQL takes for no bigint
+
+
+def gaps(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """As `runs`, but what lies between the runs, before the first and after the last, by its first and last number."""
+    long, others = runs(numbers)
+    found, first = [], _LEAST
+    for begin, end in long:
+        if first < begin:
+            found.append((first, begin - 1))
+        first = end + 1
+    found.append((first, _MOST))
+    return found, others
+
+
 def stored(outputs: Sequence[Outgoing]) -> list[Stored]:
     """The rows of ``outputs``.
 

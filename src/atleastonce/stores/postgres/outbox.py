@@ -17,7 +17,7 @@ from atleastonce.stores.outbox import (
     ParkedRow,
     Parking,
     Stored,
-    runs,
+    gaps,
     share,
     stored,
 )
@@ -124,18 +124,21 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
         most: int = 20_000,
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
-        long, others = runs(held)
-        free = "".join(f" AND o.seq NOT BETWEEN {first:d} AND {last:d}" for first, last in long)
-        if others:
-            free += " AND o.seq <> ALL(%(others)s::bigint[])"
+        between, others = gaps(held)
+        free = " AND o.seq <> ALL(%(others)s::bigint[])" if others else ""
         columns, size = ", ".join(FETCHED), "(octet_length(headers) + octet_length(body))"
+        # What lies between the runs that are held is looked for run by run. Asked for what is not in any of them, the planner
+        # reads all that waits and sorts it.
         rows = await self._outbox_rows(
             f"""
 SELECT {columns} FROM (SELECT {columns}, sum({size}) OVER (ORDER BY seq) - {size} AS before FROM (
 SELECT o.* FROM {outbox}_slot s CROSS JOIN LATERAL (
-    SELECT {columns} FROM {outbox} o WHERE o.slot = s.slot AND o.state = 0{free} AND o.destination <> ALL(%(paused)s::text[])
-        AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS
-            (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key))
+    SELECT o.* FROM (VALUES {", ".join(f"({first}, {last})" for first, last in between)}) AS g(first, last) CROSS JOIN LATERAL (
+        SELECT {columns} FROM {outbox} o
+        WHERE o.slot = s.slot AND o.state = 0 AND o.seq >= g.first AND o.seq <= g.last{free}
+            AND o.destination <> ALL(%(paused)s::text[]) AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS
+                (SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key))
+        ORDER BY o.seq LIMIT %(limit)s) o
     ORDER BY o.seq LIMIT %(limit)s) o
 WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq LIMIT %(most)s
 ) c) d WHERE before < {FETCHED_BYTES} ORDER BY seq""",
@@ -152,11 +155,14 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
         return OutboxRow.of(rows)
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
-        # The commit need not wait for the disk: at worst a power cut brings back what was removed.
+        # The commit need not wait for the disk: at worst a power cut brings back what was removed. Lists that the planner sees,
+        # and no join: that was a walk through the whole table for each list, and ids of a prepared statement are compared one by
+        # one. A message of one of these ids is one of these messages.
         await self._outbox_rows(
-            f"DELETE FROM {self._prefix}_outbox o USING unnest(%s::bigint[], %s::text[]) AS a(seq, id) "
-            "WHERE o.seq = a.seq AND o.id = a.id AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+            f"DELETE FROM {self._prefix}_outbox WHERE seq = ANY(%s::bigint[]) AND id = ANY(%s::text[]) "
+            "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
             (_numbers(row.seq for row in rows), _texts([row.id or "" for row in rows])),
+            prepare=False,
         )
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:

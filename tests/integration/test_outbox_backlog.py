@@ -1,0 +1,50 @@
+"""What a look and a removal cost does not grow with what waits in the outbox."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from once_kit import Database
+
+from atleastonce import PostgresStore
+from atleastonce.stores.outbox import SLOTS
+
+WAITING = 60_000
+
+
+async def test_postgres_reads_no_more_than_it_gives_and_removes(postgres_database: Database) -> None:
+    """A table without statistics, as after a burst: the planner's guesses are then far off. In blocks, of which the table has
+    nearly three thousand: each row is one, and some are for the index."""
+    store, relay, read = postgres_database.make(), b"r" * 16, list[int]()
+    assert isinstance(store, PostgresStore)
+    asked = store._outbox_rows
+
+    async def explained(
+        statement: str, given: Sequence[Any] | Mapping[str, Any] = (), *, prepare: bool | None = None
+    ) -> list[Any]:
+        ((plan,),) = await asked(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given, prepare=prepare)
+        read.append(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+        return []
+
+    async with store:
+        postgres_database.query(
+            f"INSERT INTO {store._prefix}_outbox (slot, state, id, destination, key, headers, body, created, due) "
+            f"SELECT n % {SLOTS}, 0, 'm' || n, 'queue:out', md5(n::text)::bytea, '[]', repeat('b', 260)::bytea, now(), now() "
+            f"FROM generate_series(1, {WAITING}) n"
+        )
+        await store.outbox_hold(relay, "relay", 60)
+        middle = range(WAITING // 2, WAITING // 2 + 1000)
+        rows = await store.outbox_fetch(relay, range(SLOTS), 170, held=middle, paused=[], most=1000)
+        assert [row.seq for row in rows] == [*range(1, 1001)]
+        store._outbox_rows = explained  # type: ignore[method-assign]
+        await store.outbox_fetch(relay, range(SLOTS), 170, held=middle, paused=[], most=1000)
+        await store.outbox_remove(rows)  # which is explained by being done
+        store._outbox_rows = asked  # type: ignore[method-assign]
+        assert [each < 2000 for each in read] == [True, True], read
+        after = await store.outbox_fetch(relay, range(SLOTS), 20, held=[*middle, 1005], paused=[], most=20)
+    assert [row.seq for row in after] == [*range(1001, 1005), *range(1006, 1022)]
