@@ -102,6 +102,28 @@ async def test_metadata_that_this_broker_finds_too_large_is_shortened_and_the_of
         assert reader.subscription._committer._metadata_limit < 4096
 
 
+async def test_one_refusal_of_many_partitions_shortens_what_is_kept_by_a_half(mock: MockCluster) -> None:
+    source = mock.topic(partitions=8)
+    async with member(mock.url, source, **FAST) as reader:
+        await publish(reader.adapter, source.channel, [message(b"%d" % n, key=b"%d" % n) for n in range(200)])
+        got = await reader.take(200)
+        mock.fail(MockCluster.OFFSET_COMMIT, METADATA_TOO_LARGE)
+        await reader.ack(got[1::2])
+        await reader.ack([each for each in got if each.position == 0 and each.token is not None])
+        await eventually(lambda: reader.subscription._committer.failed > 1, "several are refused")
+        assert reader.subscription._committer._metadata_limit == 2048
+
+
+async def test_a_last_commit_with_too_much_beside_the_offset_is_made_again(mock: MockCluster) -> None:
+    source = mock.topic()
+    async with member(mock.url, source, **{**FAST, "commit.interval": 60}) as reader:
+        await publish(reader.adapter, source.channel, [message(b"%d" % n) for n in range(10)])
+        got = await reader.take(10)
+        await reader.ack([got[0], got[4]])
+        mock.fail(MockCluster.OFFSET_COMMIT, METADATA_TOO_LARGE)
+    assert (await asyncio.to_thread(committed, mock, source)).offset == 1
+
+
 async def test_a_partition_counts_as_committed_only_when_the_broker_has_said_so(mock: MockCluster) -> None:
     source = mock.topic()
     async with member(mock.url, source, **FAST) as reader:

@@ -113,7 +113,7 @@ class Committer:
         except KafkaException as error:
             self._pending = {}
             self._standstill.silence.dropped(self._owed)
-            self.note(kafka_error(error), len(offsets))
+            self.note(*[kafka_error(error)] * len(offsets))
         return True
 
     def answered(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
@@ -123,6 +123,7 @@ class Committer:
             self._standstill.silence.answered(self._owed)
         else:  # said by the broker, or by the client in its stead: nobody can tell
             self._standstill.silence.missed(self._owed)
+        refused: list[KafkaError] = []
         for each in offsets:
             found = pending.get(each.partition)
             if found is None:
@@ -132,7 +133,8 @@ class Committer:
             if failure is None and each.offset == stored[0]:
                 self.confirm(partition, stored)
             elif failure is not None:
-                self.note(failure, 1)
+                refused.append(failure)
+        self.note(*refused)
 
     def finish(self, ended: Sequence[tuple[Partition, Point | None]], *, kept: bool) -> None:
         """The last commit of partitions that are taken away; waits for the broker, at most ``session.timeout.ms``.
@@ -176,14 +178,13 @@ class Committer:
             with self._standstill.until(_CONFIRMATION, VAIN_SECONDS):
                 answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
         except KafkaException as error:  # when all partitions failed, it raises
-            self.note(kafka_error(error), len(dirty))
+            self.note(*[kafka_error(error)] * len(dirty))
             return confirmed
         for each in answers:
-            if each.error is not None:
-                self.note(each.error, 1)
-            elif each.partition in dirty:
+            if each.error is None and each.partition in dirty:
                 self.confirm(*dirty[each.partition])
                 confirmed.add(each.partition)
+        self.note(*[each.error for each in answers if each.error is not None])
         return confirmed
 
     def _encoded(self, point: Point, mark: Mark | None) -> Stored:
@@ -215,10 +216,14 @@ class Committer:
         partition.committed_at = time.monotonic()
         self.last_error = None
 
-    def note(self, error: KafkaError | None, count: int) -> None:
-        """``count`` partitions' commits were not confirmed."""
-        self.failed += count
-        self.last_error = error
-        if error is not None and error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
-            self._metadata_limit //= 2  # this broker takes less than the default: keep the offset, shorten the rest
-        log.debug("commit of %s not confirmed, will be repeated: %s", self._assignment.topic, error)
+    def note(self, *errors: KafkaError | None) -> None:
+        """Of one request so many partitions' commits were not confirmed."""
+        if not errors:
+            return
+        self.failed += len(errors)
+        self.last_error = errors[-1]
+        if any(error is not None and error.code() == KafkaError.OFFSET_METADATA_TOO_LARGE for error in errors):
+            # This broker takes less than the default: keep the offsets, shorten the rest. By a half for each request, however many
+            # partitions it was for: else little would be left of what is done ahead.
+            self._metadata_limit //= 2
+        log.debug("commit of %s not confirmed, will be repeated: %s", self._assignment.topic, self.last_error)

@@ -284,5 +284,8 @@ class Owner(threading.Thread):
 def _passes(error: KafkaError) -> bool:
     """Whether a commit that met ``error`` may be stored if it is sent again. While others join, the coordinator reads nothing more
     on our connection until all have; by then the group is of the next generation, and a commit on its way of the last one. The
-    next commit is of the new one; who is no member any more is told so otherwise."""
-    return error.code() == KafkaError.ILLEGAL_GENERATION or fault(error).retryable
+    next commit is of the new one; who is no member any more is told so otherwise. One with too much beside the offset is shorter
+    the next time."""
+    return (
+        error.code() in (KafkaError.ILLEGAL_GENERATION, KafkaError.OFFSET_METADATA_TOO_LARGE) or fault(error).retryable
+    )

@@ -219,7 +219,7 @@ class Transactor:
         try:
             failed = self._transactions.commit(records, alone, offsets, group)
         except NotCommitted as error:
-            self._committer.note(error.error, len(stored))
+            self._committer.note(*[error.error] * len(stored))
             log.debug("transaction of %s not committed: %s", self._assignment.topic, error)
             return error.fault
         except Doubtful as error:
