@@ -116,7 +116,9 @@ def group_of(message: Message) -> str:
     """The message group on a FIFO queue."""
     key = message.key
     if key is None:
-        return UNKEYED + hashlib.sha256(message.id.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        # A question that is asked a second time under the same id does not wait for the first one's end.
+        name = f"{message.id}{message.headers.get(wire.CORRELATION) or ''}"
+        return UNKEYED + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:40]
     text = key.decode("latin-1")
     if _TOKEN.fullmatch(text) and not text.startswith((UNKEYED, _HASHED)):
         return text
@@ -124,10 +126,14 @@ def group_of(message: Message) -> str:
 
 
 def deduplication_of(message: Message) -> str:
-    """What SQS drops repetitions by, for five minutes, on a FIFO queue: the id; another one after a redrive, and for each copy of a
-    suspect, which otherwise would be dropped as a repetition of an earlier publish."""
+    """What SQS drops repetitions by, for five minutes, on a FIFO queue: the id; another one after a redrive, for each copy of a
+    suspect, and for each time that it is asked, which otherwise would be dropped as a repetition of an earlier publish."""
     text = message.id
-    for name, field in (("redrive", wire.REDRIVES), ("suspect", wire.SUSPECTED_AT)):
+    for name, field in (
+        ("redrive", wire.REDRIVES),
+        ("suspect", wire.SUSPECTED_AT),
+        ("request", wire.CORRELATION),
+    ):
         if (value := message.headers.get(field)) is not None:
             text += f":{name}:{value}"
     return text if _TOKEN.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
