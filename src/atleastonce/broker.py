@@ -184,7 +184,8 @@ class Broker(Asks):
             Rejected: it is certainly not in the broker: too large (`MessageTooLarge`), no such channel, no permission.
             Unconfirmed: the confirmation did not come. Publishing the same ``id`` again is safe for an idempotent
             consumer.
-            Overloaded: too many publishes are pending; this one was not sent.
+            Overloaded: too many publishes are pending, and this one was not sent; or the broker has no room for more: its memory,
+            a quota, a full queue.
             EncodeError, InvalidMessage, ConfigurationError: before anything was sent.
         """
         item = self.compose(channel, payload, key=key, id=id, headers=headers, delay=delay)

@@ -112,7 +112,12 @@ class Unconfirmed(PublishError):
 
 
 class Overloaded(PublishError):
-    """Not sent: too much is pending already, publishes or requests, and stayed so for as long as the caller was ready to wait."""
+    """Too much: publishes or requests were pending for as long as the caller was ready to wait, or the broker has no room for more:
+    its memory, its disk, a quota, a full queue.
+
+    Publish less, or later. What did not even leave is said to be *not sent*. For the rest publishing the same ``id`` again is safe
+    for an idempotent consumer.
+    """
 
 
 class RequestError(AtLeastOnceError):

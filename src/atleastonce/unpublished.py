@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from atleastonce.channels import Topic
 from atleastonce.contract import Code, Outcome, Outgoing, Status
-from atleastonce.errors import MessageTooLarge, Rejected, Unconfirmed
+from atleastonce.errors import MessageTooLarge, Overloaded, Rejected, Unconfirmed
 
 
-def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed:
+def publish_error(item: Outgoing, outcome: Outcome) -> Rejected | Unconfirmed | Overloaded:
     """The exception for an outcome that is not ok."""
     text = f"{item.message.id} to {_name(item)}: {outcome.fault}"
+    if outcome.fault is not None and outcome.fault.code is Code.OVERLOADED:  # the same whichever broker asks for less
+        return Overloaded(f"{text}; publish less, or the same id again later")
     if outcome.status is Status.UNKNOWN:
         return Unconfirmed(f"{text}; publishing the same id again is safe for an idempotent consumer")
     if outcome.fault is not None and outcome.fault.code is Code.TOO_LARGE:

@@ -1,8 +1,8 @@
-"""A DynamoDB whose capacity is used up: a proxy that hands everything on, and while it throttles answers every write as the service
-does. No emulator at hand has a capacity that could be used up.
+"""A DynamoDB or an SQS whose capacity is used up: a proxy that hands everything on, and while it throttles answers every write as
+the service does. No emulator at hand has a capacity that could be used up.
 
-The answer is what the AWS documentation gives (Amazon DynamoDB Developer Guide, *Error handling with DynamoDB*): status 400, and a
-JSON body whose ``__type`` ends in the name of the error.
+The answers are what the AWS documentation gives (Amazon DynamoDB Developer Guide, *Error handling with DynamoDB*; Amazon SQS API
+Reference, *SendMessage*): status 400, and a JSON body whose ``__type`` ends in the name of the error.
 """
 
 from __future__ import annotations
@@ -13,13 +13,33 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
-_WRITES = ("PutItem", "UpdateItem")
-_KIND = "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException"
-_WORDS = (
+
+class Refusal(NamedTuple):
+    """How a service refuses a write.
+
+    Attributes:
+        writes: the operations that are writes.
+        kind: the error's full name.
+        words: what it says.
+    """
+
+    writes: tuple[str, ...]
+    kind: str
+    words: str
+
+
+DYNAMODB = Refusal(
+    ("PutItem", "UpdateItem"),
+    "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException",
     "The level of configured provisioned throughput for the table was exceeded. Consider increasing your provisioning level "
-    "with the UpdateTable API."
+    "with the UpdateTable API.",
+)
+SQS = Refusal(
+    ("SendMessage", "SendMessageBatch"),
+    "com.amazonaws.sqs#RequestThrottled",
+    "The request was denied due to request throttling.",
 )
 _SECONDS = 30.0
 _HOPS = {"connection", "content-length", "transfer-encoding", "date", "server"}
@@ -32,8 +52,9 @@ class Throttle:
         refused: how many writes it has refused.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, refusal: Refusal) -> None:
         self.refused = 0
+        self._refusal = refusal
         self._upstream = upstream
         self._on = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -72,9 +93,10 @@ class Throttle:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
-                if throttle._on and operation in _WRITES:
+                refusal = throttle._refusal
+                if throttle._on and operation in refusal.writes:
                     throttle.refused += 1
-                    text = json.dumps({"__type": _KIND, "message": _WORDS}).encode()
+                    text = json.dumps({"__type": refusal.kind, "message": refusal.words}).encode()
                     self._answer(400, [("Content-Type", "application/x-amz-json-1.0")], text)
                 else:
                     self._hand_on(body)
@@ -99,9 +121,9 @@ class Throttle:
 
 
 @contextlib.contextmanager
-def throttled(upstream: str) -> Iterator[Throttle]:
+def throttled(upstream: str, refusal: Refusal = DYNAMODB) -> Iterator[Throttle]:
     """A proxy to ``upstream``, ``host:port``, for the block."""
-    made = Throttle(upstream)
+    made = Throttle(upstream, refusal)
     thread = threading.Thread(target=made.serve, daemon=True)
     thread.start()
     try:
