@@ -86,6 +86,7 @@ class Passage:
         self._source = source
         self._stopping = stopping or asyncio.Event()
         self._log = False
+        self._out: set[Delivery] = set()  # handed out, neither done nor kept
         self._held: list[Delivery] = []
         self._held_bytes = 0
         self._holes: dict[str, _Holes] = {}
@@ -138,7 +139,8 @@ class Passage:
     ) -> None:
         subscription = self._open
         self._listener.ended(self._listener.out)
-        back = [] if self._log else [each for each in (*self._held, *self._ahead) if not each.lost]
+        # What is out was left by an error, and would be gone until its lease is over.
+        back = [] if self._log else [each for each in (*self._out, *self._held, *self._ahead) if not each.lost]
         try:  # a log has no hand-outs to take back: its commit leaves out what is not settled
             for start in range(0, len(back), _CHUNK):
                 released: list[Settlement] = [(delivery, RELEASE) for delivery in back[start : start + _CHUNK]]
@@ -191,6 +193,7 @@ class Passage:
             batch = await self._next(limit)
             if batch:
                 self._listener.out += len(batch)
+                self._out.update(batch)
                 self._last = asyncio.get_running_loop().time()
                 self.seen += len(batch)
                 return batch
@@ -257,6 +260,7 @@ class Passage:
             return 0
         outcomes = await self._open.settle([(delivery, ACK) for delivery in deliveries])
         settled = sum(outcome.ok for outcome in outcomes)
+        self._out.difference_update(deliveries)
         self._settled += settled
         self._listener.ended(len(deliveries))
         if settled < len(deliveries):
@@ -289,6 +293,7 @@ class Passage:
         return True
 
     def _add(self, delivery: Delivery) -> None:
+        self._out.discard(delivery)
         self._held_bytes += delivery.size
         self._held.append(delivery)
         delivery.shed()
