@@ -294,15 +294,25 @@ def test_what_is_as_it_was_made_drifts_nowhere() -> None:
     assert _consumer_drifts(GROUP, consumer, {**consumer, "num_replicas": 0}) == []
 
 
-@pytest.mark.parametrize(("asked", "drifting"), [({}, set()), ({"allow_direct": True}, {"allow_direct"})])
-def test_a_queue_from_before_direct_get_drifts_only_where_it_was_asked_for(
-    asked: dict[str, Any], drifting: set[str]
+@pytest.mark.parametrize(
+    ("asked", "replicas", "dead", "drifting"),
+    [
+        ({}, 1, False, set()),
+        ({}, 1, True, {"allow_direct"}),
+        ({}, 3, True, {"num_replicas"}),  # of several copies none is asked
+        ({"allow_direct": True}, 1, False, {"allow_direct"}),
+        ({"allow_direct": False}, 1, True, set()),
+    ],
+)
+def test_a_queue_from_before_direct_get_drifts_where_it_is_looked_through_or_was_asked_for(
+    asked: dict[str, Any], replicas: int, dead: bool, drifting: set[str]
 ) -> None:
     home = Queue[Any]("orders", options={"nats": asked})
     made = stream_config(home, CONFIG)
-    assert made["allow_direct"] is True
-    drifts = _stream_drifts(home, made, {**made, "allow_direct": False}, True)
+    found = {**made, "allow_direct": False, "num_replicas": replicas}
+    drifts = _stream_drifts(home, made, found, True, dead)
     assert {each.setting for each in drifts} == drifting
+    assert not any(each.breaks for each in drifts)
 
 
 @pytest.mark.parametrize(

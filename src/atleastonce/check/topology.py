@@ -13,6 +13,7 @@ from atleastonce.errors import ConfigurationError
 _REMEDIES = {
     "kind": "two channels cannot share a name: rename one of them",
     "partitions": "write partitions={found} in the code, or drain it and change the broker (keys move to other partitions)",
+    "allow_direct": "without it each look at its dead letters asks for them one by one: nats stream edit STREAM --allow-direct",
     "fifo": "a channel cannot change that later: write fifo={found} in the code, or drain, delete and declare it anew",
 }
 _CHANGE = "change it on the broker or in the code"

@@ -13,9 +13,11 @@ import pytest
 from nats.aio.msg import Msg
 from nats_kit import PATIENCE, Proxy, eventually, opened, outgoing, prepared, raw, reading, send, server, take
 
-from atleastonce import Queue
+from atleastonce import Queue, Source, check
 from atleastonce.adapters.nats import NatsAdapter
 from atleastonce.adapters.nats.direct import has_one_copy
+from atleastonce.adapters.nats.topology import stream_config
+from atleastonce.contract import Topology
 from atleastonce.errors import BrokerUnavailable
 
 MakeQueue = Callable[..., Queue[object]]
@@ -105,6 +107,26 @@ async def test_large_messages_come_a_few_at_a_time(nats_url: str, queue: MakeQue
             sizes = [sum(each.size for each in found) async for found in lists]
     assert sum(sizes) > 8_000_000
     assert max(sizes) < 2**20 + 250_000
+
+
+async def test_dead_letters_from_before_direct_get_are_told_of_and_left_as_they_are(
+    nats_url: str, queue: MakeQueue
+) -> None:
+    dead, home = queue("dead"), queue("home")
+    wanted = Topology(channels=(home,), sources=(Source(home),), dead_letters=(dead,))
+    async with opened(nats_url) as adapter:
+        link = adapter._link
+        for each in (dead, home):
+            made = stream_config(each, link.config)
+            await link.ask(f"STREAM.CREATE.{made['name']}", {**made, "allow_direct": False})
+        drifts = await adapter.declare(wanted)
+        assert [(each.name, each.setting, each.breaks) for each in drifts] == [(dead.name, "allow_direct", False)]
+        (finding,) = check.topology(drifts, create=True)
+        assert (finding.code, "nats stream edit" in str(finding.change)) == ("setting-differs", True)
+        info = await link.ask(f"STREAM.INFO.{flat(dead)}")
+        assert not info["config"].get("allow_direct")
+        await link.ask(f"STREAM.UPDATE.{flat(dead)}", {**info["config"], "allow_direct": True})
+        assert await adapter.declare(wanted) == []
 
 
 async def test_a_mirror_that_keeps_what_is_gone_is_not_believed(nats_url: str, queue: MakeQueue) -> None:

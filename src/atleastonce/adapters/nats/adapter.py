@@ -126,7 +126,7 @@ class NatsAdapter(Adapter):
         return await parts.declare(wanted, self._declare, create=create)
 
     async def _declare(self, wanted: Topology, /, *, create: bool) -> Sequence[Drift]:
-        maker = Maker(self._link, create, wanted.sources)
+        maker = Maker(self._link, create, wanted)
         try:
             await _all(maker.stream(channel) for channel in describing.channels(wanted))
             await _all(maker.durable(source) for source in describing.sources(wanted))

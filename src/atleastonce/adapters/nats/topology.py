@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +18,7 @@ from atleastonce.adapters.nats.names import (
     subjects_of,
 )
 from atleastonce.channels import Channel, Queue, Source, Topic
-from atleastonce.contract import Drift
+from atleastonce.contract import Drift, Topology
 from atleastonce.errors import ConfigurationError, NotFound
 
 _NANOS: Final = 1_000_000_000
@@ -101,9 +100,10 @@ def consumer_config(source: Source, config: Config) -> dict[str, Any]:
 class Maker:
     """One run of `Adapter.declare`."""
 
-    def __init__(self, link: Link, create: bool, sources: Sequence[Source]) -> None:
+    def __init__(self, link: Link, create: bool, wanted: Topology) -> None:
         self.drifts: list[Drift] = []
-        self._read = {subject_of(source.channel) for source in sources if source.group is not None}
+        self._read = {subject_of(source.channel) for source in wanted.sources if source.group is not None}
+        self._looked_through = {subject_of(queue) for queue in wanted.dead_letters}
         self._link = link
         self._create = create
         self._streams: dict[str, str | None] = {}
@@ -127,7 +127,8 @@ class Maker:
         if found is None:
             self.drifts.append(Drift(channel.name, "missing", f"stream {name}", "nothing", breaks=not self._create))
         else:
-            self.drifts += _stream_drifts(channel, wanted, found["config"], subject in self._read)
+            read, looked_through = subject in self._read, subject in self._looked_through
+            self.drifts += _stream_drifts(channel, wanted, found["config"], read, looked_through)
 
     async def durable(self, source: Source) -> None:
         """Make or compare the consumer of ``source``."""
@@ -155,13 +156,17 @@ class Maker:
             self.drifts += _consumer_drifts(source, wanted, found["config"])
 
 
-def _stream_drifts(channel: Channel[Any], wanted: dict[str, Any], found: dict[str, Any], read: bool) -> list[Drift]:
-    """``read``: whether a group of it is among the sources."""
+def _stream_drifts(
+    channel: Channel[Any], wanted: dict[str, Any], found: dict[str, Any], read: bool, looked_through: bool = False
+) -> list[Drift]:
+    """``read``: whether a group of it is among the sources. ``looked_through``: whether it holds dead letters."""
     drifts = []
+    # Without it a look takes longer, and nothing else; of several copies it would be used nowhere.
+    needs_direct = looked_through and int(found.get("num_replicas") or 1) == 1
     for setting, value in wanted.items():
         there = found.get(setting)
-        if setting == "allow_direct" and setting not in own(channel):
-            continue  # without it a look takes longer, and nothing else
+        if setting == "allow_direct" and not needs_direct and setting not in own(channel):
+            continue
         if setting == "subjects":
             missing = [subject for subject in value if not any(_covers(each, subject) for each in there or ())]
             if missing:
