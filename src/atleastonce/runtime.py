@@ -132,7 +132,7 @@ class Runtime:
         self._places = Places(consumer.concurrency) if drained else None
         self._window = SharedWindow(consumer.window, 1 + drained) if drained else None
         self._turnstile = turnstile or Turnstile()
-        self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected)
+        self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected, self._turnstile)
         self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
 
     def _answers(self) -> tuple[Desk | None, Send]:

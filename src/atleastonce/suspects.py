@@ -10,8 +10,9 @@ from collections.abc import Callable
 from atleastonce import wire
 from atleastonce.bound import Bound
 from atleastonce.contract import Capabilities, Delivery, Outgoing
-from atleastonce.engine.admission import Suspicion
+from atleastonce.engine.aside import Suspicion
 from atleastonce.engine.decision import Decision
+from atleastonce.engine.turnstile import Turnstile
 from atleastonce.errors import CrashLoop
 from atleastonce.patterns.crash_loops import is_guilty, suspect_copy
 from atleastonce.patterns.history import read_history
@@ -30,15 +31,18 @@ class Suspects:
         bound: the consumer.
         capabilities: of its broker.
         moved: told that something is on its way into the channel.
+        turnstile: of the service.
     """
 
-    def __init__(self, bound: Bound, capabilities: Capabilities, moved: Callable[[], None]) -> None:
+    def __init__(
+        self, bound: Bound, capabilities: Capabilities, moved: Callable[[], None], turnstile: Turnstile
+    ) -> None:
         self._bound = bound
         self._home = bound.consumer.home
         self._policy = bound.policy
         self._moved = moved
         self._outlived: OrderedDict[str, None] = OrderedDict()
-        self.suspicion = Suspicion(bound.consumer.suspected_from(capabilities), self.move)
+        self.suspicion = Suspicion(bound.consumer.suspected_from(capabilities), self.move, turnstile)
         """For the workers that read everything else."""
 
     def move(self, delivery: Delivery) -> Decision:

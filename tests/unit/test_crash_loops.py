@@ -17,6 +17,7 @@ from atleastonce.channels import Source
 from atleastonce.consumer import Consumer, define
 from atleastonce.contract import NONE, Ability, Capabilities, Counting, Delivery, Leasing, Level, Ordering
 from atleastonce.engine.decision import Decision
+from atleastonce.engine.turnstile import Turnstile
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.crash_loops import ACCIDENTS, RELEASES, is_guilty, suspect_copy, suspected_from
 from atleastonce.patterns.history import read_history
@@ -38,7 +39,7 @@ def consumer(policy: FailurePolicy) -> Consumer:
 
 def suspects(policy: FailurePolicy, capabilities: Capabilities = COUNTING) -> Suspects:
     bound = Bound(consumer(policy), capabilities, compose=lambda *_: None, service="s")  # type: ignore[arg-type]
-    return Suspects(bound, capabilities, moved=lambda: None)
+    return Suspects(bound, capabilities, moved=lambda: None, turnstile=Turnstile())
 
 
 @dataclass(eq=False)

@@ -1,12 +1,10 @@
-"""Which of the received messages may run now: not what is due later, and not what may have ended a process."""
+"""Which of the received messages may run now: not what is due later."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from operator import attrgetter
-from typing import NamedTuple
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.decision import Decision
@@ -16,22 +14,7 @@ log = logging.getLogger("atleastonce.engine")
 # How late a message begins before its worker is behind, and for how long it stays so after the last one.
 _LATE_SECONDS, _BEHIND_SECONDS = 0.05, 0.1
 
-# Asked of every delivery of a list without a step of Python's for each.
-_COUNT = attrgetter("count")
-
 Due = Callable[[Delivery], "float | Decision"]
-
-
-class Suspicion(NamedTuple):
-    """Which deliveries do not start here, because they may be what ended a process.
-
-    Attributes:
-        hand_outs: from how many on one is suspected; `Delivery.count`.
-        move: what becomes of it instead.
-    """
-
-    hand_outs: int
-    move: Callable[[Delivery], Decision]
 
 
 class Admission:
@@ -40,7 +23,6 @@ class Admission:
     Args:
         due: when a delivery may run, in seconds since the epoch (0.0: now), or what becomes of it without a run; None
             where nothing is held.
-        suspicion: which deliveries may not start here; None where all may.
         hold: keeps a delivery until then.
         ended: told what becomes of one without a run.
     """
@@ -48,13 +30,11 @@ class Admission:
     def __init__(
         self,
         due: Due | None,
-        suspicion: Suspicion | None,
         *,
         hold: Callable[[Delivery, float], None],
         ended: Callable[[Delivery, Decision], None],
     ) -> None:
         self.due = due
-        self.suspicion = suspicion
         self._hold = hold
         self._ended = ended
         self._late_at = 0.0
@@ -86,12 +66,3 @@ class Admission:
         if latest > _LATE_SECONDS:
             self._late_at = time.monotonic()
         return ready
-
-    def unsuspected(self, batch: Sequence[Delivery], suspicion: Suspicion) -> Sequence[Delivery]:
-        """Move what may have ended a process; return the rest."""
-        if not batch or max(map(_COUNT, batch)) < suspicion.hand_outs:
-            return batch
-        suspects = [delivery for delivery in batch if delivery.count >= suspicion.hand_outs]
-        for delivery in suspects:
-            self._ended(delivery, suspicion.move(delivery))
-        return [delivery for delivery in batch if delivery.count < suspicion.hand_outs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from atleastonce.engine.pools import Pool
@@ -40,14 +40,16 @@ class Turnstile:
 
     def __init__(self) -> None:
         self._workers: list[Runs] = []
-        self._held = False
+        self._held = False  # everybody, by a turn
+        self._slow: list[Runs] = []  # those that a turn holds alone
+        self._stills = self._still = 0  # how many want everybody to stand still, and for how many everybody does
         self._turn = asyncio.Lock()
         self._rest_until = 0.0
 
     def add(self, worker: Runs) -> None:
         """``worker`` runs handlers from now on; not within somebody's turn."""
         self._workers.append(worker)
-        if self._held:
+        if self._held or self._stills:
             worker.halt()
 
     @contextlib.asynccontextmanager
@@ -62,6 +64,7 @@ class Turnstile:
         async with self._turn:
             await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
             began = time.monotonic()
+            await _seen(lambda: not self._stills, began + BRIEF)  # who comes later waits for this turn
             try:
                 alone = await self._stand_still(began + within)
                 if not alone:
@@ -75,11 +78,47 @@ class Turnstile:
     def share(self) -> None:
         """Let the others start again before the turn ends: what runs is no longer alone. Nobody else has a turn until it ends."""
         self._held = False
+        self._slow = []
+        self._let_go()
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Let nothing start until the end of the block, which begins when nothing runs: not within somebody's turn, unless it is
+        shared by now, and not beside a handler that ends within `BRIEF` seconds. For what is short, and should not be cut in two
+        by a handler that ends the process."""
+        self._stills += 1
         for worker in self._workers:
-            worker.let_go()
+            worker.halt()
+        try:
+            await self._at_rest()
+            self._still += 1
+            try:
+                yield
+            finally:
+                self._still -= 1
+        finally:
+            self._stills -= 1
+            self._let_go()
+
+    async def _at_rest(self) -> None:
+        deadline = time.monotonic() + BRIEF
+        while self._held or any(worker.pool.busy for worker in self._workers):
+            now = time.monotonic()
+            if self._held:
+                deadline = now + BRIEF
+            elif now >= deadline:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _let_go(self) -> None:
+        """Let those start again whom nobody holds any more."""
+        if self._held or self._stills:
+            return
+        for worker in self._workers:
+            if worker not in self._slow:
+                worker.let_go()
 
     async def _stand_still(self, deadline: float) -> bool:
-        slow: list[Runs] = []
         while True:
             self._held = True
             for worker in self._workers:
@@ -87,17 +126,20 @@ class Turnstile:
             if await self._ended(self._workers, time.monotonic() + BRIEF):
                 return True
             # These wait on; each round adds one at least, so that in the end everybody stands still.
-            slow = [worker for worker in self._workers if worker in slow or worker.pool.busy]
+            self._slow = slow = [worker for worker in self._workers if worker in self._slow or worker.pool.busy]
             self._held = False
-            for worker in self._workers:
-                if worker not in slow:
-                    worker.let_go()
+            self._let_go()
             if not await self._ended(slow, deadline):
                 return False
 
     async def _ended(self, workers: list[Runs], deadline: float) -> bool:
-        while any(worker.pool.busy for worker in workers):
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(_LOOK_SECONDS)
-        return True
+        return await _seen(lambda: not (self._still or any(worker.pool.busy for worker in workers)), deadline)
+
+
+async def _seen(condition: Callable[[], bool], deadline: float) -> bool:
+    """Wait for ``condition``; whether it holds by the ``deadline``."""
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_LOOK_SECONDS)
+    return True

@@ -21,7 +21,8 @@ from atleastonce.contract import (
     Transacts,
     Window,
 )
-from atleastonce.engine.admission import Admission, Due, Suspicion
+from atleastonce.engine.admission import Admission, Due
+from atleastonce.engine.aside import Aside, Suspicion
 from atleastonce.engine.decision import Decision, Rejection
 from atleastonce.engine.denial import Denial
 from atleastonce.engine.drains import Drains
@@ -65,7 +66,8 @@ class Worker:
         lanes: which delivery may run next.
         make_pool: builds the pool that runs the handler, given the worker to report to.
         rejection: asked when a copy is refused for good.
-        due, suspicion: see `Admission`.
+        due: see `Admission`.
+        suspicion: what may not start here; None where all may.
         give_back, judged, exited: see `Endings`.
         gate: asked before a delivery may run, and told before it is settled; None where nobody is.
         rate: see `Intake`.
@@ -137,7 +139,8 @@ class Worker:
         self.ended, self.all_ended = self._endings.ended, self._endings.all_ended
         self._release = self._endings.release
         self.mover = self._endings.mover
-        self._admission = Admission(due, suspicion, hold=self.timers.hold, ended=self.ended)
+        self._aside = None if suspicion is None else self._make_aside(suspicion, adapter.capabilities.settled_within)
+        self._admission = Admission(due, hold=self.timers.hold, ended=self.ended)
         if gate is not None:
             gate.attach(self, self.settler.add)
         self.pool = make_pool(self)
@@ -148,15 +151,23 @@ class Worker:
             return Mover(send, self._settle, *waits)
         return Handoff(max(1, self.window.messages // 2), self._settle, self._settled, *waits)
 
+    def _make_aside(self, suspicion: Suspicion, settled_within: float) -> Aside:
+        return Aside(
+            suspicion,
+            self.ended,
+            lambda: self.mover.failing,
+            out=self._out,
+            ended=self._drains.ended,
+            recorded=0.0 if self.window.transactional else settled_within,
+        )
+
     # ----------------------------------------------------------------------------------------------- life
 
     def start(self) -> None:
         """Start the tasks that live as long as the worker, across reconnects."""
         self.pool.start()
-        parts = (self.settler, self.mover, self.timers, self.renewer, self._vigil)
-        self._tasks = [asyncio.create_task(part.run()) for part in parts]
-        if self._gate is not None:
-            self._tasks.append(asyncio.create_task(self._gate.run()))
+        parts = (self.settler, self.mover, self.timers, self.renewer, self._vigil, self._gate, self._aside)
+        self._tasks = [asyncio.create_task(part.run()) for part in parts if part is not None]
         for task in self._tasks:
             task.add_done_callback(self._part_ended)
 
@@ -373,8 +384,8 @@ class Worker:
         self._start(ready)
 
     def _start(self, batch: Sequence[Delivery]) -> None:
-        if (suspicion := self._admission.suspicion) is not None:
-            batch = self._admission.unsuspected(batch, suspicion)
+        if self._aside is not None:
+            batch = self._aside.unsuspected(batch)
         if self._gate is not None:
             self._gate.enter(batch)
         else:
@@ -445,4 +456,5 @@ class Worker:
         """Of each key in its order: what waits to run again, or was handed to a pool, was received before what is queued."""
         begun = self.timers.purge(unwanted) + self.pool.reclaim(unwanted)
         queued = self.lanes.purge(unwanted, in_order=in_order)
-        return begun + queued + (self._gate.purge(unwanted) if self._gate is not None else [])
+        entering = self._gate.purge(unwanted) if self._gate is not None else []
+        return begun + queued + entering + (self._aside.purge(unwanted) if self._aside is not None else [])

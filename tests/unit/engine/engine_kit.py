@@ -33,6 +33,7 @@ from atleastonce.contract import (
     Verdict,
     Window,
 )
+from atleastonce.engine.aside import Suspicion
 from atleastonce.engine.async_pool import AsyncPool
 from atleastonce.engine.backoff import Backoff
 from atleastonce.engine.decision import Decision
@@ -273,6 +274,7 @@ class Rig:
         failed: Callable[[Delivery, BaseException], Decision] | None = None,
         rejection: Callable[[Delivery, Decision, Fault], Decision | None] = lambda *_: None,
         due: Callable[[Delivery], float] | None = None,
+        suspicion: Suspicion | None = None,
         backoff: Backoff = Backoff("1ms", maximum="5ms"),  # noqa: B008 - frozen
         make_meter: Callable[[Callable[[], None]], WindowMeter] | None = None,
     ) -> None:
@@ -313,6 +315,7 @@ class Rig:
             make_pool=make_pool,
             rejection=rejection,
             due=due,
+            suspicion=suspicion,
             broken=self.fatal.append,
             make_meter=make_meter,
         )

@@ -126,3 +126,88 @@ async def test_whoever_becomes_slow_meanwhile_is_waited_for_as_well(readers: Rea
         started = len(first.started), len(second.started)
         await asyncio.sleep(0.3)
         assert (len(first.started), len(second.started)) == started
+
+
+async def test_nothing_starts_while_everybody_stands_still(readers: Readers) -> None:
+    slow, quick = readers.add(0.05), readers.add(0.005)
+    await asyncio.sleep(0.02)
+    async with readers.turnstile.still():
+        assert (slow.pool.busy, quick.pool.busy) == (0, 0)
+        started = len(slow.started), len(quick.started)
+        await asyncio.sleep(0.05)
+        late = readers.add(0.005)
+        await asyncio.sleep(0.05)
+        assert (len(slow.started), len(quick.started)) == started
+        assert len(late.started) <= 1  # it had begun before it was added
+    await asyncio.sleep(0.05)
+    assert len(slow.started) > started[0]
+    assert len(quick.started) > started[1]
+
+
+async def test_who_stands_still_waits_for_no_slow_handler(readers: Readers, brief: float) -> None:
+    slow, quick = readers.add(3600.0), readers.add(0.005)
+    await asyncio.sleep(0.02)
+    began = time.monotonic()
+    async with readers.turnstile.still():
+        assert brief <= time.monotonic() - began < brief + 0.5
+        assert (slow.pool.busy, quick.pool.busy) == (1, 0)
+
+
+async def test_nobody_stands_still_within_a_turn_until_it_is_shared(readers: Readers) -> None:
+    """What runs alone may be what ends the process."""
+    readers.add(0.005)
+    came: list[str] = []
+
+    async def still() -> None:
+        async with readers.turnstile.still():
+            came.append("still")
+
+    async with readers.turnstile.alone() as alone:
+        assert alone
+        waiting = asyncio.create_task(still())
+        await asyncio.sleep(0.25)  # longer than handlers are waited for
+        assert came == []
+        readers.turnstile.share()
+        await asyncio.sleep(0.05)
+        assert came == ["still"]
+    await waiting
+
+
+async def test_nobody_is_alone_while_everybody_stands_still(readers: Readers) -> None:
+    quick = readers.add(0.005)
+    came: list[bool] = []
+
+    async def turn() -> None:
+        async with readers.turnstile.alone(5.0) as alone:
+            came.append(alone)
+            started = len(quick.started)
+            await asyncio.sleep(0.05)
+            assert len(quick.started) == started
+
+    async with readers.turnstile.still():
+        turning = asyncio.create_task(turn())
+        await asyncio.sleep(0.35)  # longer than a turn waits for all
+        assert came == []
+    await turning
+    assert came == [True]
+    started = len(quick.started)
+    await asyncio.sleep(0.05)
+    assert len(quick.started) > started
+
+
+async def test_whom_a_turn_waits_for_is_not_let_go_by_who_stood_still(readers: Readers, brief: float) -> None:
+    slow, quick = readers.add(1.0), readers.add(0.005)
+    await asyncio.sleep(0.02)
+    began = time.monotonic()
+
+    async def turn() -> None:
+        async with readers.turnstile.alone(5.0) as alone:
+            assert alone
+            assert [at for at in slow.started if at > began] == []
+            assert [at for at in quick.started if at > began]
+
+    turning = asyncio.create_task(turn())
+    await asyncio.sleep(2 * brief)  # only the slow one is waited for by now
+    async with readers.turnstile.still():
+        pass
+    await turning
