@@ -132,7 +132,8 @@ class Added(Headers):
         self.name = name
         self.value = value
         self._last = None
-        self._size = base.size + len(name) + len(value)
+        size = base._size
+        self._size = (size if size >= 0 else base.size) + len(name) + len(value)
 
     def __getattr__(self, name: str) -> Any:
         if name != "_items":  # the one that is not set from the start
@@ -197,7 +198,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes that this message holds in memory and on the wire, without the broker's framing."""
-        size = len(self.body) + self.headers.size
+        size = self.headers._size
+        if size < 0:
+            size = self.headers.size
+        size += len(self.body)
         return size if self.key is None else size + len(self.key)
 
 

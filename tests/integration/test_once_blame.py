@@ -165,22 +165,32 @@ async def test_a_handler_that_loses_its_connection_each_time_fails(
 
 
 _RAISES = "DO $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '{}'; END $$"
+_SIGNALS = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {}, MESSAGE_TEXT = 'no room'"
 _SORTS = "SELECT count(*) FROM (SELECT n FROM generate_series(1, 1000000) n ORDER BY md5(n::text) OFFSET 1) s"
+_NO_ROOM = {
+    ("postgres", "memory"): [_RAISES.format("53200")],
+    ("postgres", "temporary files"): ["SET LOCAL work_mem = '64kB'", "SET LOCAL temp_file_limit = '64kB'", _SORTS],
+    ("postgres", "disk"): [_RAISES.format("53100")],
+    ("mysql", "memory"): [_SIGNALS.format(1037)],
+    ("mysql", "the machine's memory"): [_SIGNALS.format(1041)],
+    ("mysql", "disk"): [_SIGNALS.format(1021)],
+}
 
 
 @pytest.mark.parametrize("form", ["async", "sync"])
-@pytest.mark.parametrize("what", ["memory", "temporary files", "disk"])
+@pytest.mark.parametrize(("kind", "what"), _NO_ROOM)
 async def test_a_statement_that_finds_no_room_each_time_is_its_handlers_failure(
-    queue: MakeQueue, postgres_database: Database, monkeypatch: pytest.MonkeyPatch, what: str, form: str
+    queue: MakeQueue,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    what: str,
+    form: str,
 ) -> None:
     """While others are committed. Alone, a full disk is the database's, and is waited for."""
     monkeypatch.setattr(outage, "_FULL", 2)
-    database, orders, service = postgres_database, queue("orders"), billing()
-    statements = {
-        "memory": [_RAISES.format("53200")],
-        "temporary files": ["SET LOCAL work_mem = '64kB'", "SET LOCAL temp_file_limit = '64kB'", _SORTS],
-        "disk": [_RAISES.format("53100")],
-    }[what]
+    database: Database = request.getfixturevalue(f"{kind}_database")
+    orders, service, statements = queue("orders"), billing(), _NO_ROOM[kind, what]
 
     if form == "async":
 
@@ -188,7 +198,7 @@ async def test_a_statement_that_finds_no_room_each_time_is_its_handlers_failure(
         async def handle(order: Order, ctx: Context) -> None:
             await database.effect(ctx, order.n)
             for statement in statements if order.n == 0 else []:
-                await ctx.tx.execute(statement)
+                await database.execute(ctx, statement)
 
     else:
 
@@ -196,7 +206,7 @@ async def test_a_statement_that_finds_no_room_each_time_is_its_handlers_failure(
         def handle_sync(order: Order, ctx: Context) -> None:
             database.execute_sync(ctx, database.insert, (order.n,))
             for statement in statements if order.n == 0 else []:
-                ctx.tx.execute(statement)
+                database.execute_sync(ctx, statement)
 
     async with service:
         await service.broker.publish(orders, Order(0), id="o0")

@@ -1,8 +1,9 @@
-"""What a look and a removal cost does not grow with what waits in the outbox."""
+"""An outbox in which much waits: what a look and a removal cost does not grow with it, and what it says of itself."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from once_kit import Database
 
-from atleastonce import PostgresStore
-from atleastonce.stores.outbox import SLOTS
+from atleastonce import Outbox, PostgresStore, Queue
+from atleastonce.stores.outbox import SLOTS, OutboxStats, OutboxStore, Parking
 
 WAITING = 60_000
 
@@ -48,3 +49,23 @@ async def test_postgres_reads_no_more_than_it_gives_and_removes(postgres_databas
         assert [each < 2000 for each in read] == [True, True], read
         after = await store.outbox_fetch(relay, range(SLOTS), 20, held=[*middle, 1005], paused=[], most=20)
     assert [row.seq for row in after] == [*range(1001, 1005), *range(1006, 1022)]
+
+
+async def test_what_waits_is_counted_beside_what_is_delayed_or_parked(inbox_database: Database) -> None:
+    """The oldest of what waits is behind both of them."""
+    store, out, relay = inbox_database.make(), Queue("out"), b"r" * 16
+    assert isinstance(store, OutboxStore)
+    outbox, begun = Outbox(store), time.monotonic()
+    async with store:
+        async with outbox.transaction() as tx:
+            await outbox.publish(tx, out, b"delayed", delay="1h")
+            await outbox.publish_many(tx, out, [b"parked", b"first", b"second"])
+        await store.outbox_hold(relay, "relay", 60)
+        parked, *waiting = await store.outbox_fetch(relay, range(SLOTS), 10, held=[], paused=[])
+        await store.outbox_park([Parking(parked.seq, parked.id, "too large")], blocking=False)
+        found = await store.outbox_stats()
+        assert (found.waiting, found.delayed, found.parked, found.relays, found.blocked) == (2, 1, 1, 1, 0)
+        assert found.oldest is not None
+        assert 0 <= found.oldest <= time.monotonic() - begun + 0.1
+        await store.outbox_remove(waiting)
+        assert await store.outbox_stats() == OutboxStats(0, None, 1, 1, 1)

@@ -35,7 +35,7 @@ import msgspec
 from atleastonce.channels import Channel, Queue, Topic
 from atleastonce.contract.moves import Outgoing
 from atleastonce.errors import ConfigurationError, InvalidMessage
-from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.message import NO_HEADERS, Added, Headers, HeaderValue, Message
 from atleastonce.stores.contract import TransactionalStore
 from atleastonce.stores.texts import as_text, shown
 from atleastonce.wire import ID
@@ -46,6 +46,9 @@ SLOTS = 8
 FETCHED_BYTES = 32 << 20
 """Bytes of header fields and bodies that one look brings, and one row more. Fewer: more looks at large rows. More: memory, on
 SQLite twice as much as this."""
+
+FETCHED_ROWS = 20_000
+"""Rows that one look brings unless it is told another number."""
 
 
 class State(enum.IntEnum):
@@ -105,13 +108,25 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
     def of(cls, found: Iterable[Sequence[Any]]) -> list[OutboxRow]:
         """From the columns in `FETCHED`, row by row. One that somebody else's SQL has written badly is given with its flaw."""
         rows = []
+        # Of the row before, which the next one is like as a rule: its channel, and its header fields but the id.
+        like: tuple[object, object] = (None, None)
+        channel: Channel[Any] | None = None
+        front, base = "\0", NO_HEADERS
         for seq, slot, destination, settings, id, key, headers, body in found:
             name: str | None = None
             try:
                 where = destination if destination.__class__ is str else as_text(destination)
                 name = id if id.__class__ is str else as_text(id)
-                channel = _channel(where, None if settings is None else as_text(settings))
-                fields = _headers(headers if headers.__class__ is str else as_text(headers), name)
+                if channel is None or destination != like[0] or settings != like[1]:
+                    channel = _channel(where, None if settings is None else as_text(settings))
+                    like = (destination, settings)
+                text = headers if headers.__class__ is str else as_text(headers)
+                if text == f'{front}{_ID_FIELD}{name}"]]' and "\\" not in name:
+                    fields: Headers = Added(base, ID, name)
+                else:
+                    fields = _headers(text, name)
+                    if fields.__class__ is Added:
+                        front, base = text[: -len(f'{_ID_FIELD}{name}"]]')], fields.base
             except (msgspec.MsgspecError, ConfigurationError, TypeError, ValueError) as error:
                 flaw = f"the row cannot be read: {error}"
                 rows.append(cls(seq, slot, shown(destination), name, key, None, flaw))
@@ -185,7 +200,7 @@ class OutboxStats(msgspec.Struct, frozen=True):
 
     Attributes:
         waiting: rows that are ready and not removed: to be published, or being published.
-        oldest: seconds since the oldest of them was appended; None without any.
+        oldest: seconds since the oldest of them, the one with the lowest number, was appended; None without any.
         delayed: rows that are not due yet.
         parked: rows that the broker has refused.
         relays: how many are alive.
@@ -240,7 +255,7 @@ class OutboxStore(TransactionalStore):
         *,
         held: Collection[int],
         paused: Collection[str],
-        most: int = 20_000,
+        most: int = FETCHED_ROWS,
     ) -> list[OutboxRow]:
         """Ready rows, by number: at most ``limit`` of each of ``slots`` that ``relay`` holds now, and of those the first ``most``,
         as far as all before them have less than `FETCHED_BYTES`; writes nothing.

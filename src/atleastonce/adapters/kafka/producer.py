@@ -53,28 +53,25 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
 class Tally:
     """Counts the delivery reports of one list, and wakes its sender once.
 
-    Reports come on the poll thread, which alone writes ``_reported``; the loop alone writes ``_expected``.
+    Reports come on the poll thread, which alone writes ``outcomes`` and ``reported`` then; the loop alone writes ``expected``.
     """
 
     def __init__(self, outcomes: list[Outcome]) -> None:
+        self.outcomes = outcomes
+        self.reported = 0
+        self.expected: int | None = None
         self._loop = asyncio.get_running_loop()
-        self._outcomes = outcomes
-        self._reported = 0
-        self._expected: int | None = None
         self.done: asyncio.Future[None] = self._loop.create_future()
 
-    def report(self, index: int, error: KafkaError | None) -> None:
-        """One record was delivered, or was not."""
-        self._outcomes[index] = OK if error is None else publish_outcome(error)
-        self._reported += 1
-        if self._reported == self._expected:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the sender is gone
-                self._loop.call_soon_threadsafe(self._finish)
+    def whole(self) -> None:
+        """All reports are there."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the sender is gone
+            self._loop.call_soon_threadsafe(self._finish)
 
     def expect(self, count: int) -> None:
         """So many were handed to the client; no more will be."""
-        self._expected = count
-        if self._reported == count:
+        self.expected = count
+        if self.reported == count:
             self._finish()
 
     def _finish(self) -> None:
@@ -83,13 +80,17 @@ class Tally:
 
 
 class _Report(msgspec.Struct, frozen=True, gc=False):
-    """The client's ``on_delivery`` of one record."""
+    """The client's ``on_delivery`` of one record: it was delivered, or was not."""
 
     tally: Tally
     place: int
 
     def __call__(self, error: KafkaError | None, _: Record) -> None:
-        self.tally.report(self.place, error)
+        tally = self.tally
+        tally.outcomes[self.place] = OK if error is None else publish_outcome(error)
+        tally.reported += 1
+        if tally.reported == tally.expected:
+            tally.whole()
 
 
 class Pump:
@@ -129,33 +130,19 @@ class Pump:
         expected = 0
         deadline = time.monotonic() + self._timeout
         for record in records:
-            index, topic, headers = record.place, record.topic, record.headers
-            report = _Report(tally, index)
-            while True:
-                outcomes[index] = _UNREPORTED
-                try:
-                    produce(topic, record.value, record.key, record.partition, report, headers=headers)
-                except BufferError:
-                    if self._stopping or not await self._wait_for_room(deadline):
-                        outcomes[index] = unknown(
-                            Code.OVERLOADED, "the client's queue of unconfirmed messages stayed full"
-                        )
-                        break
-                except KafkaException as error:
-                    inner = kafka_error(error)
-                    outcomes[index] = unknown(Code.INTERNAL, str(error)) if inner is None else publish_outcome(inner)
-                    break
-                except (TypeError, ValueError) as error:
-                    outcomes[index] = rejected(Code.INVALID, str(error))
-                    break
-                except RuntimeError as error:  # closed under us
-                    outcomes[index] = unknown(Code.CLOSED, str(error))
-                    break
-                else:
-                    expected += 1
-                    if expected % _TURN == 0:
-                        await asyncio.sleep(0)
-                    break
+            place = record.place
+            outcomes[place] = _UNREPORTED
+            report = _Report(tally, place)
+            try:  # all by place: names cost 0.3 us a record
+                produce(record.topic, record.value, record.key, record.partition, report, None, 0, record.headers)
+            except Exception as error:  # noqa: BLE001 - sorted there
+                refused = await self._again(record, report, error, deadline)
+                if refused is not None:
+                    outcomes[place] = refused
+                    continue
+            expected += 1
+            if expected % _TURN == 0:
+                await asyncio.sleep(0)
         tally.expect(expected)
         self._whole.set()
         try:
@@ -164,6 +151,31 @@ class Pump:
                 await tally.done
         except TimeoutError:
             log.warning("Kafka: %d records without a delivery report", expected)
+
+    async def _again(self, record: Publish, report: _Report, error: Exception, deadline: float) -> Outcome | None:
+        """What becomes of ``record``, which the client did not take for ``error``: while there is no room it is tried again.
+        None: it was taken."""
+        while True:
+            match error:
+                case BufferError():
+                    if self._stopping or not await self._wait_for_room(deadline):
+                        return unknown(Code.OVERLOADED, "the client's queue of unconfirmed messages stayed full")
+                case KafkaException():
+                    inner = kafka_error(error)
+                    return unknown(Code.INTERNAL, str(error)) if inner is None else publish_outcome(inner)
+                case TypeError() | ValueError():
+                    return rejected(Code.INVALID, str(error))
+                case RuntimeError():  # closed under us
+                    return unknown(Code.CLOSED, str(error))
+                case _:
+                    raise error
+            try:
+                produce = self._producer.produce
+                produce(record.topic, record.value, record.key, record.partition, report, None, 0, record.headers)
+            except Exception as another:  # noqa: BLE001 - sorted above
+                error = another
+            else:
+                return None
 
     async def close(self) -> None:
         """Flush, within `CLOSE_SECONDS`, then end the thread."""

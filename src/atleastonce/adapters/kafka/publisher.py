@@ -73,7 +73,7 @@ class Publisher:
         records: list[Publish] = []
         last: object = None
         limit, absent, plain, name = most, None, False, ""
-        fields = _Fields().of
+        fields = _Fields()
         for index, outgoing in enumerate(batch):
             destination, message = outgoing.destination, outgoing.message
             if destination is not last:
@@ -82,8 +82,16 @@ class Publisher:
                 plain = absent is None and destination.__class__ not in (Source, ReplyTo)
             size = message.size
             if plain and size <= limit and outgoing.delay <= 0:
-                value = None if message.native is TOMBSTONE and not message.body else message.body
-                records.append(Publish(index, name, value, message.key, fields(message.headers)))
+                value: bytes | None = message.body
+                if not value and message.native is TOMBSTONE:
+                    value = None
+                headers = message.headers
+                # As nearly all of a list: a call for each would cost more than this.
+                if headers.__class__ is Added and headers.base is fields.base and "\0" not in headers.value:
+                    found = [*fields.made, (headers.name, headers.value)]
+                else:
+                    found = fields.of(headers)
+                records.append(Publish(index, name, value, message.key, found))
             elif destination.__class__ is Source:
                 outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
             elif outgoing.delay > 0:
@@ -100,7 +108,7 @@ class Publisher:
                     outcomes[index] = rejected(Code.INVALID, f"{name[:80]!r} is no inbox of Kafka's")
                 else:
                     number, key = place
-                    records.append(Publish(index, TOPIC, message.body, key, fields(message.headers), number))
+                    records.append(Publish(index, TOPIC, message.body, key, fields.of(message.headers), number))
         return records, outcomes
 
     def missing(self, topics: Iterable[str]) -> None:
@@ -168,30 +176,35 @@ class Publisher:
 
 
 class _Fields:
-    """Header fields as the client takes them, for one list of messages."""
+    """Header fields as the client takes them, for one list of messages.
 
-    __slots__ = ("_base", "_made")
+    Attributes:
+        base: what the last of them had in common with others.
+        made: of that.
+    """
+
+    __slots__ = ("base", "made")
 
     def __init__(self) -> None:
-        self._base: Headers | None = None
-        self._made: list[tuple[str, HeaderValue]] = []
+        self.base: Headers | None = None
+        self.made: list[tuple[str, HeaderValue]] = []
 
     def of(self, headers: Headers) -> list[tuple[str, HeaderValue]]:
         """Those of one message. What it has in common with the one before is looked at once."""
-        if isinstance(headers, Composed):
-            if headers.shared is not self._base:
-                self._base, self._made = headers.shared, _fields(headers.shared.items())
+        if headers.__class__ is Composed:
+            if headers.shared is not self.base:
+                self.base, self.made = headers.shared, _fields(headers.shared.items())
             own = headers.own
             for _, value in own:
                 if value.__class__ is str and "\0" in value:
-                    return _fields(own) + self._made
-            return own + self._made
-        if not isinstance(headers, Added):
+                    return _fields(own) + self.made
+            return own + self.made
+        if headers.__class__ is not Added:
             return _fields(headers.items())
-        if headers.base is not self._base:
-            self._base, self._made = headers.base, _fields(headers.base.items())
+        if headers.base is not self.base:
+            self.base, self.made = headers.base, _fields(headers.base.items())
         value = headers.value
-        return [*self._made, (headers.name, value.encode() if "\0" in value else value)]
+        return [*self.made, (headers.name, value.encode() if "\0" in value else value)]
 
 
 def _fields(items: Sequence[tuple[str, HeaderValue]]) -> list[tuple[str, HeaderValue]]:

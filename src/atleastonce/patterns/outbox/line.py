@@ -80,17 +80,17 @@ class Line:
         if self._dropped or self._keys_let_go:
             rows = [row for row in rows if not self._is_doubtful(row)]
         self._end_look()
-        held, behind, ready = self._held, self._behind, self._ready
+        held, behind, ready, ordered = self._held, self._behind, self._ready, self._ordered
         before = len(held)
         for row in rows:
-            if row.seq in held:
+            seq = row.seq
+            if seq in held:
                 continue
-            held[row.seq] = row
-            key = self._key(row)
-            if key is None:
-                self._keyless.add(row.seq)
+            held[seq] = row
+            if row.key is None or not ordered:
+                self._keyless.add(seq)
                 ready.append(row)
-            elif key not in behind:
+            elif (key := (row.destination, row.key)) not in behind:
                 behind[key] = None
                 ready.append(row)
             elif (waiting := behind[key]) is None:
@@ -143,9 +143,14 @@ class Line:
         if self._keyless:
             for row in rows:
                 self._come_back(row)
+        if not self._ordered:
+            return
+        let_go = self._behind.pop
         for row in rows:
-            key = self._key(row)
-            if key is not None and (waiting := self._behind.pop(key, None)):
+            if row.key is None:
+                continue
+            key = (row.destination, row.key)
+            if waiting := let_go(key, None):
                 self._ready.append(waiting.popleft())
                 self._behind[key] = waiting or None
 

@@ -13,6 +13,7 @@ from atleastonce.stores.mysql.sql import LARGEST, NOW, blob
 from atleastonce.stores.outbox import (
     FETCHED,
     FETCHED_BYTES,
+    FETCHED_ROWS,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -123,7 +124,7 @@ class MySQLOutbox(PooledStore["Connection"]):
         *,
         held: Collection[int],
         paused: Collection[str],
-        most: int = 20_000,
+        most: int = FETCHED_ROWS,
     ) -> list[OutboxRow]:
         if not slots:
             return []
@@ -169,15 +170,18 @@ class MySQLOutbox(PooledStore["Connection"]):
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
+        count = f"(SELECT count(*) FROM {outbox} WHERE state"
         ((waiting, oldest, delayed, parked, relays, blocked),) = await self._outbox(
             lambda: self._ask(
-                f"SELECT sum(state = 0), {NOW} - min(IF(state = 0, created, NULL)), sum(state = 1), sum(state >= 2), "
+                # By the index of states and due times; by their numbers, in which the table lies, only the first is looked for.
+                f"SELECT {count} = 0), (SELECT {NOW} - created FROM {outbox} FORCE INDEX (PRIMARY) WHERE state = 0 ORDER BY seq "
+                f"LIMIT 1), {count} = 1), {count} >= 2), "
                 f"(SELECT count(*) FROM {outbox}_relay WHERE until > {NOW}), (SELECT count(*) FROM {outbox} WHERE state = 0 "
-                f"AND (destination, `key`) IN (SELECT destination, `key` FROM {outbox} WHERE state = 3)) FROM {outbox}"
+                f"AND (destination, `key`) IN (SELECT destination, `key` FROM {outbox} WHERE state = 3))"
             )
         )
         age = None if oldest is None else max(0.0, float(oldest) / SECOND)
-        return OutboxStats(int(waiting or 0), age, int(delayed or 0), int(parked or 0), int(relays), int(blocked))
+        return OutboxStats(waiting, age, delayed, parked, relays, blocked)
 
     async def outbox_parked(self, limit: int = 100) -> list[ParkedRow]:
         rows = await self._outbox(

@@ -11,6 +11,7 @@ from atleastonce.contract.moves import Outgoing
 from atleastonce.stores.outbox import (
     FETCHED,
     FETCHED_BYTES,
+    FETCHED_ROWS,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -121,7 +122,7 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
         *,
         held: Collection[int],
         paused: Collection[str],
-        most: int = 20_000,
+        most: int = FETCHED_ROWS,
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
         between, others = gaps(held)
@@ -133,7 +134,7 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
             f"""
 SELECT {columns} FROM (SELECT {columns}, sum({size}) OVER (ORDER BY seq) - {size} AS before FROM (
 SELECT o.* FROM {outbox}_slot s CROSS JOIN LATERAL (
-    SELECT o.* FROM (VALUES {", ".join(f"({first}, {last})" for first, last in between)}) AS g(first, last) CROSS JOIN LATERAL (
+    SELECT o.* FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS g(first, last) CROSS JOIN LATERAL (
         SELECT {columns} FROM {outbox} o
         WHERE o.slot = s.slot AND o.state = 0 AND o.seq >= g.first AND o.seq <= g.last{free}
             AND o.destination <> ALL(%(paused)s::text[]) AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS
@@ -143,6 +144,8 @@ SELECT o.* FROM {outbox}_slot s CROSS JOIN LATERAL (
 WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > {_NOW} ORDER BY o.seq LIMIT %(most)s
 ) c) d WHERE before < {FETCHED_BYTES} ORDER BY seq""",
             {
+                "firsts": _numbers(first for first, _ in between),
+                "lasts": _numbers(last for _, last in between),
                 "others": _numbers(others),
                 "paused": list(paused),
                 "limit": limit,
@@ -150,7 +153,7 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
                 "slots": list(slots),
                 "relay": relay,
             },
-            prepare=False,
+            prepare=False if others else None,  # a plan for all lists compares each row with each number
         )
         return OutboxRow.of(rows)
 
@@ -217,12 +220,13 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
+        # Each by its index; and the oldest is the first, which is all that is read of the table where it has been vacuumed.
         ((waiting, oldest, delayed, parked, relays, blocked),) = await self._outbox_rows(
-            "SELECT count(*) FILTER (WHERE state = 0), "
-            f"extract(epoch FROM {_NOW} - min(created) FILTER (WHERE state = 0))::float8, "
-            "count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state >= 2), "
-            f"(SELECT count(*) FROM {outbox}_relay WHERE until > {_NOW}), (SELECT count(*) FROM {outbox} WHERE state = 0 "
-            f"AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)) FROM {outbox}"
+            f"SELECT (SELECT count(*) FROM {outbox} WHERE state = 0), (SELECT extract(epoch FROM {_NOW} - created)::float8 "
+            f"FROM {outbox} WHERE state = 0 ORDER BY seq LIMIT 1), (SELECT count(*) FROM {outbox} WHERE state = 1), "
+            f"(SELECT count(*) FROM {outbox} WHERE state >= 2), (SELECT count(*) FROM {outbox}_relay WHERE until > {_NOW}), "
+            f"(SELECT count(*) FROM {outbox} WHERE state = 0 "
+            f"AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3))"
         )
         return OutboxStats(waiting, None if oldest is None else max(0.0, oldest), delayed, parked, relays, blocked)
 

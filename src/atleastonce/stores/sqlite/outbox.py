@@ -19,6 +19,7 @@ from atleastonce.contract.outcomes import Code
 from atleastonce.errors import ConfigurationError, MessageTooLarge
 from atleastonce.stores.outbox import (
     FETCHED_BYTES,
+    FETCHED_ROWS,
     Holding,
     OutboxRow,
     OutboxStats,
@@ -176,7 +177,7 @@ class SQLiteOutbox(OutboxStore):
         *,
         held: Collection[int],
         paused: Collection[str],
-        most: int = 20_000,
+        most: int = FETCHED_ROWS,
     ) -> list[OutboxRow]:
         outbox = f"{self._prefix}_outbox"
         long, others = runs(held)
@@ -190,9 +191,11 @@ class SQLiteOutbox(OutboxStore):
             "limit": limit,
             "most": most,
         }
+        if paused:
+            free += "AND destination NOT IN (SELECT value FROM json_each(:paused)) "
         some = [
             f"SELECT * FROM (SELECT seq, length(headers) + length(body) AS size FROM {outbox} o WHERE slot = {slot:d} "
-            f"AND state = 0 {free}AND destination NOT IN (SELECT value FROM json_each(:paused)) "
+            f"AND state = 0 {free}"
             # Whether anything blocks at all is asked once, and not for each row.
             f"AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS "
             f"(SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)) "
@@ -202,22 +205,25 @@ class SQLiteOutbox(OutboxStore):
         ]
         # One statement, and all rows as one row: Python gives up its lock for each statement and each row, and gets it back up to
         # 5 ms later while the loop's thread is busy.
-        # What is so long has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look.
+        first = f"WITH first AS MATERIALIZED (SELECT * FROM ({' UNION ALL '.join(some)}) ORDER BY +seq LIMIT :most) "
+        # What is so long has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look. Sums row by
+        # row cost as much as all else, and are made only where all together are too many.
         chosen = (
-            f"FROM {outbox} WHERE seq IN (SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM "
-            f"({' UNION ALL '.join(some)} ORDER BY seq LIMIT :most)) WHERE before < {FETCHED_BYTES})"
+            f"FROM {outbox} WHERE seq IN (SELECT seq FROM first WHERE (SELECT sum(size) FROM first) < {FETCHED_BYTES} OR seq IN "
+            "(SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM first) "
+            f"WHERE before < {FETCHED_BYTES}))"
         )
 
         def one_by_one(connection: sqlite3.Connection, text: str) -> list[OutboxRow]:
             texts = (f"CAST({name} AS {text})" for name in ("destination", "settings", "id"))
             columns = f"{', '.join(texts)}, CAST(key AS BLOB), CAST(headers AS {text}), CAST(body AS BLOB)"
-            return OutboxRow.of(connection.execute(f"SELECT seq, slot, {columns} {chosen} ORDER BY seq", given))
+            return OutboxRow.of(connection.execute(f"{first}SELECT seq, slot, {columns} {chosen} ORDER BY seq", given))
 
         def work(connection: sqlite3.Connection) -> list[OutboxRow]:
             if not some:
                 return []
             try:
-                encoding, numbers, *joined = connection.execute(_JOINED + chosen, given).fetchone()
+                encoding, numbers, *joined = connection.execute(first + _JOINED + chosen, given).fetchone()
                 found = _rows(_decode(numbers), *(each or b"" for each in joined))
             except (sqlite3.OperationalError, msgspec.DecodeError) as error:
                 if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
@@ -257,10 +263,11 @@ class SQLiteOutbox(OutboxStore):
 
     async def outbox_stats(self) -> OutboxStats:
         outbox = f"{self._prefix}_outbox"
-        # The age is looked for in the table as it lies: by the index it would be a search for each row.
+        # The oldest is the first in the table as it lies: by the index it would be a search for each row.
         sql = f"""SELECT n.t, (SELECT count(*) FROM {outbox} WHERE state = 0),
-            (SELECT min(created) FROM {outbox} NOT INDEXED WHERE state = 0), (SELECT count(*) FROM {outbox} WHERE state = 1),
-            (SELECT count(*) FROM {outbox} WHERE state >= 2), (SELECT count(*) FROM {outbox}_relay WHERE until > n.t),
+            (SELECT created FROM {outbox} NOT INDEXED WHERE state = 0 ORDER BY seq LIMIT 1),
+            (SELECT count(*) FROM {outbox} WHERE state = 1), (SELECT count(*) FROM {outbox} WHERE state >= 2),
+            (SELECT count(*) FROM {outbox}_relay WHERE until > n.t),
             (SELECT count(*) FROM {outbox} WHERE state = 0 AND EXISTS (SELECT 1 FROM {outbox} WHERE state = 3)
                 AND (destination, key) IN (SELECT destination, key FROM {outbox} WHERE state = 3)) FROM (SELECT {NOW} AS t) n"""
 
