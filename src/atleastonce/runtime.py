@@ -134,6 +134,8 @@ class Runtime:
         self._turnstile = turnstile or Turnstile()
         self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected, self._turnstile)
         self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
+        if self._circuit is not None:
+            self._circuit.add_alone(self._quarantine.worker, self._suspects.give_back)
 
     def _answers(self) -> tuple[Desk | None, Send]:
         """What a responder needs to answer, and how copies are sent."""
@@ -312,12 +314,13 @@ class Runtime:
         return worker
 
     def _suspects_worker(self) -> Worker:
+        circuit: list[Around] = [] if self._circuit is None else [self._circuit]
         return Worker(
             self._broker.adapter,
             Source(self.consumer.home.suspects_channel),
             window=msgspec.structs.replace(self.consumer.window, messages=1, counted=True),
             lanes=FreeLanes(),
-            make_pool=lambda worker: make_pool(self._bound, worker, 1, (), self._ended_by_suspect),
+            make_pool=lambda worker: make_pool(self._bound, worker, 1, circuit, self._ended_by_suspect),
             rejection=self._bound.rejected,
             due=self._suspects.judge,
             give_back=self._suspects.give_back,

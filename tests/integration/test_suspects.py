@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from once_kit import counts, until
 
-from atleastonce import DeadLetterPolicy, FailurePolicy, Queue, RetryChain, Service, Source, connect, wire
+from atleastonce import (
+    CircuitBreaker,
+    DeadLetterPolicy,
+    FailurePolicy,
+    Queue,
+    RetryChain,
+    Service,
+    Source,
+    connect,
+    wire,
+)
 from atleastonce.contract import Window
 from atleastonce.engine import quarantine
 from atleastonce.patterns.crash_loops import ACCIDENTS_IN_ORDER, RELEASES_IN_ORDER
@@ -275,3 +285,55 @@ async def test_a_stop_counts_what_it_gives_back_once_at_most(backend_url: str, q
             await subscription.close()
     assert len(counts) == 50
     assert max(counts.values()) <= 2, Counter(counts.values())
+
+
+async def test_no_suspect_runs_while_a_circuit_is_open(backend_url: str, queue: MakeQueue) -> None:
+    """They are read before anything else, and what they call is down: three notice it, and the last of these and all others keep
+    their attempt."""
+    jobs, down = queue("jobs"), True
+    begun: Counter[int] = Counter()
+    done: set[int] = set()
+    service = Service("s", broker=backend_url, drain="1s")
+    circuit = CircuitBreaker(failures=3, within="60s", open_for="300ms")
+
+    @service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit)
+    async def run(job: dict[str, int]) -> None:
+        begun[job["n"]] += 1
+        if down:
+            raise ConnectionError("away")
+        done.add(job["n"])
+
+    async with connect(backend_url) as broker:
+        await broker.declare(Source(jobs), Queue(Source(jobs).suspects_channel.name))
+        await broker.publish_many(Queue(Source(jobs).suspects_channel.name), [{"n": n} for n in range(20)])
+        await broker.publish_many(jobs, [{"n": n} for n in range(20, 30)])
+        async with service:
+            await until(lambda: any(status.state == "paused" for status in service.status()), service)
+            await until(lambda: sum(begun[n] for n in range(20, 30)) >= 3, service)  # probes
+            assert sum(begun[n] for n in range(20)) <= 6, f"so many suspects ran: {begun}"
+            down = False
+            await until(lambda: len(done) + counts(service)["dead"] == 30, service, within=60)
+            assert counts(service)["dead"] == 2
+
+
+async def test_a_suspect_is_the_probe_where_nothing_else_comes(backend_url: str, queue: MakeQueue) -> None:
+    """Else an open circuit and a channel of suspects would wait for each other."""
+    jobs, down = queue("jobs"), True
+    begun: Counter[int] = Counter()
+    service = Service("s", broker=backend_url, drain="1s")
+    circuit = CircuitBreaker(failures=1, within="60s", open_for="300ms")
+
+    @service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit)
+    async def run(job: dict[str, int]) -> None:
+        begun[job["n"]] += 1
+        if down:
+            raise ConnectionError("away")
+
+    async with connect(backend_url) as broker:
+        await broker.declare(Source(jobs), Queue(Source(jobs).suspects_channel.name))
+        await broker.publish_many(Queue(Source(jobs).suspects_channel.name), [{"n": n} for n in range(5)])
+        async with service:
+            await until(lambda: sum(begun.values()) >= 2, service, within=60)  # the one that opens it, and a probe
+            down = False
+            await until(lambda: counts(service)["done"] == 5, service, within=60)
+            assert not counts(service)["dead"]

@@ -196,7 +196,7 @@ class Quarantine:
         came = 0
         self._shared = False
         try:
-            while not (worker.stopping or self._halted or self._shared):
+            while not (worker.stopping or worker.paused or self._halted or self._shared):
                 if not await self._read_one(subscription, _NEXT_WAIT if came else first_wait):
                     break
                 came += 1

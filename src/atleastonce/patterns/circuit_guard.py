@@ -1,7 +1,7 @@
 """A consumer's circuit breaker at work: pauses its readers while the circuit is open, holds what they have, sends one probe.
 
 What fails while the circuit is open, or is the failure that opens it, is held and runs again later: an outage burns no more
-attempts than it took to notice it.
+attempts than it took to notice it. A suspect, which runs alone, would hold up all others if it were held: it is given back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from atleastonce.contract import Delivery
 from atleastonce.durations import format_duration
@@ -48,6 +48,8 @@ class CircuitGuard:
         self._circuit = policy.circuit(self._done)
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
+        self._alone: Worker | None = None
+        self._give_back: Callable[[Delivery], Decision] | None = None
         self._tickets: dict[Delivery, int] = {}  # of what runs
         self._held: dict[Delivery, None] = {}  # oldest first
         self._words = ""
@@ -58,6 +60,11 @@ class CircuitGuard:
     def add(self, worker: Worker) -> None:
         """One more reader, to be counted and paused."""
         self._workers.append(worker)
+
+    def add_alone(self, worker: Worker, give_back: Callable[[Delivery], Decision]) -> None:
+        """One more, whose messages run alone; ``give_back`` says what becomes of one that does not run, or was in vain."""
+        self._workers.append(worker)
+        self._alone, self._give_back = worker, give_back
 
     # ------------------------------------------------------------------------------------------------ around a run
 
@@ -105,7 +112,7 @@ class CircuitGuard:
             return None
         with self._lock:
             ticket = self._tickets.pop(delivery, None)
-            if ticket is None:  # it did not begin here: a suspect, which runs alone
+            if ticket is None:  # it has not begun here
                 return None
             opened = self._circuit.opened
             self._circuit.failed(ticket, time.monotonic())
@@ -144,6 +151,8 @@ class CircuitGuard:
                 self._circuit.abandoned(ticket, time.monotonic())
 
     def _hold(self, delivery: Delivery) -> Decision:
+        if self._alone is not None and self._give_back is not None and delivery.source == self._alone.source:
+            return self._give_back(delivery)
         self._held[delivery] = None
         return again(delivery, _HELD, "held")
 
@@ -182,22 +191,22 @@ class CircuitGuard:
     async def _until_closed(self) -> None:
         log.error("%s: paused: %s", self._name, self.detail)
         reading = False
-        await self._each("pause")
         while self._circuit.state is not State.CLOSED:
+            if not reading:
+                await self._pause()
             if self._circuit.wait(time.monotonic()) <= 0:
                 probe = self._oldest()
                 if probe is not None:
                     self._wake({probe: None})
                 elif not reading:  # nobody is held: the next message that comes is the probe
                     reading = True
-                    await self._each("resume")
-            elif reading:
+                    await self._resume()
+            else:
                 reading = False
-                await self._each("pause")
             self._held = {delivery: None for delivery in list(self._held) if _may_run(delivery)}
             await asyncio.sleep(_LOOK_SECONDS)
         log.warning("%s: the circuit is closed; reading again", self._name)
-        await self._each("resume")
+        await self._resume()
         held, self._held = self._held, {}
         self._wake(held)
 
@@ -213,9 +222,15 @@ class CircuitGuard:
         for worker in self._workers:
             worker.hasten(held.__contains__)
 
-    async def _each(self, what: str) -> None:
+    async def _pause(self) -> None:
+        """Also those that came meanwhile."""
         for worker in self._workers:
-            await (worker.pause(_REASON) if what == "pause" else worker.resume(_REASON))
+            if _REASON not in worker.paused:
+                await worker.pause(_REASON)
+
+    async def _resume(self) -> None:
+        for worker in self._workers:
+            await worker.resume(_REASON)
 
 
 def _may_run(delivery: Delivery) -> bool:

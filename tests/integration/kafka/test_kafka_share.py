@@ -20,7 +20,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed"
 from kafka_kit import WINDOW, Recorder, eventually, fresh, message, numbers, opened, publish
 from kafka_servers import Server, sharing
 
-from atleastonce import FailurePolicy, Queue, RetryChain, Service, Source, connect
+from atleastonce import CircuitBreaker, FailurePolicy, Queue, RetryChain, Service, Source, connect
 from atleastonce.adapters.kafka import KafkaAdapter
 from atleastonce.adapters.kafka.share import ShareSubscription
 from atleastonce.adapters.kafka.share.groups import DELIVERIES, LIMIT, RESET
@@ -371,6 +371,33 @@ async def test_what_hangs_again_and_again_is_moved_aside_before_the_broker_throw
         await eventually(lambda: came == ["0"], "it runs", 60)
     assert "was handed out 2 times and not settled; it will run alone" in caplog.text
     assert await left(url, source) == []
+
+
+@pytest.mark.slow
+async def test_an_outage_that_outlasts_the_locks_burns_no_attempts(url: str) -> None:
+    """What an open circuit holds is handed out again when its lock ends, and again, until it is a suspect: it waits as one."""
+    jobs: Queue[int] = Queue(f"t.{uuid.uuid4().hex[:12]}", int)
+    service = Service("worker", broker=f"{url}?share.groups=true&share.lock={LOCK}s")
+    down, done = True, Counter[int]()
+    circuit = CircuitBreaker(failures=5, within="30s", open_for="1s")
+
+    def counted(name: str) -> int:
+        return sum(status.counts.get(name, 0) for status in service.status())
+
+    @service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit, concurrency=1, max_in_flight=50)
+    async def handle(n: int) -> None:
+        if down:
+            raise ConnectionError("away")
+        done[n] += 1
+
+    async with service:
+        outcomes = await service.broker.publish_many(jobs, list(range(200)))
+        assert all(outcome.ok for outcome in outcomes)
+        await eventually(lambda: counted("suspected") > 0, "locks have ended often enough", 60)
+        await eventually(lambda: counted("released") > 2, "a suspect was the probe, in vain", 60)
+        down = False
+        await eventually(lambda: len(done) + counted("dead") == 200, "the others are handled", 60)
+        assert counted("dead") == 4, "what failed before the circuit opened"
 
 
 async def test_a_message_that_ends_its_process_becomes_a_dead_letter(url: str) -> None:
