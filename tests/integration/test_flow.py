@@ -169,12 +169,12 @@ async def test_what_a_handler_decides_and_what_does_not_decode_opens_no_circuit(
 
 
 @pytest.mark.parametrize("probe", ["dead", "discard", "later", "uncounted", "duplicate"])
-async def test_a_probe_that_says_nothing_closes_no_circuit(probe: str, memory_url: str, queue: MakeQueue) -> None:
+async def test_a_probe_that_says_nothing_closes_no_circuit(probe: str, backend_url: str, queue: MakeQueue) -> None:
     """What is down stays alone: each circuit that closes for nothing burns as many attempts as it takes to open it again."""
-    work, service = queue("work"), Service("worker", broker=memory_url)
+    work, service = queue("work"), Service("worker", broker=backend_url)
     down, only = True, CircuitBreaker(failures=5, within="30s", open_for="300ms", on=(ConnectionError,))
     begun: Counter[int] = Counter()
-    once: dict[str, Any] = {"idempotency": Lease(MemoryStore(), ttl="20d")} if probe == "duplicate" else {}
+    once: dict[str, Any] = {"idempotency": Lease(MemoryStore(), ttl="40d")} if probe == "duplicate" else {}
 
     @service.consumer(work, failure=ONCE, circuit=only, concurrency=5, **once)
     async def handle(order: Order) -> None:
@@ -200,7 +200,8 @@ async def test_a_probe_that_says_nothing_closes_no_circuit(probe: str, memory_ur
         await until(lambda: sum(begun[n] for n in range(10, 30)) >= 8, service)  # three probes of what is down
         assert sum(bool(begun[n]) for n in range(10, 30)) <= 8, f"the circuit was closed: {begun}"
         down = False
-        await until(lambda: counts(service)["done"] >= 16 and settled(service), service)
+        # Without a chain some brokers have nowhere to put what runs ten minutes later: it stays.
+        await until(lambda: counts(service)["done"] >= 16 and (settled(service) or probe == "later"), service)
         assert all(begun[n] == 1 for n in range(10)) or probe == "duplicate"
         assert counts(service)["dead"] == 4 + 10 * (probe in ("dead", "uncounted"))
 
@@ -328,12 +329,12 @@ async def test_adaptive_concurrency_of_threads_keeps_to_its_number(memory_url: s
     assert peak <= 2
 
 
-async def test_a_process_near_its_memory_limit_receives_less(memory_url: str, queue: MakeQueue) -> None:
+async def test_a_process_near_its_memory_limit_receives_less(backend_url: str, queue: MakeQueue) -> None:
     work = queue("work")
     used = memory.resident()
     if used is None:
         pytest.skip("this system does not say how much memory a process occupies")
-    service = Service("worker", broker=memory_url, memory_limit=used // 2)
+    service = Service("worker", broker=backend_url, memory_limit=used // 2)
     gate = asyncio.Event()
 
     @service.consumer(work, max_in_flight=1000, concurrency=1)
