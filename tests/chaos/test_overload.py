@@ -4,6 +4,7 @@ room again everything goes on and nothing was lost."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -259,3 +260,32 @@ async def test_a_full_file_of_sqlite_is_overloaded(tmp_path: Path) -> None:
             await until(lambda: len(seen) == done, "those that fitted")
             await broker.publish(work, b"%04d" % done + bytes(4000))
             await until(lambda: len(seen) == done + 1, "and one more")
+
+
+async def test_a_blocked_rabbitmq_is_emptied_by_its_consumers() -> None:
+    """Its alarm ends when messages go: who publishes as well must go on settling meanwhile."""
+    async with memory_of_rabbitmq() as there:
+        work: Queue[int] = Queue("work", int)
+        service, seen = Service("overload", broker=there.url), Counter[int]()
+
+        @service.consumer(work, max_in_flight=10)
+        async def handle(n: int) -> None:
+            seen[n] += 1
+
+        async with service, connect(there.url) as looking:
+            await service.pause()
+            outcomes = await service.broker.publish_many(work, list(range(300)))
+            assert all(outcome.ok for outcome in outcomes)
+            await there.fill()
+            blocked = asyncio.create_task(service.broker.publish(work, 300))
+            await until(lambda: service.status()[0].state == "blocked", "the service's own connection is told")
+            await service.resume()
+            await until(lambda: len(seen) == 300, "all is handled")
+            async with asyncio.timeout(DEADLINE):
+                while (await looking.backlog(work)).waiting:  # noqa: ASYNC110 - the broker tells no one
+                    await asyncio.sleep(0.1)  # polling a condition with a deadline
+            assert service.status()[0].state == "blocked"
+            await there.free()
+            with contextlib.suppress(Overloaded):
+                await blocked
+        assert set(seen.values()) == {1}
