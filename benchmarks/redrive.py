@@ -26,6 +26,7 @@ from loops import copying
 from atleastonce import Queue, Source, connect, wire
 from atleastonce.brokers import up
 from atleastonce.contract import Outgoing, Topology
+from atleastonce.engine.collector import tuned
 from atleastonce.message import Headers, Message
 
 BROKERS = ("kafka", "rabbitmq", "redis", "nats")
@@ -88,7 +89,8 @@ def brought_back(fields: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 async def ours(url: str, name: str, count: int) -> float:
     async with connect(url) as broker:
         begun = time.perf_counter()
-        account = await broker.dead_letters(Queue[Any](name)).redrive()
+        with tuned():  # as `atleastonce dlq redrive` does
+            account = await broker.dead_letters(Queue[Any](name)).redrive()
         took = time.perf_counter() - begun
     assert account.redriven == count, account
     return took

@@ -18,6 +18,7 @@ from atleastonce.cli.dlq.progress import moving
 from atleastonce.cli.errors import one_line
 from atleastonce.cli.output import note, print_json
 from atleastonce.cli.signals import gracefully
+from atleastonce.engine.collector import tuned
 from atleastonce.errors import AtLeastOnceError
 from atleastonce.patterns.redrive import Purged, Redriven, Selection
 from atleastonce.patterns.redrive.audit import Audit, AuditLine
@@ -32,7 +33,8 @@ def run_over(target: o.Target, audit: str | None, run: Any, nothing: Any, *, as_
 
     async def all_of_them(stopping: asyncio.Event) -> None:
         async with target.make() as opened:
-            with _audited(audit) as told_audit:
+            # The process is the command's own: letters are many containers each, and what came before them stays.
+            with tuned(), _audited(audit) as told_audit:
                 for letters in target.letters(opened):
                     current[0] = nothing
                     with moving(letters.queue.name, lambda account: current.__setitem__(0, account)) as told:
