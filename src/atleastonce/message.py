@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Headers:
 
     def get_all(self, name: str) -> list[HeaderValue]:
         """Every value of ``name`` in order, as it travelled."""
-        return [value for key, value in self._items if key == name]
+        return [value for key, value in self.items() if key == name]
 
     def items(self) -> tuple[tuple[str, HeaderValue], ...]:
         """All fields in order, duplicates included."""
@@ -65,7 +65,7 @@ class Headers:
         """A copy in which ``fields`` replace every earlier value of their names."""
         if not fields:
             return self
-        kept = [item for item in self._items if item[0] not in fields]
+        kept = [item for item in self.items() if item[0] not in fields]
         kept.extend(fields.items())
         return Headers(kept)
 
@@ -75,9 +75,9 @@ class Headers:
 
     def without(self, prefix: str) -> Headers:
         """A copy without the fields whose names start with ``prefix``."""
-        if not any(name.startswith(prefix) for name, _ in self._items):
+        if not any(name.startswith(prefix) for name, _ in self.items()):
             return self
-        return Headers(item for item in self._items if not item[0].startswith(prefix))
+        return Headers(item for item in self.items() if not item[0].startswith(prefix))
 
     @property
     def size(self) -> int:
@@ -85,7 +85,7 @@ class Headers:
         size = self._size
         if size < 0:  # counted once: the adapter, the window and the settlement all ask
             size = 0
-            for name, value in self._items:
+            for name, value in self.items():
                 size += len(name)
                 if value is not None:
                     size += len(value)
@@ -99,22 +99,22 @@ class Headers:
         return name in last
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._items)
+        return (name for name, _ in self.items())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items())
 
     def __bool__(self) -> bool:
-        return bool(self._items)
+        return bool(self.items())
 
     def __eq__(self, other: object) -> bool:
-        return self._items == other._items if isinstance(other, Headers) else NotImplemented
+        return self.items() == other.items() if isinstance(other, Headers) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._items)
+        return hash(self.items())
 
     def __repr__(self) -> str:
-        return f"Headers({list(self._items)!r})"
+        return f"Headers({list(self.items())!r})"
 
 
 class Added(Headers):
@@ -131,15 +131,20 @@ class Added(Headers):
         self.base = base
         self.name = name
         self.value = value
+        self._items = ()
         self._last = None
         size = base._size
         self._size = (size if size >= 0 else base.size) + len(name) + len(value)
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_items":  # the one that is not set from the start
-            raise AttributeError(name)
-        self._items = (*self.base.items(), (self.name, self.value))
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """See `Headers.items`."""
+        if not self._items:
+            self._items = (*self.base.items(), (self.name, self.value))
         return self._items
+
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self.items()
 
 
 class Composed(Headers):
@@ -156,6 +161,7 @@ class Composed(Headers):
     def __init__(self, own: list[tuple[str, HeaderValue]], shared: Headers) -> None:
         self.own = own
         self.shared = shared
+        self._items = ()
         self._last = None
         size = shared.size
         for name, value in own:
@@ -164,11 +170,15 @@ class Composed(Headers):
                 size += len(value)
         self._size = size
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_items":  # the one that is not set from the start
-            raise AttributeError(name)
-        self._items = (*self.own, *self.shared.items())
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """See `Headers.items`."""
+        if not self._items:
+            self._items = (*self.own, *self.shared.items())
         return self._items
+
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self.items()
 
 
 NO_HEADERS = Headers()

@@ -30,6 +30,9 @@ class History(msgspec.Struct, frozen=True):
     ours: bool
 
 
+_NO_HISTORY = History(1, None, 0, False)
+
+
 class Past(NamedTuple):
     """Of a delivery with failed attempts behind it in this process: `Delivery.past`.
 
@@ -45,7 +48,7 @@ class Past(NamedTuple):
 def undecoded(delivery: Delivery) -> DecodeError | None:
     """Why the message of ``delivery`` is not what was published: its adapter could not read it. None as nearly always."""
     delivery.message  # noqa: B018 - it is read when it is looked at
-    if (unreadable := getattr(delivery, "unreadable", None)) is None:
+    if (unreadable := delivery.unreadable) is None:
         return None
     error = DecodeError(f"the message cannot be read: {type(unreadable).__name__}: {unreadable}")
     error.__cause__ = unreadable
@@ -91,7 +94,7 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
         counted: whether the broker's own delivery count is the attempt (it redelivers natively).
     """
     headers = delivery.message.headers
-    ours = is_of(headers, home)
+    ours = headers.get(wire.GROUP) is not None and is_of(headers, home)
     # On a main channel anybody may have written them: a hop's fields count where only hops are, or the broker says so.
     # But what was given back as a copy has nobody else to say where it stood; who forges that shortens a chain of its own.
     hop = ours and (delivery.returned or delivery.source != home or (counted and wire.GIVEN_BACK in headers))
@@ -99,6 +102,6 @@ def read_history(delivery: Delivery, home: Source, *, counted: bool) -> History:
     if counted:
         attempt += max(0, delivery.count - 1)
     if not ours:
-        return History(attempt, None, 0, False)
+        return _NO_HISTORY if attempt == 1 else History(attempt, None, 0, False)
     first = 0 if not hop else wire.read_int(headers, wire.FIRST_FAILED, default=0, low=0, high=10**15)
     return History(attempt, first / 1000 if first else None, wire.read_redrives(headers), True)

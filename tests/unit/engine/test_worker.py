@@ -64,7 +64,7 @@ class Broken(Delivery):
 
     def __init__(self) -> None:
         super().__init__(Message("m", b"body"), Source(Queue("q")), "s", "7", 1, "t")
-        del self.message
+        self._message = None
 
     @property
     def body(self) -> bytes:

@@ -179,6 +179,7 @@ class RecordDelivery(Delivery):
         self.size = size
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
 
     def read(self) -> Message:
         """See `Delivery.read`."""

@@ -80,6 +80,7 @@ class NatsDelivery(Delivery):
         self.size = len(block) + len(body)
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
         self.nanos = parts[first + 3]
         self.subject = subject
         self.block = block
@@ -90,7 +91,7 @@ class NatsDelivery(Delivery):
         if name == "raw":  # not set from the start
             self.raw = Raw(self.subject, self.token, self.block, self.payload)
             return self.raw
-        return self.late(name)
+        raise AttributeError(name)
 
     def read(self) -> Message:
         """See `Delivery.read`."""

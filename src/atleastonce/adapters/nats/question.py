@@ -46,6 +46,7 @@ class Question(Delivery):
         self.size = len(block) + len(body)
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
         self.series = series
         self.number = number
         self.arrived = time.time()

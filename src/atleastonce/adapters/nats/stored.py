@@ -46,6 +46,7 @@ class Stored(Delivery):
         self.size = len(block) + len(payload)
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
 
     def read(self) -> Message:
         """See `Delivery.read`."""

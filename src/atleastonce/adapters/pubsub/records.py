@@ -33,13 +33,14 @@ class PubSubDelivery(Delivery):
         self.size = size
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
         self.verdict: Verdict | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "position":  # not set from the start
             self.position = self.raw.message.message_id
             return self.position
-        return self.late(name)
+        raise AttributeError(name)
 
     def read(self) -> Message:
         """See `Delivery.read`."""

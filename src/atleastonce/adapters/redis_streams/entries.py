@@ -157,12 +157,13 @@ class EntryDelivery(Delivery):
         self.size = sum(map(len, fields))
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "position":  # not set from the start
             self.position = self.token.decode()
             return self.position
-        return self.late(name)
+        raise AttributeError(name)
 
     def read(self) -> Message:
         """See `Delivery.read`."""

@@ -48,6 +48,7 @@ class SQSDelivery(Delivery):
         self.size = size
         self.tries = 0
         self.settled = False
+        self._message = self.unreadable = None
         self.received = now
 
     def read(self) -> Message:

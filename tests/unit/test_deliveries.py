@@ -1,0 +1,45 @@
+"""What every delivery is: looked at again and again on the hot path, its message perhaps never."""
+
+from __future__ import annotations
+
+from atleastonce.channels import Queue, Source
+from atleastonce.contract import Delivery
+from atleastonce.message import Message
+
+
+class Late(Delivery):
+    """Its message is made when somebody looks at it."""
+
+    __slots__ = ("reads",)
+
+    def __init__(self) -> None:
+        super().__init__(Message("m", b"body"), Source(Queue("q")), "s", "7", 1, "t")
+        self._message = None
+        self.reads = 0
+
+    @property
+    def body(self) -> bytes:
+        return b"body"
+
+    def read(self) -> Message:
+        self.reads += 1
+        return Message(f"read-{self.reads}", b"body")
+
+
+def test_a_message_is_made_once_and_when_somebody_looks_at_it() -> None:
+    late = Late()
+    assert late.reads == 0
+    assert late.message is late.message
+    assert (late.message.id, late.reads) == ("read-1", 1)
+    assert late.unreadable is None
+
+
+def test_what_was_shed_keeps_its_name() -> None:
+    late = Late()
+    late.shed()
+    assert (late.message.id, late.message.body, late.reads) == ("read-1", b"", 1)
+
+
+def test_no_attribute_is_looked_up_the_slow_way() -> None:
+    """A class with ``__getattr__`` has all of its attributes looked up so, not only those that are missing."""
+    assert not hasattr(Delivery, "__getattr__")
