@@ -230,7 +230,8 @@ class Bound:
                 return decision
         now = time.time()
         history = self._history(delivery)
-        if (unread := undecoded(delivery)) is not None:  # a copy of it to try again would have lost its key and fields
+        # A copy of it to try again would have lost its key and fields.
+        if delivery.unreadable is not None and (unread := undecoded(delivery)) is not None:
             return self._give_up(delivery, history, Dead("decode", unread), now)
         alike = self._alike
         if alike is not None and alike.covers(delivery, history.attempt, error):

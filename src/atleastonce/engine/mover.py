@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from atleastonce.contract import OK, RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
+from atleastonce.contract import ACK, OK, RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
 from atleastonce.engine.answers import ask
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
@@ -21,9 +21,11 @@ Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
 
 
 _Move = tuple[Delivery, Decision]
-_Way = tuple[str, ...]  # the names of the channels that a decision's copies go to
+_Way = (
+    str | tuple[str, ...]
+)  # the names of the channels that a decision's copies go to; of one copy, as nearly always, its name
 # Answers have as many destinations as there are askers, and hang together if they hang.
-_TO_ASKERS: _Way = ("",)
+_TO_ASKERS = ""
 
 
 class Mover:
@@ -35,6 +37,7 @@ class Mover:
     Args:
         send: publishes.
         settle: told of a delivery whose copies are all confirmed.
+        settle_all: the same for a list; None where each has a way of its own to its settlement.
         wait: gives a delivery and its decision back to `add` after so many seconds.
         refused: told that a copy was refused for good; whether something else was decided. If not, the same copies are
             tried again later.
@@ -46,9 +49,11 @@ class Mover:
         settle: Callable[[Delivery, Verdict], None],
         wait: Callable[[float, Delivery, Decision], None],
         refused: Callable[[Delivery, Decision, Fault], bool],
+        settle_all: Callable[[Sequence[Delivery], Verdict], None] | None = None,
     ) -> None:
         self._send = send
         self._settle = settle
+        self._settle_all = settle_all
         self._pending: dict[_Way, list[_Move]] = {}
         self._moving: dict[_Way, asyncio.Task[None]] = {}
         self._running = False
@@ -59,8 +64,10 @@ class Mover:
     def add(self, delivery: Delivery, decision: Decision) -> None:
         """Publish the decision's copies soon, then settle."""
         copies = decision.copies
-        if len(copies) == 1 and copies[0].destination.__class__ is ReplyTo:
-            way = _TO_ASKERS
+        way: _Way
+        if len(copies) == 1:
+            destination = copies[0].destination
+            way = _TO_ASKERS if destination.__class__ is ReplyTo else destination.name
         else:
             way = tuple(["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in copies])
         if (pending := self._pending.get(way)) is not None:  # the first of them has begun it
@@ -123,11 +130,7 @@ class Mover:
         copies = [copy for _, decision in live for copy in decision.copies]
         outcomes = await ask(self._send, copies) if copies else []
         if outcomes.count(OK) == len(outcomes):
-            failing = self.failing
-            for delivery, decision in live:
-                if failing:
-                    self.forget(delivery)
-                self._settle(delivery, decision.verdict)
+            self._confirmed(live)
             return
         answers = iter(outcomes)
         for delivery, decision in live:
@@ -138,6 +141,17 @@ class Mover:
                 self._settle(delivery, decision.verdict)
             else:
                 self._failed(delivery, decision, missing)
+
+    def _confirmed(self, moves: list[_Move]) -> None:
+        """All copies of these are."""
+        if self.failing:
+            for delivery, _ in moves:
+                self.forget(delivery)
+        if self._settle_all is not None and [decision.verdict for _, decision in moves].count(ACK) == len(moves):
+            self._settle_all([delivery for delivery, _ in moves], ACK)
+            return
+        for delivery, decision in moves:
+            self._settle(delivery, decision.verdict)
 
     def _failed(self, delivery: Delivery, decision: Decision, missing: list[tuple[Outgoing, Outcome]]) -> None:
         # What is confirmed is not published again: one destination that is away must not flood the others.

@@ -123,13 +123,14 @@ class Worker:
         )
         self._gate = gate
         self._settle = self.settler.add if gate is None else gate.settle
+        self._settle_all = self.settler.add_all if gate is None else None
         self._endings = Endings(
             lanes,
             self.timers,
             self._drains,
             self.counts,
             settle=self._settle,
-            settle_all=self.settler.add_all if gate is None else None,
+            settle_all=self._settle_all,
             make_mover=lambda refused: self._make_mover(send or adapter.send, refused),
             rejection=rejection,
             give_back=give_back,
@@ -148,7 +149,7 @@ class Worker:
     def _make_mover(self, send: Send, refused: Callable[[Delivery, Decision, Fault], bool]) -> Mover | Handoff:
         waits = (self.timers.publish_later, refused)
         if not self.window.transactional:
-            return Mover(send, self._settle, *waits)
+            return Mover(send, self._settle, *waits, self._settle_all)
         return Handoff(max(1, self.window.messages // 2), self._settle, self._settled, *waits)
 
     def _make_aside(self, suspicion: Suspicion, settled_within: float) -> Aside:

@@ -64,17 +64,19 @@ class Alike:
     def covers(self, delivery: Delivery, attempt: int, error: BaseException) -> bool:
         """Whether the policy would decide about ``error`` as it did."""
         return (
-            error.__class__ is self._kind
+            error.__class__ is self._kind  # which was plain
+            and error.__cause__ is None
+            and error.__context__ is None
             and attempt == self._attempt
             and delivery.tries == self._tries
             and delivery.source is self._source
-            and is_plain(self._policy, error)
         )
 
     def copy(self, delivery: Delivery, history: History, error: BaseException, now: float) -> Message:
         """The copy that waits, of ``delivery`` that failed ``now``: as `retry_copy` makes it."""
         before, millis, began, shared = self._said
-        text, first = words(error), first_at(history, now)
+        text = words(error)
+        first = first_at(history, now) if history.first_failed else ""
         if (
             text.__class__ is not str
             or text != before

@@ -24,6 +24,9 @@ class Floodgate:
     Args:
         name: of the consumer's source, for logs.
         policy: the limits.
+
+    Attributes:
+        failed: see `FloodGuard.failed`; itself, since it is called for each message that fails. From any thread.
     """
 
     def __init__(self, name: str, policy: DeadLetterPolicy) -> None:
@@ -34,6 +37,7 @@ class Floodgate:
         self._held: set[Delivery] = set()
         self._closed = False
         self._guard = FloodGuard(policy, self._done, time.monotonic, self._tripped)
+        self.failed = self._guard.failed
 
     def add(self, worker: Worker) -> None:
         """One more reader, to be counted and paused."""
@@ -45,10 +49,6 @@ class Floodgate:
         if wait is not None:
             self._held.add(delivery)
         return wait
-
-    def failed(self) -> None:
-        """See `FloodGuard.failed`. From any thread."""
-        self._guard.failed()
 
     @property
     def detail(self) -> str:

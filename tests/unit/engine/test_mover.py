@@ -87,6 +87,31 @@ async def test_the_copy_is_confirmed_before_the_original_is_settled() -> None:
         assert moves.verdicts == [Retry(3)]
 
 
+async def test_a_list_that_is_confirmed_is_settled_as_one() -> None:
+    moves, lists = Moves(), list[list[str]]()
+
+    def settle_all(batch: Sequence[Delivery], verdict: Verdict) -> None:
+        lists.append([item.message.id for item in batch])
+        assert verdict is ACK
+
+    moves.mover = Mover(moves._send, moves._settle, moves._wait, moves._refused, settle_all)
+    async with moving(moves):
+        for item in deliveries(3):
+            moves.mover.add(item, move(f"c-{item.message.id}"))
+        await until(lambda: lists)
+        one, two = deliveries(2)
+        moves.mover.add(one, move("c1"))
+        moves.mover.add(two, move("c2", verdict=Retry(3)))
+        await until(lambda: len(moves.settled) == 2)
+        moves.adapter.answers.append(lambda _: [OK, AWAY])
+        one, two = deliveries(2)
+        moves.mover.add(one, move("c3"))
+        moves.mover.add(two, move("c4"))
+        await until(lambda: len(lists) == 2)
+    assert [len(each) for each in lists] == [3, 1]
+    assert moves.verdicts == [ACK, Retry(3), ACK]
+
+
 async def test_a_copy_leaves_in_the_next_turn() -> None:
     """Whoever asked waits for it."""
     async with moving(Moves()) as moves:

@@ -18,6 +18,7 @@ from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import (
     ACK,
+    OK,
     RELEASE,
     Adapter,
     Backlog,
@@ -259,7 +260,7 @@ class Passage:
         if not deliveries:
             return 0
         outcomes = await self._open.settle([(delivery, ACK) for delivery in deliveries])
-        settled = sum(outcome.ok for outcome in outcomes)
+        settled = outcomes.count(OK)
         self._out.difference_update(deliveries)
         self._settled += settled
         self._listener.ended(len(deliveries))
