@@ -318,6 +318,8 @@ def runs(numbers: Iterable[int]) -> tuple[list[tuple[int, int]], list[int]]:
     list, but faster with a list than with many short ones."""
     found: list[tuple[int, int]] = []
     ordered = sorted(numbers)
+    if ordered and ordered[-1] - ordered[0] == len(ordered) - 1:  # as nearly always: then none is looked at
+        return [(ordered[0], ordered[-1])], []
     first = last = -2
     for number in ordered:
         if number != last + 1:

@@ -35,7 +35,8 @@ class PooledStore(OutboxStore, Generic[C]):
         """Raises MissingExtra: its client library is not installed."""
 
     @abstractmethod
-    def _make_pool(self) -> Pool[C]: ...
+    def _make_pool(self, *, lent: bool = False) -> Pool[C]:
+        """Of its own, or of what it lends to handlers."""
 
     @abstractmethod
     async def _make_tables(self, connection: C) -> None:
@@ -64,7 +65,7 @@ class PooledStore(OutboxStore, Generic[C]):
         self._ensure_driver()
         if self._create:
             await self.init()
-        self._pool, self._lent = self._make_pool(), self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool(lent=True)
         try:
             await self._told(self._run(self._check_schema))
         except BaseException:

@@ -12,10 +12,12 @@ from atleastonce.stores.outbox import OutboxStats
 
 # How often the lag is counted. Shorter: a count of a long backlog for each. Longer: staler figures.
 _COUNT_SECONDS = 10.0
+# For how long the first count waits: a relay that starts has a backlog as a rule, and better things to do.
+_FIRST_COUNT_SECONDS = 0.5
 
 
 class Counting:
-    """Counts every ten seconds.
+    """Counts every ten seconds, and at first soon after the start.
 
     Args:
         work: of the relay.
@@ -34,6 +36,7 @@ class Counting:
     async def run(self) -> None:
         """Count, until cancelled."""
         await self._started.wait()
+        await asyncio.sleep(_FIRST_COUNT_SECONDS)
         while True:
             now = time.monotonic()
             with contextlib.suppress(Exception):  # whoever needs the store more says so

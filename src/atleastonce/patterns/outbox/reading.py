@@ -16,8 +16,7 @@ _FETCH_BYTES = 8 << 20
 # Batches that wait in the line when nothing more is read. Fewer: a slow look leaves the broker idle. More: memory, and rows that
 # another relay would have to read anew if this one's slots end.
 READ_AHEAD = 4
-# Rows of the first look, and how fast the next ones grow. They begin small, for nobody knows yet how large the bodies are.
-_FIRST = 128
+# How fast looks grow again that had become small, for large bodies. The first one is for a batch: stores bound its bytes.
 _GROWTH = 4
 # Of how many times its part of a look one slot may have rows in it. Less: rows spread by chance leave holes. More: PostgreSQL reads
 # as many in vain.
@@ -35,8 +34,8 @@ class Reader:
     def __init__(self, work: Work, poll: float) -> None:
         self._work = work
         self._poll = poll
-        self._most = _FIRST  # of all slots together
-        self._limit = _part(_FIRST, SLOTS)  # of each
+        self._most = work.batch  # of all slots together
+        self._limit = _part(work.batch, SLOTS)  # of each
         self._promoted = 0.0
 
     async def run(self) -> None:

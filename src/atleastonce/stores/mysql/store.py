@@ -86,7 +86,7 @@ class MySQLStore(MySQLOutbox):
             seconds(lock_timeout, name="lock_timeout", minimum=1.0),
             seconds(idle_in_transaction, name="idle_in_transaction", minimum=1.0),
         )
-        self._pool, self._lent = self._make_pool(), self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool(lent=True)
         self._threads = BlockingPool(self._address, self._size, self._connect_timeout, self._session)
 
     def __repr__(self) -> str:
@@ -96,7 +96,7 @@ class MySQLStore(MySQLOutbox):
     def _shown(self) -> str:
         return f"mysql store {self._address}"
 
-    def _make_pool(self) -> Pool:
+    def _make_pool(self, *, lent: bool = False) -> Pool:
         return Pool(self._address, self._size, self._connect_timeout, self._session)
 
     def schema(self) -> str:

@@ -87,7 +87,7 @@ class PostgresStore(PostgresOutbox):
             "idle_in_transaction_session_timeout": f"{seconds(idle_in_transaction, name='idle_in_transaction') * 1000:.0f}",
             "application_name": "atleastonce",
         }
-        self._pool, self._lent = self._make_pool(), self._make_pool()
+        self._pool, self._lent = self._make_pool(), self._make_pool(lent=True)
         self._threads = BlockingPool(self._dsn, self._size, self._connect_timeout, self._settings)
 
     def __repr__(self) -> str:
@@ -101,8 +101,11 @@ class PostgresStore(PostgresOutbox):
     def _place(self) -> str:
         return mask_url(self._dsn) if "://" in self._dsn else "..."
 
-    def _make_pool(self) -> Pool:
-        return Pool(self._dsn, self._size, self._connect_timeout, self._settings)
+    def _make_pool(self, *, lent: bool = False) -> Pool:
+        # Its own statements go by indexes, and stop where they have enough. What they ask for the planner cannot know: it believes
+        # in so few rows that it reads all of an outbox into a bitmap, and sorts.
+        more = {} if lent else {"enable_bitmapscan": "off"}
+        return Pool(self._dsn, self._size, self._connect_timeout, {**self._settings, **more})
 
     def schema(self) -> str:
         """The tables as SQL, for one's own migrations."""
