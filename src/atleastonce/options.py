@@ -29,7 +29,7 @@ class ConsumerOptions(TypedDict, total=False):
         max_in_flight: messages received and unsettled. Too small: the network's round trip shows; too large: more is
             repeated after a crash, and workers hoard what idle ones could do. Default: 1000; for batches enough for
             ``concurrency`` of them and as many being collected.
-        max_in_flight_bytes: the same in bytes. Default: 64 MiB.
+        max_in_flight_bytes: the same in bytes. A message that is larger runs when nothing else is in flight. Default: 64 MiB.
         idempotency: `Inbox` or `Lease`: duplicates have no second effect. Default: None, they run again.
         ordered: True (by message key), a field's name, a callable of the payload, or `Ordered`: messages of one key run one at a
             time and in order, keys in parallel; one that fails holds its key in place for the delays of the chain, too. Refused

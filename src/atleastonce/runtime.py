@@ -18,6 +18,7 @@ from atleastonce.consumer import Consumer
 from atleastonce.contract import DelayChannel, Level, Topology
 from atleastonce.durations import readable
 from atleastonce.engine.admission import Due
+from atleastonce.engine.guest import Guest
 from atleastonce.engine.lanes import FreeLanes, Lanes
 from atleastonce.engine.limit import Limit
 from atleastonce.engine.limited import LimitedLanes
@@ -67,7 +68,8 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
             (an error ended the service, and whoever started it is to stop it), stopped (it is read no more; with a detail it was
             what trying again does not mend, as a right that is missing, and only a new start of the service reads it again).
         detail: why.
-        in_flight, bytes: received and unsettled.
+        in_flight, bytes: received and unsettled, without what waits for room: those of a consumer's readers together are never
+            beyond its window.
         counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;
             of a responder also failed (answered with an error), late (its asker had stopped waiting), unheard (its asker was
             gone), refused (the answer was to go where no answers go).
@@ -130,10 +132,11 @@ class Runtime:
         self.home: Worker | None = None  # set by `start`
         drained = len(self._drained_delays)
         self._places = Places(consumer.concurrency) if drained else None
-        self._window = SharedWindow(consumer.window, 1 + drained) if drained else None
+        self._window = SharedWindow(consumer.window, 1 + drained)
         self._turnstile = turnstile or Turnstile()
         self._suspects = Suspects(self._bound, broker.adapter.capabilities, self._suspected, self._turnstile)
-        self._quarantine = Quarantine(broker.adapter, self._suspects_worker(), self._turnstile)
+        guest = Guest(self._window)
+        self._quarantine = Quarantine(broker.adapter, self._suspects_worker(guest), self._turnstile, guest)
         if self._circuit is not None:
             self._circuit.add_alone(self._quarantine.worker, self._suspects.give_back)
 
@@ -285,8 +288,8 @@ class Runtime:
 
     def _worker(self, source: Source, delay: DelayChannel | None) -> Worker:
         bound, shared = self._bound, self._window
-        window, make_meter = self.consumer.window, None if shared is None else shared.of_source
-        if shared is not None and delay is not None:
+        window, make_meter = self.consumer.window, shared.of_source
+        if delay is not None:
             # What waits costs memory and no places.
             window, make_meter = msgspec.structs.replace(shared.part, shared=True), shared.of_other
         places = self.consumer.concurrency if delay is None else max(1, self.consumer.concurrency // _RETRY_SHARE)
@@ -313,7 +316,7 @@ class Runtime:
             line.ended = worker.ended
         return worker
 
-    def _suspects_worker(self) -> Worker:
+    def _suspects_worker(self, guest: Guest) -> Worker:
         circuit: list[Around] = [] if self._circuit is None else [self._circuit]
         return Worker(
             self._broker.adapter,
@@ -328,6 +331,7 @@ class Runtime:
             gate=self._claims(),
             send=self._send,
             broken=self._fatal,
+            make_meter=lambda _: guest,
         )
 
     def _ended_by_suspect(self, error: BaseException) -> None:

@@ -188,7 +188,8 @@ class Window(msgspec.Struct, frozen=True):
     Attributes:
         messages: at least 1. Too small: the network's round trip shows between messages. Too large: unstarted messages
             age in memory while other workers idle, and more is repeated after a crash.
-        bytes: bodies, keys and headers together. May be overshot by what one `receive` brings.
+        bytes: bodies, keys and headers together. May be overshot by what one `receive` brings: who receives takes of it what it has
+            room for.
         counted: with one message: that `Delivery.count` must be exact, whatever it costs, also where the broker does not count.
             A hand-out that cannot be counted is none: `receive` raises `ConnectionLost`.
         shared: where one subscription reads several streams: that none of them may take more than its share of ``messages``.

@@ -66,3 +66,11 @@ class Admission:
         if latest > _LATE_SECONDS:
             self._late_at = time.monotonic()
         return ready
+
+    def due_at(self, delivery: Delivery) -> float:
+        """When ``delivery`` may run, or be decided without a run; 0.0 for now. For what is to wait elsewhere until then."""
+        try:
+            when = 0.0 if self.due is None else self.due(delivery)
+        except Exception:  # noqa: BLE001 - told by `held`, which is asked in the end
+            return 0.0
+        return 0.0 if isinstance(when, Decision) else when

@@ -4,6 +4,8 @@ A hand-out from the channel of suspects is a run alone, and nothing else: the ch
 `Turnstile`, with a window of one, and left before the turn ends. So the broker's count of hand-outs from it says how often a
 message ended its process, whatever else was in flight elsewhere. One that lasts longer than its turn may goes on beside the
 others, and no other suspect runs until it has ended.
+
+Room for it is kept free in the consumer's window before the turn: within it nothing else ends that would make some.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import random
 
 from atleastonce.contract import Adapter, Backlog, Leasing, Subscription
+from atleastonce.engine.guest import Guest
 from atleastonce.engine.turnstile import BRIEF, Turnstile
 from atleastonce.engine.worker import Worker
 from atleastonce.errors import PermissionDenied
@@ -56,10 +59,12 @@ class Quarantine:
         adapter: to subscribe on.
         worker: runs what is in it; its source is the channel, its window one message.
         turnstile: of the service.
+        room: the account of ``worker``.
     """
 
-    def __init__(self, adapter: Adapter, worker: Worker, turnstile: Turnstile) -> None:
+    def __init__(self, adapter: Adapter, worker: Worker, turnstile: Turnstile, room: Guest) -> None:
         self.worker = worker
+        self._room = room
         self._adapter = adapter
         self._turnstile = turnstile
         self._leased = adapter.capabilities.lease is Leasing.EXTENDABLE
@@ -156,13 +161,18 @@ class Quarantine:
         blind = found.waiting is None
         self._owed = self._owed or called
         patience = self._patience() if self._known or not blind else BRIEF
-        async with self._turnstile.alone(patience) as alone:
-            if not alone:
-                return self._vain(patience)
-            self._in_vain = 0
-            if await self._visit(_LEASED_WAIT if self._leased else _FIRST_WAIT):
-                self._pause, self._owed, self._known = _BUSY_SECONDS, True, True
-                return self._pause
+        if not await self._room.reserve(patience):
+            return self._vain(patience)
+        try:
+            async with self._turnstile.alone(patience) as alone:
+                if not alone:
+                    return self._vain(patience)
+                self._in_vain = 0
+                if await self._visit(_LEASED_WAIT if self._leased else _FIRST_WAIT):
+                    self._pause, self._owed, self._known = _BUSY_SECONDS, True, True
+                    return self._pause
+        finally:
+            self._room.release()
         return self._seldom() if blind else self._later()
 
     def _patience(self) -> float:
@@ -200,6 +210,8 @@ class Quarantine:
                 if not await self._read_one(subscription, _NEXT_WAIT if came else first_wait):
                     break
                 came += 1
+                if self._room.lacks:  # its copy waits for a turn with more room
+                    break
         except PermissionDenied as error:  # each further visit would run, and count, what it cannot settle
             self._denied = error
             raise

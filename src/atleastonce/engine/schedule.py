@@ -44,5 +44,9 @@ class Schedule(Generic[T]):
             heapq.heapify(self._heap)
         return [item for _, _, item in sorted(removed, key=lambda entry: entry[:2])]
 
+    def latest_first(self) -> list[T]:
+        """All that waits."""
+        return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
     def __len__(self) -> int:
         return len(self._heap)

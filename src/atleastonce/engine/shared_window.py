@@ -3,6 +3,9 @@
 What a retry channel's reader has received may wait there for minutes, and so may what a slow handler keeps waiting behind it. So
 each reader has a *part* that it may always fill, in the end: the reader of the source takes more while others leave theirs empty,
 and takes nothing new while one of them waits for room within its own part.
+
+A message that there is no room for stands in *line*, and what comes after it takes none of the room that it waits for. What is
+held until it is due makes room for it.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ class SharedWindow:
 
     Args:
         limit: for all readers together. If it has fewer messages than there are readers, each has one.
-        readers: how many there will be, the one of the source included.
+        readers: how many there will be, the one of the source included, and not who comes as a guest (`Guest`).
 
     Attributes:
         part: what each reader may always have.
         whole: the limit of all.
         meters: the accounts of those that there are.
+        line: who waits for the room of one message, and of how many bytes; who came first is first.
         largest: the size to reckon with for a message that has not come yet.
     """
 
-    __slots__ = ("largest", "meters", "part", "readers", "whole")
+    __slots__ = ("largest", "line", "meters", "part", "readers", "whole")
 
     def __init__(self, limit: Window, readers: int) -> None:
         self.readers = readers
@@ -38,6 +42,7 @@ class SharedWindow:
             limit, messages=self.whole.messages // readers, bytes=max(1, limit.bytes // readers)
         )
         self.meters: list[PartMeter] = []
+        self.line: dict[PartMeter, int] = {}
         self.largest = ASSUMED_BYTES
 
     def of_source(self, again: Callable[[], None]) -> PartMeter:
@@ -49,41 +54,91 @@ class SharedWindow:
 
     def of_other(self, again: Callable[[], None]) -> PartMeter:
         """The account of another reader, which has no more than its part."""
-        return self._joined(PartMeter(self, self.part, again, 1))
+        return self._joined(PartMeter(self, self.part, again, 1, reserved=1))
 
     def _joined(self, meter: PartMeter) -> PartMeter:
         self.meters.append(meter)
         return meter
 
     def look(self, changed: PartMeter) -> None:
-        """``changed`` has less in flight: whoever waits for room is told."""
-        for meter in self.meters:
-            if meter.waits and meter is not changed:
+        """``changed`` has less in flight, or wants less: whoever waits for room is told, who came first first."""
+        for meter in [*self.line, *(meter for meter in self.meters if meter not in self.line)]:
+            if (meter.waits or meter.held_up) and meter is not changed:
                 meter.again()
+
+    def besides(self, meter: PartMeter) -> tuple[int, int]:
+        """Messages and bytes that are not for ``meter``: what others have, and what they wait for who came before it."""
+        messages = size = 0
+        for other in self.meters:
+            if other is not meter:
+                messages += max(other.debit, other.reserved)
+                size += other.debit_bytes
+        for other, wanted in self.line.items():
+            if other is meter:
+                break
+            messages += not other.reserved
+            size += wanted
+        return messages, size
+
+    def made(self, meter: PartMeter, size: int) -> bool:
+        """Have what is held until it is due make room for ``size`` bytes, if ``meter`` is the first in line. Whether some did."""
+        if next(iter(self.line)) is not meter:
+            return False
+        others = [other for other in self.meters if other is not meter]
+        over = sum(other.debit_bytes for other in self.meters) + size - self.whole.bytes
+        if size > self.whole.bytes:  # alone, also beside messages without a byte
+            over = max(over, 1 + sum(other.debit_bytes for other in others))
+        made = False
+        for other in others:
+            if over > 0 and other.retreat is not None:
+                messages, freed = other.retreat(over)
+                WindowMeter.give(other, messages, freed)  # not to be told to others: it has been made for one
+                over -= freed
+                made = made or messages > 0
+        return made
 
 
 class PartMeter(WindowMeter):
-    """One reader's account of a `SharedWindow`. What it asks for is debited while the answer is awaited: meanwhile others ask, too.
+    """One reader's account of a `SharedWindow`. The messages that it asks for are debited while the answer is awaited: meanwhile
+    others ask, too. Their bytes are not: most of them may never come.
 
     Args:
         shared: the window.
         limit: of this reader alone.
         again: called when there is room after there was none.
         least: how many it asks for after it has found nothing. What is asked for in vain is room that the others do not have.
+        reserved: messages of its own that nobody else has while it has fewer.
     """
 
-    __slots__ = ("_asked", "_known", "_least", "_shared", "_step", "again")
+    __slots__ = ("_asked", "_known", "_least", "_shared", "_step", "again", "reserved")
 
-    def __init__(self, shared: SharedWindow, limit: Window, again: Callable[[], None], least: int) -> None:
+    def __init__(
+        self, shared: SharedWindow, limit: Window, again: Callable[[], None], least: int, *, reserved: int = 0
+    ) -> None:
         super().__init__(limit)
         self.again = again
+        self.reserved = reserved
         self._shared = shared
         self._asked = 0
         self._known = -1  # its largest message of late, as the others reckon with it
         self._least = self._step = least
 
+    @property
+    def debit(self) -> int:
+        """Messages that the others do not have."""
+        return self.messages
+
+    @property
+    def debit_bytes(self) -> int:
+        """Bytes that the others do not have."""
+        return self.bytes
+
     def room(self) -> int:
         """See `WindowMeter.room`."""
+        if self.held_up:
+            return 0
+        if len(self._shared.meters) == 1:
+            return super().room()
         free, left = self._free()
         most = min(free, left // self._shared.largest)
         if most <= 0:
@@ -99,12 +154,48 @@ class PartMeter(WindowMeter):
         """See `WindowMeter.answer`."""
         fewer, self._asked = messages < self._asked, messages
         self._step = max(self._least, 2 * messages)
-        if fewer:
+        if fewer and len(self._shared.meters) > 1:
+            self._shared.look(self)
+
+    def fits(self, messages: int, size: int) -> bool:
+        """See `WindowMeter.fits`."""
+        limit, shared = self.limit, self._shared
+        if self.messages + messages > limit.messages or self.bytes + size > limit.bytes:
+            return False
+        if len(shared.meters) == 1:
+            return True
+        others, their_bytes = shared.besides(self)
+        whole = shared.whole
+        return self.messages + messages + others <= whole.messages and self.bytes + size + their_bytes <= whole.bytes
+
+    def fits_alone(self, size: int) -> bool:
+        """See `WindowMeter.fits_alone`."""
+        if not super().fits_alone(size):
+            return False
+        shared = self._shared
+        others, their_bytes = shared.besides(self)
+        if size <= shared.whole.bytes:
+            return others < shared.whole.messages and size + their_bytes <= shared.whole.bytes
+        return not their_bytes and not any(meter.debit for meter in shared.meters)
+
+    def line_up(self, size: int) -> bool:
+        """See `WindowMeter.line_up`."""
+        shared = self._shared
+        if len(shared.meters) == 1:
+            return False
+        shared.line[self] = size
+        return shared.made(self, size)
+
+    def step_out(self) -> None:
+        """See `WindowMeter.step_out`."""
+        if self._shared.line.pop(self, None) is not None:
             self._shared.look(self)
 
     def take(self, messages: int, size: int, largest: int) -> bool:
         """See `WindowMeter.take`."""
         self._asked = 0
+        if self._shared.line:
+            self._shared.line.pop(self, None)  # what it has now is what it waited for
         first = super().take(messages, size, largest)
         if (known := self.largest) != self._known:
             self._known = known
@@ -113,12 +204,16 @@ class PartMeter(WindowMeter):
 
     def give(self, messages: int, size: int) -> None:
         """See `WindowMeter.give`."""
-        super().give(messages, size)
-        self._shared.look(self)
+        self.messages -= messages
+        self.bytes -= size
+        if len(self._shared.meters) > 1:
+            self._shared.look(self)
 
     @property
     def low(self) -> bool:
         """See `WindowMeter.low`."""
+        if len(self._shared.meters) == 1:
+            return super().low
         free, left = self._free()
         return free > 0 and left > 0 and self.messages <= 3 * free and self.bytes <= 3 * left
 
@@ -132,8 +227,8 @@ class PartMeter(WindowMeter):
                 continue
             # One message at least; and what one message is larger than its reader's limit is no loss of the others, or a large one
             # that waits until it is due would stop them all.
-            free -= meter.messages + meter._asked or 1
-            size = meter.bytes + meter._asked * largest
+            free -= meter.debit + meter._asked or 1
+            size = meter.debit_bytes
             left -= min(size if size > largest else largest, meter.limit.bytes)
             waiting = waiting or meter.waits
         most, most_bytes = self._scaled(self.limit)

@@ -73,6 +73,17 @@ class Timers:
         """Remove and return every delivery that waits to run and is ``unwanted``."""
         return self._in_place.purge(unwanted) + self._held.purge(unwanted)
 
+    def hold_no_more(self, size: int, may: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Remove and return what is held and ``may`` be, the latest due first, until it has ``size`` bytes together."""
+        removed: set[Delivery] = set()
+        for delivery in self._held.latest_first():
+            if size <= 0:
+                break
+            if may(delivery):
+                removed.add(delivery)
+                size -= delivery.size
+        return self._held.purge(removed.__contains__) if removed else []
+
     def purge_copies(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Remove and return every delivery whose copies wait to be published once more and that is ``unwanted``."""
         return [delivery for delivery, _ in self._copies.purge(lambda entry: unwanted(entry[0]))]

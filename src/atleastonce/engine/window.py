@@ -3,6 +3,7 @@ settlement."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from atleastonce.contract import Window
@@ -21,12 +22,15 @@ class WindowMeter:
     confirmation.
 
     What a message weighs is known only after it was received. So no more are asked for than fit if each is as large as the
-    largest of late: bytes are overshot only by a message that is larger than those, and by what was asked for together with it. One
-    that is larger than the whole window is asked for when nothing else is out.
+    largest of late, and what came is taken if it fits: what does not waits outside (`Anteroom`). One that is larger than the whole
+    window is taken when nothing else is out.
 
     Attributes:
         share: of the limit that may be used now, above 0 and up to 1; at least one message always may.
         waits: whether its reader has found no room, and waits for some.
+        held_up: whether something that was received waits for room: nothing more is asked for meanwhile.
+        retreat: has what is held until it is due leave, until so many bytes have left or all of it; returns its messages and bytes,
+            which are still on the account. None where nothing is held.
     """
 
     __slots__ = (
@@ -35,10 +39,12 @@ class WindowMeter:
         "_oversized",
         "_since",
         "bytes",
+        "held_up",
         "limit",
         "messages",
         "peak_bytes",
         "peak_messages",
+        "retreat",
         "share",
         "waits",
     )
@@ -53,10 +59,13 @@ class WindowMeter:
         self._since = 0
         self._oversized = False
         self.share = 1.0
-        self.waits = False
+        self.waits = self.held_up = False
+        self.retreat: Callable[[int], tuple[int, int]] | None = None
 
     def room(self) -> int:
-        """How many messages may be received now; 0 when the window is full in either measure."""
+        """How many messages may be received now; 0 when the window is full in either measure, or something is held up."""
+        if self.held_up:
+            return 0
         most, room = self._most()
         free, left = most - self.messages, room - self.bytes
         if free <= 0 or left <= 0:
@@ -69,6 +78,21 @@ class WindowMeter:
 
     def answer(self, messages: int) -> None:
         """So many have come, to be taken at once."""
+
+    def fits(self, messages: int, size: int) -> bool:
+        """Whether there is room for ``messages`` that were received, with ``size`` bytes together."""
+        return self.messages + messages <= self.limit.messages and self.bytes + size <= self.limit.bytes
+
+    def fits_alone(self, size: int) -> bool:
+        """Whether there is room for one message of ``size`` bytes, which are more than its reader may have."""
+        return not self.messages and size > self.limit.bytes
+
+    def line_up(self, size: int) -> bool:
+        """Stand in line for the room of one message of ``size`` bytes. Whether others have made some at once."""
+        return False
+
+    def step_out(self) -> None:
+        """Stand in line no longer."""
 
     @property
     def largest(self) -> int:

@@ -22,6 +22,7 @@ from atleastonce.contract import (
     Window,
 )
 from atleastonce.engine.admission import Admission, Due
+from atleastonce.engine.anteroom import Anteroom
 from atleastonce.engine.aside import Aside, Suspicion
 from atleastonce.engine.decision import Decision, Rejection
 from atleastonce.engine.denial import Denial
@@ -142,6 +143,9 @@ class Worker:
         self.mover = self._endings.mover
         self._aside = None if suspicion is None else self._make_aside(suspicion, adapter.capabilities.settled_within)
         self._admission = Admission(due, hold=self.timers.hold, ended=self.ended)
+        self._anteroom = Anteroom(self.meter, self._admission.due_at, self._enter, self._room_again)
+        if due is not None:
+            self.meter.retreat = self._retreat
         if gate is not None:
             gate.attach(self, self.settler.add)
         self.pool = make_pool(self)
@@ -195,8 +199,8 @@ class Worker:
             self.mover.target = subscription.hand_off
 
     async def read_one(self, subscription: Subscription, max_wait: float) -> bool:
-        """Receive one message from ``subscription``, whose window is one, and return when it has ended; False if none came.
-        No other is handed out meanwhile, nor before the next call. Raises as `read`."""
+        """Receive one message from ``subscription``, whose window is one, and return when it has ended; False if none came. One
+        that there is no room for is given back. No other is handed out meanwhile, nor before the next call. Raises as `read`."""
         self._attach(subscription)
         return await self._denial.until(self._read_one(subscription, max_wait))
 
@@ -205,7 +209,11 @@ class Worker:
             await subscription.resume()
             batch = await subscription.receive(1, max_wait)
             await subscription.pause()
-            self._received(batch)
+            if batch and not self.meter.fits(1, batch[0].size):
+                self._note(batch)
+                self._refuse(batch)
+            else:
+                self._received(batch)
             while self._out:
                 await self._drains.ended.wait(1.0)
             return bool(batch)
@@ -261,6 +269,7 @@ class Worker:
             await self._drains.ended.wait(0.05)
             self._endings.leave(self.timers.purge_copies(lambda _: True))  # it failed again
         self._endings.closed = True
+        self._anteroom.close()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -300,8 +309,8 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        """How many deliveries are received and not settled."""
-        return len(self._out)
+        """How many deliveries are received and not settled, without those that wait for room."""
+        return len(self._out) - self._anteroom.outside
 
     # ------------------------------------------------------------------------------- engine.turnstile
 
@@ -349,28 +358,54 @@ class Worker:
     def _received(self, batch: Sequence[Delivery]) -> None:
         if not batch:
             return
+        self._note(batch)
+        drains = self._drains
+        if drains.stopping:
+            self._refuse(batch)
+            return
+        if drains.streams:
+            self._refuse([delivery for delivery in batch if delivery.stream in drains.streams])
+            batch = [delivery for delivery in batch if delivery.stream not in drains.streams]
+            if not batch:
+                return
         sizes = [*map(_SIZE, batch)]
-        if self.meter.take(len(batch), sum(sizes), largest := max(sizes)):
+        size = sum(sizes)
+        if self._anteroom or not self.meter.fits(len(batch), size):
+            self._anteroom.add(batch)
+        else:
+            self._enter(batch, size, max(sizes))
+
+    def _note(self, batch: Sequence[Delivery]) -> None:
+        self._out.update(batch)
+        self.counts["received"] += len(batch)
+        if self._leased:
+            self.renewer.watch(batch)
+
+    def _refuse(self, batch: Sequence[Delivery]) -> None:
+        """Give back what has come and never comes in."""
+        self._anteroom.leave_out(batch)
+        self._release(batch)
+
+    def _enter(self, batch: Sequence[Delivery], size: int, largest: int) -> None:
+        """There is room for these."""
+        if self.meter.take(len(batch), size, largest):
             log.warning(
                 "%s: a message of %d bytes came, and max_in_flight_bytes is %d here: such messages run one at a time; raise it",
                 self.source,
                 largest,
                 self.meter.limit.bytes,
             )
-        self._out.update(batch)
-        self.counts["received"] += len(batch)
-        if self._leased:
-            self.renewer.watch(batch)
-        drains, admission = self._drains, self._admission
-        if drains.stopping:
-            self._release(batch)
-            return
-        if drains.streams:
-            self._release([delivery for delivery in batch if delivery.stream in drains.streams])
-            batch = [delivery for delivery in batch if delivery.stream not in drains.streams]
-        if admission.due is not None:
-            batch = admission.held(batch, admission.due)
-        self._start(batch)
+        due = self._admission.due
+        self._start(batch if due is None else self._admission.held(batch, due))
+
+    def _retreat(self, size: int) -> tuple[int, int]:
+        """Let others have the room of what is held until it is due."""
+        batch = self.timers.hold_no_more(
+            size,
+            lambda delivery: not delivery.tries and not self.lanes.holds(delivery) and not self._drains.takes(delivery),
+        )
+        self._anteroom.put_back(batch)
+        return len(batch), sum(map(_SIZE, batch))
 
     def _woken(self, batch: Sequence[Delivery]) -> None:
         """A wait is over; whether it was the last one is asked anew."""
@@ -430,6 +465,7 @@ class Worker:
         if self._gate is not None:
             self._gate.forget(batch)
         self._out.difference_update(batch)
+        batch = self._anteroom.settled(batch)
         self.meter.give(len(batch), sum(map(_SIZE, batch)))
         self._room_again()
         self._drains.ended.notify()
@@ -439,7 +475,9 @@ class Worker:
     def _room_again(self) -> None:
         # A receive is worth its round trip once there is some room, or as soon as there is nothing left to start: what is
         # out may stay so for long (slow handlers, holds, a destination that is away) and must not keep the rest waiting.
-        if self.meter.waits and (not self.lanes.ready or self.meter.low):
+        if self._anteroom:
+            self._anteroom.let_in()
+        if self.meter.waits and not self._anteroom and (not self.lanes.ready or self.meter.low):
             self._intake.room.ring()
 
     def _tick(self, now: float) -> None:
@@ -451,7 +489,12 @@ class Worker:
     def _give_back(self, unwanted: Callable[[Delivery], bool], *, in_order: bool = True) -> None:
         """Give back what has not started and is ``unwanted``, and what cannot be moved."""
         self._endings.leave(self.timers.purge_copies(unwanted))
+        if waiting := self._anteroom.purge(unwanted):
+            # Behind what is there of their keys: that is the order in which they are given back.
+            self.lanes.offer(waiting)
         self._release(self._unstarted(unwanted, in_order=in_order))
+        if waiting:
+            self._room_again()
 
     def _unstarted(self, unwanted: Callable[[Delivery], bool], *, in_order: bool) -> list[Delivery]:
         """Of each key in its order: what waits to run again, or was handed to a pool, was received before what is queued."""

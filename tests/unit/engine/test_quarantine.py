@@ -10,10 +10,12 @@ import msgspec
 import pytest
 from engine_kit import LEASED, Rig, ScriptedAdapter, ScriptedSubscription, delivery, until
 
-from atleastonce.contract import Code, Delivery, Window, rejected
+from atleastonce.contract import RELEASE, Code, Delivery, Window, rejected
 from atleastonce.engine import quarantine, turnstile
 from atleastonce.engine.decision import DONE, Decision
+from atleastonce.engine.guest import Guest
 from atleastonce.engine.quarantine import Quarantine
+from atleastonce.engine.shared_window import SharedWindow
 from atleastonce.engine.turnstile import Turnstile
 from atleastonce.errors import PermissionDenied
 
@@ -24,9 +26,13 @@ class Looks:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.adapter = ScriptedAdapter(msgspec.structs.replace(LEASED, lease_seconds=0.2))
-        rig = Rig(self._run, adapter=self.adapter, concurrency=1, window=Window(1, 2**20, counted=True))
+        window = Window(1, 2**20, counted=True)
+        self.shared = SharedWindow(Window(10, 2**20), 1)
+        self.source = self.shared.of_source(lambda: None)
+        guest = Guest(self.shared)
+        rig = Rig(self._run, adapter=self.adapter, concurrency=1, window=window, make_meter=lambda _: guest)
         self.turnstile = Turnstile()
-        self.quarantine = Quarantine(self.adapter, rig.worker, self.turnstile)
+        self.quarantine = Quarantine(self.adapter, rig.worker, self.turnstile, guest)
 
     async def _run(self, item: Delivery) -> Decision:
         self.ran.append(item.message.id)
@@ -143,3 +149,23 @@ async def test_a_suspect_that_is_known_to_be_there_is_waited_for_longer(looks: L
     looks.adapter.prepared.append(looks.with_message("moved"))
     busy.busy = 0
     await until(lambda: looks.ran == ["moved"], within=20.0)
+
+
+async def test_a_suspect_waits_for_room_and_one_that_does_not_fit_is_given_back_and_comes_again(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "_BUSY_SECONDS", 0.01)
+    await looks.quarantine.start(1.0)
+    looks.source.take(9, 9 * 2**16, 2**16)
+    large = looks.with_message("large")
+    large.waiting[0][0].size = 2**20 - 2**16  # type: ignore[index]
+    looks.adapter.prepared.append(large)
+    looks.quarantine.call()
+    await until(lambda: large.verdicts() == {"large": RELEASE})
+    assert looks.ran == []
+    again = looks.with_message("again")
+    looks.adapter.prepared.append(again)
+    await asyncio.sleep(0.1)  # time in which it would be visited
+    assert again.receives == 0
+    looks.source.give(8, 8 * 2**16)
+    await until(lambda: looks.ran == ["again"])
