@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 from atleastonce.adapters.nats.envelope import fields_of, read_message
 from atleastonce.channels import Source
@@ -87,11 +87,10 @@ class NatsDelivery(Delivery):
         self.payload = body
         self.state = OPEN
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "raw":  # not set from the start
-            self.raw = Raw(self.subject, self.token, self.block, self.payload)
-            return self.raw
-        raise AttributeError(name)
+    @property
+    def raw(self) -> Raw:
+        """See `Delivery.raw`. Made for whoever looks at it."""
+        return Raw(self.subject, self.token, self.block, self.payload)
 
     def read(self) -> Message:
         """See `Delivery.read`."""

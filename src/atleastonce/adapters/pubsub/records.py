@@ -18,7 +18,7 @@ class PubSubDelivery(Delivery):
         verdict: the first one given; None while it is out.
     """
 
-    __slots__ = ("verdict",)
+    __slots__ = ("_position", "verdict")
 
     def __init__(self, received: Any, source: Source, stream: str, epoch: int, lease_until: float, size: int) -> None:
         self.source = source
@@ -35,12 +35,12 @@ class PubSubDelivery(Delivery):
         self.settled = False
         self._message = self.unreadable = None
         self.verdict: Verdict | None = None
+        self._position = ""
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "position":  # not set from the start
-            self.position = self.raw.message.message_id
-            return self.position
-        raise AttributeError(name)
+    @property
+    def position(self) -> str:  # type: ignore[override]
+        """See `Delivery.position`. Read when somebody looks at it."""
+        return self._position or self.raw.message.message_id
 
     def read(self) -> Message:
         """See `Delivery.read`."""
@@ -54,7 +54,7 @@ class PubSubDelivery(Delivery):
 
     def shed(self) -> None:
         """See `Delivery.shed`. The ordering key is kept: settling needs it."""
-        self.position = self.position  # read once more, for what it is read from goes
+        self._position = self.position  # what it is read from goes
         kept = type(self.raw)(ack_id=self.token)
         kept.message.ordering_key = self.raw.message.ordering_key
         self.message = Message(self.message.id, b"")

@@ -159,11 +159,10 @@ class EntryDelivery(Delivery):
         self.settled = False
         self._message = self.unreadable = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "position":  # not set from the start
-            self.position = self.token.decode()
-            return self.position
-        raise AttributeError(name)
+    @property
+    def position(self) -> str:  # type: ignore[override]
+        """See `Delivery.position`. Made for whoever looks at it."""
+        return self.token.decode()  # type: ignore[no-any-return]
 
     def read(self) -> Message:
         """See `Delivery.read`."""
