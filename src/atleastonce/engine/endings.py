@@ -35,6 +35,7 @@ class Endings:
     Attributes:
         mover: what publishes copies.
         closed: what ends from now on was left behind, and comes again.
+        over: in order nothing starts any more, since one of them has ended the service.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Endings:
         exited: Callable[[Delivery, bool], Decision] | None,
     ) -> None:
         self.closed = False
+        self.over = False
         self.mover = make_mover(self._refused)
         self._settle = settle
         if isinstance(self.mover, Handoff):
@@ -103,7 +105,8 @@ class Endings:
             self.mover.add(delivery, self._exited(delivery, decision is EXITED))
             return
         # It comes again in its place: nothing of its key may go by it, between its settlement and the service's stop.
-        self._lanes.closed = self._lanes.closed or self._lanes.ordered
+        if self._lanes.ordered:
+            self.over = self._lanes.closed = True
         self._settle(delivery, decision.verdict)
 
     def all_ended(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:

@@ -320,8 +320,8 @@ class Worker:
         self.pool.reclaim(lambda _: False)  # what threads were handed and have not begun waits here, too
 
     def let_go(self) -> None:
-        """Start again."""
-        self.lanes.closed = False
+        """Start again, unless the service is about to stop."""
+        self.lanes.closed = self._endings.over
         self.pool.wake()
 
     @property

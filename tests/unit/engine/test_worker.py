@@ -264,6 +264,25 @@ async def test_what_no_policy_caught_is_released_told_and_harms_no_other(error: 
         assert rig.fatal == [error]
 
 
+async def test_in_order_nothing_starts_after_an_exit_though_others_let_the_worker_go_on() -> None:
+    begun: list[str] = []
+
+    async def process(item: Delivery) -> Decision:
+        begun.append(item.message.id)
+        if item.message.id == "bad":
+            raise SystemExit(1)
+        return DONE
+
+    rig = Rig(process, lanes=KeyedLanes(ByKey()), concurrency=1)
+    async with running(rig):
+        rig.feed([delivery("bad", key=b"k"), delivery("next", key=b"k")])
+        await until(lambda: bool(rig.fatal))
+        rig.worker.halt()  # as for a turn, or for a move of suspects
+        rig.worker.let_go()
+        await asyncio.sleep(0.02)
+        assert begun == ["bad"]
+
+
 async def test_a_handler_that_cancels_itself_runs_again_with_its_key_held() -> None:
     order: list[str] = []
 
@@ -1113,7 +1132,8 @@ def test_whatever_happens_every_delivery_ends_once_and_the_account_returns_to_ze
     async def go_on(rig: Rig) -> None:
         """In order nothing starts after an exit, since the service stops; here it does not."""
         while True:
-            rig.worker.let_go()
+            rig.worker.lanes.closed = False
+            rig.worker.pool.wake()
             await asyncio.sleep(0.001)
 
     async def disturb(rig: Rig, event: str) -> None:
