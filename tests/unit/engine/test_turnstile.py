@@ -36,7 +36,8 @@ class Reader:
 
     async def _run(self) -> None:
         while True:
-            await self._open.wait()
+            while not self._open.is_set():  # it may have been halted again since it was woken
+                await self._open.wait()
             self.pool.busy = 1
             self.started.append(time.monotonic())
             await asyncio.sleep(self._seconds)
