@@ -14,7 +14,7 @@ from atleastonce.codecs import JSON, Decoder, decoder_for
 from atleastonce.contract import Adapter, Outgoing
 from atleastonce.durations import Duration, seconds, whole
 from atleastonce.engine.publisher import Publisher
-from atleastonce.errors import ConfigurationError, QuorumMissed
+from atleastonce.errors import ConfigurationError
 from atleastonce.message import Message
 from atleastonce.options import RequestOptions, ensure_request_options
 from atleastonce.patterns.replies import Asker, Gathered, RequestStatus, replies_of
@@ -107,7 +107,8 @@ class Asks(ABC):
 
             prices = await broker.gather(quotes, QuoteRequest("sku-1"), timeout="2s", at_least=2, returns=Quote)
 
-        One answer of each group counts, however often it was asked. Errors do not: they are in ``errors`` of what is returned.
+        One answer of each group counts, however often it was asked. Errors do not, nor does an answer that does not decode to
+        ``returns`` (`DecodeError`): they are in ``errors`` of what is returned.
 
         Args:
             at_least: return as soon as there are so many. None: wait for the whole time and return what came.
@@ -116,17 +117,12 @@ class Asks(ABC):
 
         Raises:
             QuorumMissed: fewer than ``at_least`` came in time; what came is in it.
-            NoResponder, Overloaded, Rejected, DecodeError: as `request`.
+            NoResponder, Overloaded, Rejected: as `request`.
         """
-        decode = _reading(returns)
+        read = _reading(returns)
         item, timeout = self._question(channel, payload, options)
         wanted = None if at_least is None else whole(at_least, name="at_least", high=self._max_requests)
-        try:
-            replies, errors = await self._asking().gather(item, timeout, wanted)
-        except QuorumMissed as missed:
-            read = [decode(reply) for reply in missed.replies]  # type: ignore[arg-type]
-            raise QuorumMissed(str(missed), read, missed.errors) from None
-        return Gathered(map(decode, replies), errors)
+        return Gathered(*await self._asking().gather(item, timeout, wanted, read))
 
     @property
     def requests(self) -> RequestStatus:

@@ -153,10 +153,10 @@ class QuorumMissed(RequestTimeout):
 
     Attributes:
         replies: the answers that came.
-        errors: the errors that came instead of answers.
+        errors: the errors that came instead of answers, and a `DecodeError` for each answer that does not decode.
     """
 
-    def __init__(self, text: str, replies: Sequence[object], errors: Sequence[RequestError]) -> None:
+    def __init__(self, text: str, replies: Sequence[object], errors: Sequence[RequestError | DecodeError]) -> None:
         super().__init__(text)
         self.replies = replies
         self.errors = errors

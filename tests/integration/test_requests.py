@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from atleastonce import (
     Broker,
     Closed,
     Context,
+    DecodeError,
     Discard,
     Lease,
     MemoryStore,
@@ -299,6 +300,72 @@ async def test_many_are_asked_at_once(backend_url: str, topic: MakeTopic) -> Non
         assert all(isinstance(reply, Quote) for reply in missed.value.replies)
         everything = await broker.gather(quotes, Ask(1), timeout="2s", returns=Quote)
         assert {quote.price for quote in everything} <= {1, 2}
+
+
+async def test_an_answer_to_a_gather_that_does_not_decode_is_one_of_the_errors(
+    backend_url: str, topic: MakeTopic
+) -> None:
+    quotes = topic("quotes")
+    one, two, failing, odd = (Service(name, broker=backend_url) for name in ("one", "two", "failing", "odd"))
+
+    @odd.responder(quotes)
+    async def no_quote(ask: Ask) -> bytes:
+        return b"no JSON"
+
+    @failing.responder(quotes)
+    async def broken(ask: Ask) -> Quote:
+        raise ValueError("broken")
+
+    async def after_the_others() -> None:
+        await until(lambda: bool(counts(odd)["done"] and counts(failing)["failed"]), "the others have answered")
+
+    @one.responder(quotes)
+    async def first(ask: Ask) -> Quote:
+        await after_the_others()
+        return Quote(1)
+
+    @two.responder(quotes)
+    async def second(ask: Ask) -> Quote:
+        await after_the_others()
+        return Quote(2)
+
+    def ensure_all(replies: Iterable[Quote], errors: Iterable[Exception]) -> None:
+        assert sorted(quote.price for quote in replies) == [1, 2]
+        assert sorted(type(error).__name__ for error in errors) == ["DecodeError", "RemoteError"]
+
+    async with one, two, failing, odd, connect(backend_url) as broker:
+        both = await broker.gather(quotes, Ask(1), timeout=PATIENT, at_least=2, returns=Quote)
+        assert sorted(quote.price for quote in both) == [1, 2]
+        assert all(isinstance(error, DecodeError | RemoteError) for error in both.errors)
+        for timeout in ("1s", "4s", "16s"):  # the whole time is waited for: more of it only where not all came
+            with pytest.raises(QuorumMissed, match="of 3 answers") as missed:
+                await broker.gather(quotes, Ask(1), timeout=timeout, at_least=3, returns=Quote)
+            if len(missed.value.replies) + len(missed.value.errors) == 4:
+                break
+        ensure_all(missed.value.replies, missed.value.errors)
+        for timeout in ("1s", "4s", "16s"):
+            everything = await broker.gather(quotes, Ask(1), timeout=timeout, returns=Quote)
+            if len(everything) + len(everything.errors) == 4:
+                break
+        ensure_all(everything, everything.errors)
+
+
+async def test_a_validator_that_ends_a_gather_harms_no_other_request() -> None:
+    class Leaving(msgspec.Struct):
+        def __post_init__(self) -> None:
+            raise asyncio.CancelledError
+
+    quotes: Topic[Any] = Topic("quotes")
+    service = Service("shop", broker="memory://validator")
+
+    @service.responder(quotes)
+    async def quote(ask: dict[str, int]) -> dict[str, int]:
+        return ask
+
+    async with service, connect("memory://validator") as broker:
+        with pytest.raises(asyncio.CancelledError):
+            await broker.gather(quotes, {"n": 1}, timeout=PATIENT, at_least=1, returns=Leaving)
+        assert await broker.gather(quotes, {"n": 2}, timeout=PATIENT, at_least=1) == [{"n": 2}]
 
 
 async def test_where_nobody_answers(backend_url: str, queue: MakeQueue) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from atleastonce.contract import Code, Outcome, Outgoing, Replies, Reply, ReplyInbox, Status
 from atleastonce.engine.backoff import Backoff
@@ -13,6 +13,7 @@ from atleastonce.engine.publisher import Posted
 from atleastonce.errors import (
     BrokerUnavailable,
     Closed,
+    DecodeError,
     NoResponder,
     Overloaded,
     QuorumMissed,
@@ -20,6 +21,7 @@ from atleastonce.errors import (
     RequestTimeout,
 )
 from atleastonce.message import Message
+from atleastonce.patterns.hops import one_line
 from atleastonce.patterns.replies.letters import correlation_of, error_in, request_of
 from atleastonce.patterns.replies.table import Table
 from atleastonce.patterns.replies.waiters import One, Several, Waiter
@@ -80,20 +82,21 @@ class Asker:
         return message
 
     async def gather(
-        self, item: Outgoing, within: float, at_least: int | None
-    ) -> tuple[list[Message], list[RemoteError]]:
-        """The answers of ``at_least`` responders, as soon as there are so many; None: all that come in time.
+        self, item: Outgoing, within: float, at_least: int | None, read: Callable[[Message], Any]
+    ) -> tuple[list[Any], list[RemoteError | DecodeError]]:
+        """The answers of ``at_least`` responders, each as ``read`` gives it, as soon as there are so many; None: all that come in
+        time. One for which ``read`` raises `DecodeError` is one of the errors.
 
         Raises:
             QuorumMissed: fewer answered.
             NoResponder, Overloaded, Closed, Rejected: as named.
         """
-        waiter = Several(at_least)
+        waiter = Several(at_least, read)
         await self._wait(item, waiter, within)
         if at_least is not None and len(waiter.replies) < at_least:
             text = f"{len(waiter.replies)} of {at_least} answers to {_named(item)} within {within:g} s"
             if waiter.errors:
-                text += f", and {len(waiter.errors)} errors ({waiter.errors[0]})"
+                text += f", and {len(waiter.errors)} errors ({one_line(str(waiter.errors[0]))})"
             raise QuorumMissed(text, waiter.replies, waiter.errors)
         return waiter.replies, waiter.errors
 

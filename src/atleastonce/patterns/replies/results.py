@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from atleastonce.errors import RemoteError
+from atleastonce.errors import DecodeError, RemoteError
 
 T = TypeVar("T")
 
@@ -16,10 +16,10 @@ class Gathered(list[T]):
     """The answers of several responders, in the order in which they came.
 
     Attributes:
-        errors: what others answered instead.
+        errors: what others answered instead, and a `DecodeError` for each answer that does not decode.
     """
 
-    def __init__(self, replies: Iterable[T], errors: Sequence[RemoteError] = ()) -> None:
+    def __init__(self, replies: Iterable[T], errors: Sequence[RemoteError | DecodeError] = ()) -> None:
         super().__init__(replies)
         self.errors = list(errors)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 from atleastonce import wire
-from atleastonce.errors import RemoteError
+from atleastonce.errors import DecodeError, RemoteError
 from atleastonce.message import Message
 from atleastonce.patterns.replies.letters import error_in
 
@@ -44,7 +46,7 @@ class Waiter(ABC):
         if not self.future.done():
             self.future.set_result(None)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """There will be no answer."""
         if not self.future.done():
             self.future.set_exception(error)
@@ -77,18 +79,23 @@ class One(Waiter):
 class Several(Waiter):
     """Who waits for so many good answers; None: for all that come in time.
 
+    Args:
+        enough: how many.
+        read: from an answer to what its asker gets. What it raises besides `DecodeError` ends the wait.
+
     Attributes:
-        replies: the good answers.
-        errors: the others.
+        replies: the good answers, read.
+        errors: the others, and those that do not decode.
     """
 
-    __slots__ = ("_enough", "_seen", "errors", "replies")
+    __slots__ = ("_enough", "_read", "_seen", "errors", "replies")
 
-    def __init__(self, enough: int | None) -> None:
+    def __init__(self, enough: int | None, read: Callable[[Message], Any]) -> None:
         super().__init__()
-        self.replies: list[Message] = []
-        self.errors: list[RemoteError] = []
+        self.replies: list[Any] = []
+        self.errors: list[RemoteError | DecodeError] = []
         self._enough = enough
+        self._read = read
         self._seen: set[str] = set()
 
     def take(self, message: Message) -> bool:
@@ -98,10 +105,15 @@ class Several(Waiter):
                 return False
             self._seen.add(responder)
         error = error_in(message)
-        if error is None:
-            self.replies.append(message)
-        else:
+        if error is not None:
             self.errors.append(error)
+            return True
+        try:
+            self.replies.append(self._read(message))
+        except DecodeError as undecodable:
+            self.errors.append(undecodable)
+        except BaseException as failed:  # noqa: BLE001 - a validator of this asker's: the inbox and its other askers go on
+            self.fail(failed)
         if self._enough is not None and len(self.replies) >= self._enough:
             self.done()
         return True
