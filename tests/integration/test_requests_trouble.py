@@ -16,6 +16,7 @@ import redis.asyncio as redis
 from atleastonce import Broker, Context, Queue, RequestError, RequestTimeout, Service, Topic, connect, wire
 from atleastonce.adapters.kafka import publisher as kafka_publisher
 from atleastonce.adapters.kafka import replies as kafka_replies
+from atleastonce.adapters.kafka.admin import Admin
 from atleastonce.adapters.pubsub import presence as pubsub_presence
 from atleastonce.adapters.sqlite.adapter import SQLiteAdapter
 from atleastonce.adapters.sqs.adapter import SQSAdapter
@@ -245,3 +246,32 @@ async def test_the_topic_of_replies_is_made_again(kafka_url: str, monkeypatch: p
         assert isinstance(broker.adapter, Deletes)
         await broker.adapter.delete(Topology(channels=(Topic(topic),)))
         await answered(broker, quotes)
+
+
+async def test_answers_that_come_while_the_topic_is_looked_at_are_read_once(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end as it was before them is no sign that the topic is another one."""
+    quotes: Queue[int] = Queue(f"t.trouble.{uuid.uuid4().hex[:8]}", int, partitions=1)
+    monkeypatch.setattr(kafka_replies, "_LOOK_SECONDS", 0.2)
+    looks = done = 0
+    service, *_ = shop(kafka_url, quotes)
+    async with service, connect(kafka_url) as broker:
+        await answered(broker, quotes)
+        bounds = Admin.bounds
+
+        async def slow(self: Admin, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
+            nonlocal looks
+            found = await bounds(self, topic, partitions)
+            if topic == kafka_replies.TOPIC:
+                before = done
+                while done < before + 3:  # noqa: ASYNC110 - answers within a look
+                    await asyncio.sleep(0.01)
+                looks += 1
+            return found
+
+        monkeypatch.setattr(Admin, "bounds", slow)
+        while looks < 3:
+            await answered(broker, quotes)
+            done += 1
+        assert broker.requests.duplicate == 0

@@ -127,8 +127,9 @@ class PartitionInbox:
                 if gone:
                     log.warning("topic %s is gone; making it again", TOPIC)
                 count = await self._make()
+                read = self._next  # before its end is asked for: meanwhile the reader goes on
                 end = (await self._admin.bounds(TOPIC, count)).get(self._partition, (0, -1))[1]
-                if gone or end < self._next:  # a partition never shrinks
+                if gone or end < read:  # a partition never shrinks
                     self._partition %= count
                     self._next = 0
                     self._again.set()
