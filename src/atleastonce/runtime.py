@@ -70,6 +70,7 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
         detail: why.
         in_flight, bytes: received and unsettled, without what waits for room: those of a consumer's readers together are never
             beyond its window.
+        held_up: received, and waiting for room in the window.
         counts: since the start: received, done, retried_in_place, retried, held, dead, discarded, dropped, released, unsettled;
             of a responder also failed (answered with an error), late (its asker had stopped waiting), unheard (its asker was
             gone), refused (the answer was to go where no answers go).
@@ -84,6 +85,7 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     bytes: int
     counts: dict[str, int]
     hot_keys: list[HotKey] = []
+    held_up: int = 0
 
 
 class Runtime:
@@ -284,6 +286,7 @@ class Runtime:
             bytes=worker.meter.bytes,
             counts=dict(worker.counts),
             hot_keys=self._hot.top() if self._hot is not None and worker is self.home else [],
+            held_up=worker.held_up,
         )
 
     def _worker(self, source: Source, delay: DelayChannel | None) -> Worker:

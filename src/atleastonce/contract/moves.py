@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -182,6 +182,10 @@ HandOff: TypeAlias = tuple[Delivery, Sequence[Outgoing]]
 """A delivery that is done, and what is published with it."""
 
 
+_UNSEEN_BYTES: Final = 64 * 1024
+_LEAST_UNSEEN: Final = 16
+
+
 class Window(msgspec.Struct, frozen=True):
     """How much may be unsettled at once in one subscription; adapters pass it to the broker (prefetch, max-ack-pending).
 
@@ -203,6 +207,13 @@ class Window(msgspec.Struct, frozen=True):
     counted: bool = False
     shared: bool = False
     transactional: bool = False
+
+    @property
+    def unseen(self) -> int:
+        """How many messages at most may be asked for at once, since nobody knows how large they are: as many as fit with 64 KiB
+        each, and 16 at least. Fewer, and small messages take more round trips in a window of few bytes; more, and what comes is
+        many times the window once messages get large."""
+        return max(_LEAST_UNSEEN, self.bytes // _UNSEEN_BYTES)
 
 
 class Backlog(msgspec.Struct, frozen=True):

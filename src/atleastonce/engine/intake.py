@@ -100,6 +100,7 @@ class Intake:
 
     async def _receive(self, subscription: Subscription) -> None:
         meter = self._meter
+        most = min(self._most, meter.limit.unseen)
         while not self._drains.stopping:
             room = meter.room()
             # While paused, too: what was fetched before is in nobody's hands but the subscription's.
@@ -112,10 +113,10 @@ class Intake:
                 continue
             if self.elders or self.betters:
                 # Others have asked meanwhile, perhaps for the same room.
-                room = min(1 if await self._give_way() else self._most, meter.room())
+                room = min(1 if await self._give_way() else most, meter.room())
                 if not room:
                     continue
-            room = min(room, self._most)
+            room = min(room, most)
             if self._rate is not None and not (room := self._rate.take(room)):
                 await self.room.heard(self._rate.wait)
                 continue

@@ -312,6 +312,11 @@ class Worker:
         """How many deliveries are received and not settled, without those that wait for room."""
         return len(self._out) - self._anteroom.outside
 
+    @property
+    def held_up(self) -> int:
+        """How many deliveries are received and wait for room."""
+        return self._anteroom.outside
+
     # ------------------------------------------------------------------------------- engine.turnstile
 
     def halt(self) -> None:

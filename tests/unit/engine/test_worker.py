@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from engine_kit import LEASED, ByKey, Rig, ScriptedAdapter, copy, deliveries, delivery, running, until
+from engine_kit import (
+    LEASED,
+    ByKey,
+    Rig,
+    ScriptedAdapter,
+    ScriptedSubscription,
+    copy,
+    deliveries,
+    delivery,
+    running,
+    until,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,6 +292,25 @@ async def test_in_order_nothing_starts_after_an_exit_though_others_let_the_worke
         rig.worker.let_go()
         await asyncio.sleep(0.02)
         assert begun == ["bad"]
+
+
+async def test_no_more_are_asked_for_at_once_than_a_window_of_few_bytes_may_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may be much larger than those before them."""
+    asked: list[int] = []
+    receive = ScriptedSubscription.receive
+
+    async def receiving(self: ScriptedSubscription, max_messages: int, max_wait: float) -> Sequence[Delivery]:
+        asked.append(max_messages)
+        return await receive(self, max_messages, max_wait)
+
+    monkeypatch.setattr(ScriptedSubscription, "receive", receiving)
+    async with running(Rig(done, window=Window(500, 2**18))) as rig:
+        rig.feed(deliveries(3), deliveries(3, prefix="more"))
+        await rig.ended()
+    assert max(asked) == 16
+    assert Window(500, 64 * 2**20).unseen == 1024
 
 
 async def test_a_handler_that_cancels_itself_runs_again_with_its_key_held() -> None:
