@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from atleastonce import Queue, Service, connect
+from atleastonce import Context, Queue, Service, connect, wire
+from atleastonce.contract import ReplyTo
+from atleastonce.patterns.replies import Answer, replies_of, reply_of
 
 
 async def ask(url: str, *words: str, stdin: str = "") -> tuple[int, str, str]:
@@ -58,3 +60,23 @@ async def test_nobody_to_ask_and_nothing_to_ask_with(tmp_path: Path) -> None:
     assert "NoResponder" in nobody[2]
     assert broken[0] == 2
     assert "looks like JSON" in broken[2]
+
+
+async def test_an_answer_that_is_not_what_it_says_is_an_error(tmp_path: Path) -> None:
+    """A responder that is no service of ours may say JSON and send none."""
+    url = f"sqlite:///{tmp_path}/shop.db"
+    service = Service("shop", broker=url)
+
+    @service.consumer(Queue("quotes"))
+    async def quote(request: dict[str, int], ctx: Context) -> None:
+        address, correlation = ctx.headers.get(wire.REPLY_TO), ctx.headers.get(wire.CORRELATION)
+        assert address is not None
+        asked = correlation or address.rpartition(".")[2]
+        answer = reply_of(Answer(b"no JSON", "application/json"), ReplyTo(address), asked, "other")
+        await replies_of(service.broker.adapter).reply([answer])
+
+    async with service:
+        code, out, err = await ask(url, '{"n": 1}', "--json", "--timeout", "30s")
+    assert code == 1, err
+    assert json.loads(out)["error"]["type"] == "DecodeError"
+    assert "Traceback" not in err

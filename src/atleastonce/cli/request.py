@@ -28,7 +28,7 @@ from atleastonce.cli.target import (
     channel_named,
     connect_as_told,
 )
-from atleastonce.errors import Overloaded, PublishError, RemoteError, RequestError
+from atleastonce.errors import DecodeError, Overloaded, PublishError, RemoteError, RequestError
 
 # Lines of stdin that are asked at once; their answers are printed in their order.
 _AT_ONCE = 16
@@ -104,7 +104,7 @@ async def _one(
             answers = await broker.gather(channel, body, at_least=at_least, **options)
     except RemoteError as failed:
         error = {"type": failed.type, "message": failed.message, "retryable": failed.retryable}
-    except (RequestError, PublishError) as failed:
+    except (RequestError, PublishError, DecodeError) as failed:
         error = {
             "type": type(failed).__name__,
             "message": one_line(failed),
