@@ -8,6 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def ends_process(error: BaseException) -> bool:
+    """Whether ``error`` says that the process is to end, alone or in a group, and is never a failure of what was called.
+
+    Where a function is called and not awaited, everything else is one: nobody can cancel it, or throw it away with its loop.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((SystemExit, KeyboardInterrupt)) is not None
+    return isinstance(error, SystemExit | KeyboardInterrupt)
+
+
 class AtLeastOnceError(Exception):
     """Base of every error that this library raises."""
 

@@ -56,7 +56,7 @@ class Line:
         self._bound = bound
         self.judged = self._judged if lines.parks else None
 
-    def unkeyed(self, delivery: Delivery, error: Exception) -> None:
+    def unkeyed(self, delivery: Delivery, error: BaseException) -> None:
         """Poison, for this message alone."""
         flaw = as_flaw(error)
         undecodable = isinstance(flaw, DecodeError)

@@ -56,6 +56,11 @@ def memory() -> str:
 # ---------------------------------------------------------------------------------------------------------------- keys
 
 
+def cut_off(order: Order, error: type[BaseException]) -> str:
+    """A key function that ends in what looks like the end of its task."""
+    raise error(order.n)
+
+
 @pytest.mark.parametrize(
     ("key", "body", "words"),
     [
@@ -66,10 +71,24 @@ def memory() -> str:
         ("note", b'{"n":1,"note":"a\\u0000b"}', "holds a NUL"),
         (("n", "note"), b'{"n":1,"note":null}', 'key field "note" is null'),
         (lambda order: order.nothing, b'{"n":1}', "key function raised AttributeError"),
+        (lambda order: cut_off(order, asyncio.CancelledError), b'{"n":1}', "key function raised CancelledError"),
+        (lambda order: cut_off(order, GeneratorExit), b'{"n":1}', "key function raised GeneratorExit"),
         (lambda order: order.n / 2, b'{"n":1}', "is a float"),
         (lambda order, message: message.headers.get(f"absent{order.n}"), b'{"n":1}', "is null"),
     ],
-    ids=["good", "null", "empty", "long", "nul", "null of several", "raises", "float", "header"],
+    ids=[
+        "good",
+        "null",
+        "empty",
+        "long",
+        "nul",
+        "null of several",
+        "raises",
+        "cancelled",
+        "generator exit",
+        "float",
+        "header",
+    ],
 )
 @pytest.mark.parametrize("mode", ["inbox", "lease", "inbox batch"])
 async def test_a_bad_key_is_parked_and_harms_no_neighbour(

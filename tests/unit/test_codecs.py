@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
@@ -186,6 +187,27 @@ def test_a_broken_body_is_a_decode_error_for_any_too(name: str) -> None:
     for kind in (Any, dict, list):
         with pytest.raises(DecodeError):
             decoder_for(kind)(BROKEN[name])
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_validator_may_raise_what_looks_like_the_end_of_a_task(error: type[BaseException]) -> None:
+    with pytest.raises(DecodeError, match=error.__name__):
+        decoder_for(_ends_in(error))(b'{"n":1}')
+
+
+def test_a_validator_that_ends_the_process_is_let_through() -> None:
+    with pytest.raises(SystemExit):
+        decoder_for(_ends_in(SystemExit))(b'{"n":1}')
+
+
+def _ends_in(error: type[BaseException]) -> Any:
+    class Ends(msgspec.Struct):
+        n: int
+
+        def __post_init__(self) -> None:
+            raise error
+
+    return Ends
 
 
 def test_a_validator_may_raise_anything() -> None:

@@ -120,10 +120,11 @@ async def test_the_key_is_that_by_which_the_consumer_keeps_order(ordered: Any, h
     assert others == [None] * len(others)
 
 
-async def test_a_message_whose_key_cannot_be_read_has_none() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, GeneratorExit])
+async def test_a_message_whose_key_cannot_be_read_has_none(error: type[BaseException]) -> None:
     def fails(delivery: Delivery) -> Any:
         if delivery.key == b"bad":
-            raise ZeroDivisionError
+            raise error
         return delivery.key
 
     async with asked(["bad"] * 10 + ["good"] * 10) as (adapter, clock):

@@ -283,6 +283,31 @@ async def test_a_key_that_cannot_be_read_costs_its_own_message_alone() -> None:
     assert "its order key function raised RuntimeError: no tenant" in (found[0].obituary.error_message or "")
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+async def test_a_key_function_that_ends_in_what_looks_like_our_end_costs_its_own_message_alone(
+    error: type[BaseException],
+) -> None:
+    service, steps, runs = Service("s", broker="memory://"), queue(), Runs()
+
+    def line(step: Step) -> str:
+        if step.do == "raise":
+            raise error("a call was cut off")
+        return step.key
+
+    @service.consumer(steps, ordered=line, failure=QUICK)
+    async def handle(step: Step) -> None:
+        runs.begin(step, 1)
+
+    async with service:
+        await send(service, steps, [Step("a", 0), Step("a", 1, "raise"), Step("a", 2), Step("b", 0)])
+        await until(lambda: len(runs.steps) == 3 and service.status()[0].in_flight == 0)
+        (letter,) = await letters(service, steps)
+    assert [n for n, _ in runs.of("a")] == [0, 2]
+    assert (letter.message.id, letter.obituary.stage) == ("a/1", "key")
+    text = letter.obituary.error_message or ""
+    assert f"its order key function raised {error.__name__}: a call was cut off" in text
+
+
 async def test_a_key_of_a_megabyte_and_a_key_with_all_the_traffic() -> None:
     service, steps, runs = Service("s", broker="memory://"), queue(), Runs()
 

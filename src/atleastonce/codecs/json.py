@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from atleastonce.errors import ConfigurationError, DecodeError, EncodeError
+from atleastonce.errors import ConfigurationError, DecodeError, EncodeError, ends_process
 
 
 def _pydantic(cls: Any) -> bool:
@@ -102,7 +102,9 @@ def _guarded(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return decode(body)
         except MemoryError:  # says nothing about the body, and may pass
             raise
-        except Exception as error:  # a validator of the user's may raise anything
+        except BaseException as error:  # a validator of the user's may raise anything
+            if ends_process(error):
+                raise
             raise DecodeError(f"{type(error).__name__}: {error}") from error
 
     return guarded

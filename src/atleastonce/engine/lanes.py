@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Protocol
 
 from atleastonce.contract import Delivery
+from atleastonce.errors import ends_process
 
 
 class Lanes(Protocol):
@@ -127,7 +128,7 @@ class Rules(Protocol):
     def key_of(self, delivery: Delivery) -> Hashable | None:
         """By what it is kept in line; None for in line with no other. May raise: see `unkeyed`."""
 
-    def unkeyed(self, delivery: Delivery, error: Exception) -> None:
+    def unkeyed(self, delivery: Delivery, error: BaseException) -> None:
         """Its key could not be had. It was not queued, and is for whoever is told to end."""
 
     def parked(self, key: Hashable, delivery: Delivery) -> bool:
@@ -166,7 +167,9 @@ class KeyedLanes:
             try:
                 key = key_of(delivery)
                 lane = lanes.get(key)
-            except Exception as error:  # noqa: BLE001 - a key function may be the user's; one bad message harms no other
+            except BaseException as error:  # a key function may be the user's; one bad message harms no other
+                if ends_process(error):
+                    raise
                 self._rules.unkeyed(delivery, error)
                 continue
             count += 1

@@ -12,7 +12,7 @@ import msgspec
 
 from atleastonce.channels import Source
 from atleastonce.contract import Adapter, Browses, Delivery
-from atleastonce.errors import AtLeastOnceError
+from atleastonce.errors import AtLeastOnceError, ends_process
 from atleastonce.lag.counts import Lag
 from atleastonce.lag.places import Place
 from atleastonce.patterns.hot_keys import KeyShare, hot_among
@@ -148,5 +148,7 @@ async def _oldest(adapter: Browses, source: Source) -> Sequence[Delivery]:
 def _key(delivery: Delivery, key_of: KeyOf) -> Hashable | None:
     try:
         return key_of(delivery)
-    except Exception:  # noqa: BLE001 - a user's function, or a payload that is none: its message is dead, and of no key
+    except BaseException as error:  # a user's function, or a payload that is none: its message is dead, and of no key
+        if ends_process(error):
+            raise
         return None

@@ -26,7 +26,7 @@ import msgspec
 
 from atleastonce.durations import Duration, format_duration, seconds, whole
 from atleastonce.engine.backoff import Backoff
-from atleastonce.errors import ConfigurationError, DeadLetter, DecodeError, Discard, RetryLater
+from atleastonce.errors import ConfigurationError, DeadLetter, DecodeError, Discard, RetryLater, ends_process
 from atleastonce.patterns.flood import DeadLetterPolicy
 
 # Kept small because the lease is held and the lane is busy meanwhile; long waits belong in the chain.
@@ -268,13 +268,10 @@ def ensure_failure(error: BaseException, *, awaited: bool) -> None:
         return
     if isinstance(error, GeneratorExit) and awaited and asyncio._get_running_loop() is None:
         raise error
-    if isinstance(error, BaseExceptionGroup):
-        if error.subgroup((SystemExit, KeyboardInterrupt)) is not None:
-            raise error
-        if error.split(asyncio.CancelledError)[1] is None:
-            raise asyncio.CancelledError from error
-    elif isinstance(error, SystemExit | KeyboardInterrupt | asyncio.CancelledError):
+    if ends_process(error) or isinstance(error, asyncio.CancelledError):
         raise error
+    if isinstance(error, BaseExceptionGroup) and error.split(asyncio.CancelledError)[1] is None:
+        raise asyncio.CancelledError from error
 
 
 def decide(

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from atleastonce.contract import Delivery
-from atleastonce.errors import ConfigurationError, DecodeError, InvalidOrderKey
+from atleastonce.errors import ConfigurationError, DecodeError, InvalidOrderKey, ends_process
 from atleastonce.patterns.once.keys import arguments_of, check_fields
 
 log = logging.getLogger("atleastonce")
@@ -137,7 +137,9 @@ class LineReader:
         assert call is not None  # noqa: S101 - read only then
         try:
             found = call(payload, delivery.message) if self._wants_message else call(payload)
-        except Exception as error:
+        except BaseException as error:
+            if ends_process(error):
+                raise
             raise InvalidOrderKey(f"its order key function raised {type(error).__name__}: {error}") from error
         return _hashable(found)
 
@@ -180,7 +182,7 @@ def _hashable(value: Any) -> Hashable | None:
     return value  # type: ignore[no-any-return]
 
 
-def as_flaw(error: Exception) -> Exception:
+def as_flaw(error: BaseException) -> Exception:
     """What is wrong with a message whose key could not be read: undecodable as such, else the key."""
     if isinstance(error, DecodeError | InvalidOrderKey):
         return error

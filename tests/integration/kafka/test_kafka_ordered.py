@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
@@ -48,6 +48,29 @@ async def test_a_key_that_fails_and_has_all_the_traffic_stops_its_partition_and_
         (status,) = (each for each in service.status() if each.source == f"{steps.name}.lines")
         assert status.in_flight <= 200
     assert not [key for key, _ in done if key == "stuck"]
+
+
+async def test_a_key_function_that_is_cut_off_costs_its_own_message_and_no_subscription(kafka_url: str) -> None:
+    steps = Topic(f"steps.{uuid.uuid4().hex[:8]}", Step, partitions=1)
+    service, done = Service("lines", broker=kafka_url), []
+
+    def line(step: Step) -> str:
+        if step.n == 3:
+            raise asyncio.CancelledError
+        return step.key
+
+    @service.consumer(steps, ordered=line)
+    async def handle(step: Step) -> None:
+        done.append(step.n)
+
+    def counts() -> Mapping[str, int]:
+        return service.status()[0].counts
+
+    async with service:
+        await service.broker.publish_many(steps, [Step("k", n) for n in range(8)], key=lambda step: step.key)
+        await until(lambda: len(done) == 7 and counts().get("dead", 0) == 1)
+        assert counts()["received"] == 8, "nothing came again"
+    assert done == [0, 1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

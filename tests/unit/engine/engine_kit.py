@@ -57,7 +57,7 @@ class ByKey:
         self.heads: set[Hashable] = set()
         """Keys that are parked."""
 
-    def unkeyed(self, delivery: Delivery, error: Exception) -> None:
+    def unkeyed(self, delivery: Delivery, error: BaseException) -> None:
         self.poison.append(delivery)
 
     def parked(self, key: Hashable, delivery: Delivery) -> bool:

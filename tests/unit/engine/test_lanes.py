@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import pytest
 from engine_kit import ByKey, deliveries, delivery, ids
@@ -172,7 +173,25 @@ def test_a_key_is_asked_for_once() -> None:
     assert asked == ["a", "b"]
 
 
-@pytest.mark.parametrize("key", [lambda item: item.message.nothing, lambda _: ["unhashable"]])
+def raising(error: type[BaseException]) -> Callable[[Delivery], Hashable]:
+    def key(item: Delivery) -> Hashable:
+        if item.message.id == "bad":
+            raise error
+        return b"k"
+
+    return key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda item: item.message.nothing,
+        lambda _: ["unhashable"],
+        raising(asyncio.CancelledError),
+        raising(GeneratorExit),
+    ],
+    ids=["raises", "unhashable", "CancelledError", "GeneratorExit"],
+)
 def test_a_key_that_cannot_be_had_costs_its_own_message_and_nobody_else(key: object) -> None:
     rules = ByKey(lambda item: key(item) if item.message.id == "bad" else b"k")  # type: ignore[operator]
     lanes = KeyedLanes(rules)
@@ -184,6 +203,14 @@ def test_a_key_that_cannot_be_had_costs_its_own_message_and_nobody_else(key: obj
     assert lanes.take() is None
     lanes.finish(a)
     assert lanes.take() is b
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_key_function_that_ends_the_process_is_no_flaw_of_its_message(error: type[BaseException]) -> None:
+    rules = ByKey(raising(error))
+    with pytest.raises(error):
+        KeyedLanes(rules).offer([delivery("bad")])
+    assert not rules.poison
 
 
 def test_a_parked_key_starts_nothing_and_keeps_its_lane_until_what_followed_has_ended() -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, get_type_hints
 import msgspec
 
 from atleastonce import wire
-from atleastonce.errors import ConfigurationError, InvalidIdempotencyKey
+from atleastonce.errors import ConfigurationError, InvalidIdempotencyKey, ends_process
 from atleastonce.message import Message
 from atleastonce.stores.records import flaw
 
@@ -83,7 +83,9 @@ class KeyReader:
         assert self._call is not None  # noqa: S101 - asked only then
         try:
             return self._call(payload, message) if self._wants_message else self._call(payload)
-        except Exception as error:
+        except BaseException as error:
+            if ends_process(error):
+                raise
             raise InvalidIdempotencyKey(f"its key function raised {type(error).__name__}: {error}") from error
 
 
