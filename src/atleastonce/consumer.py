@@ -218,6 +218,9 @@ def define(
     transactions = options.get("transactions", False)
     if not isinstance(transactions, bool):
         raise ConfigurationError(f"{binding.name}: transactions={transactions!r} must be True or False")
+    hot_keys = options.get("hot_keys")
+    if not isinstance(hot_keys, bool | None):
+        raise ConfigurationError(f"{binding.name}: hot_keys={hot_keys!r} must be True, False or None")
     if answering is not None and transactions:
         raise ConfigurationError(
             f"{binding.name}: an answer is for who waits for it now, and no part of a transaction; leave transactions away"
@@ -242,7 +245,7 @@ def define(
         priority=whole(
             options.get("priority", 0), name=f"{binding.name}: priority", low=-_MOST_PRIORITY, high=_MOST_PRIORITY
         ),
-        hot_keys=order is not None if options.get("hot_keys") is None else bool(options.get("hot_keys")),
+        hot_keys=order is not None if hot_keys is None else hot_keys,
         answering=answering,
         transactions=transactions,
     )

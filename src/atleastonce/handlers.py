@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, Unpack
 
 from atleastonce.channels import Channel, Source, Topic
@@ -84,15 +84,21 @@ class Handlers:
 
         Args:
             channel: as in `consumer`.
-            reply_to: patterns (``"legacy.replies.*"``) of further addresses that may be answered to. By default these are the
-                broker's inboxes and nothing else, so that no request makes a responder publish anywhere.
+            reply_to: patterns (``"legacy.replies.*"``; ``*`` stands for anything, dots included) of further addresses that may be
+                answered to. By default these are the broker's inboxes and nothing else, so that no request makes a responder
+                publish anywhere; ``"*"`` allows every address.
             options: see `ConsumerOptions`. By default a request is tried once and no dead letters are kept. With a `Lease`
                 duplicates are answered with the first one's answer.
 
         Raises:
             ConfigurationError: as `consumer`; also for an `Inbox`, which remembers no answers.
         """
-        if isinstance(reply_to, str):
+        given: object = reply_to
+        if (
+            isinstance(given, str)
+            or not isinstance(given, Collection)
+            or not all(isinstance(each, str) and each for each in given)
+        ):
             raise ConfigurationError(f'reply_to={reply_to!r}: give a list of patterns, like reply_to=["legacy.*"]')
         policy = FailurePolicy(in_place=None)
         return self._registering(channel, options, answering=Answering(tuple(reply_to)), default=policy)

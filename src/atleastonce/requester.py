@@ -56,7 +56,7 @@ class Requester(Generic[T]):
             responders that are sometimes slow, and idempotent: both may be handled. None: never.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: a value out of range, or a ``circuit`` that is no `CircuitBreaker`.
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class Requester(Generic[T]):
         self._places = None
         if concurrency is not None:
             self._places = asyncio.Semaphore(whole(concurrency, name="concurrency", high=100_000))
+        if not isinstance(circuit, CircuitBreaker | None):
+            raise ConfigurationError(f"circuit={circuit!r}: give CircuitBreaker(failures=20) or None")
         self._breaker = circuit
         self.circuit: Circuit | None = None if circuit is None else circuit.circuit()
         """The breaker's state; None without one."""

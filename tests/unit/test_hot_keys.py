@@ -113,8 +113,21 @@ def test_threads_that_count_at_once_lose_no_count_and_break_nothing() -> None:
     assert hot._messages.total == each * threads
 
 
+@pytest.mark.parametrize("given", ["yes", 1, 0, []])
+def test_whether_keys_are_counted_is_true_or_false(given: Any) -> None:
+    service = Service("s")
+    with pytest.raises(ConfigurationError, match=r"handle: hot_keys=.* must be True, False or None"):
+
+        @service.consumer(Queue("work", dict), hot_keys=given)
+        async def handle(order: dict[str, Any]) -> None: ...
+
+
 def test_a_split_key_goes_to_as_many_lines() -> None:
     assert {split_hot_key("big", 4) for _ in range(500)} == {"big#0", "big#1", "big#2", "big#3"}
+    assert {split_hot_key(b"\xff", 2) for _ in range(200)} == {b"\xff#0", b"\xff#1"}
+    for none in (None, 5, ("big",), bytearray(b"big")):
+        with pytest.raises(ConfigurationError, match=r"split_hot_key key=.*: give a message key, text or bytes"):
+            split_hot_key(none, 4)  # type: ignore[type-var]
     for wrong in (0, -1, "4", 10_001):
         with pytest.raises(ConfigurationError, match="split_hot_key buckets"):
             split_hot_key("big", wrong)  # type: ignore[arg-type]

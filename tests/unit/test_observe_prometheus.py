@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterable
 
 import msgspec
+import pytest
 from front_kit import until
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from atleastonce import FailurePolicy, Queue, Service
+from atleastonce import ConfigurationError, FailurePolicy, Queue, Service
 from atleastonce.observe.prometheus import StatusCollector
 from atleastonce.patterns.hot_keys import HotKey
 from atleastonce.runtime import ConsumerStatus
@@ -73,6 +74,8 @@ def test_hot_keys_are_left_out_where_names_may_not_leave() -> None:
     shown, hidden = CollectorRegistry(), CollectorRegistry()
     shown.register(StatusCollector(lambda: [status]))
     hidden.register(StatusCollector(lambda: [status], hot_keys=False))
+    with pytest.raises(ConfigurationError, match="hot_keys='no' must be True or False"):
+        StatusCollector(lambda: [status], hot_keys="no")  # type: ignore[arg-type]
     assert scraped(shown)["atleastonce_hot_key_ratio", "work", "handle", "k", "time"] == 0.1
     assert not [key for key in scraped(hidden) if key[0] == "atleastonce_hot_key_ratio"]
 

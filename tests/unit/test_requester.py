@@ -184,8 +184,21 @@ def test_a_responder_refuses_what_remembers_no_answers() -> None:
     service = Service("shop")
     with pytest.raises(ConfigurationError, match="Lease"):
         service.responder(quotes, idempotency=Inbox(SQLiteStore("x.db")))(Shop().quote)
-    with pytest.raises(ConfigurationError, match="reply_to"):
-        service.responder(quotes, reply_to="legacy.*")
+
+
+@pytest.mark.parametrize("given", ["legacy.*", [1], [""], ["legacy.*", None], b"legacy.*", 5, None])
+def test_addresses_that_are_no_patterns_are_refused_when_the_responder_is_registered(given: Any) -> None:
+    service = Service("shop")
+    with pytest.raises(ConfigurationError, match=r"reply_to=.*: give a list of patterns"):
+        service.responder(quotes, reply_to=given)
+    assert not service.consumers
+    service.responder(quotes, reply_to=("*",))(Shop().quote)  # every address, by its user's wish
+
+
+async def test_a_circuit_that_is_none_is_refused() -> None:
+    async with connect("memory://") as broker:
+        with pytest.raises(ConfigurationError, match=r"circuit=3: give CircuitBreaker\(failures=20\)"):
+            Requester(broker, quotes, circuit=3)  # type: ignore[arg-type]
 
 
 async def test_who_asks_all_and_got_answers_was_answered() -> None:

@@ -59,9 +59,14 @@ class StatusCollector(Collector):
         status: a service's `Service.status`.
         hot_keys: whether keys that stand out are shown by name: five of a consumer at most. Their names are users' data, and each
             makes two series for as long as it stands out.
+
+    Raises:
+        ConfigurationError: ``hot_keys`` is neither True nor False.
     """
 
     def __init__(self, status: Callable[[], Iterable[ConsumerStatus]], *, hot_keys: bool = True) -> None:
+        if not isinstance(hot_keys, bool):
+            raise ConfigurationError(f"StatusCollector hot_keys={hot_keys!r} must be True or False")
         self._status = status
         self._hot_keys = hot_keys
 

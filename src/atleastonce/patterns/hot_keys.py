@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from random import randrange
-from typing import TypeVar
+from typing import AnyStr, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from atleastonce.durations import whole
 from atleastonce.engine.batches import BatchProcess
 from atleastonce.engine.decision import AsyncProcess, Decision, SyncProcess
 from atleastonce.engine.sketch import Sketch
+from atleastonce.errors import ConfigurationError
 from atleastonce.patterns.ordering import KeyOf, shown
 
 # What is counted exactly before it is merged. Fewer: more merges; more: status is late by as many messages.
@@ -177,11 +178,18 @@ class HotKeys:
         return standing_out((each, max(each.messages, each.time)) for each in found)
 
 
-def split_hot_key(key: str, buckets: int) -> str:
-    """``key`` with one of ``buckets`` suffixes, by chance: its messages then share ``buckets`` lines, and have no order between
-    them. For keys that are hot and need none: the rest of what they were kept together for is to be done by the handler.
+def split_hot_key(key: AnyStr, buckets: int) -> AnyStr:
+    """``key``, text or bytes, with one of ``buckets`` suffixes, by chance: its messages then share ``buckets`` lines, and have no
+    order between them. For keys that are hot and need none: the rest of what they were kept together for is to be done by the
+    handler.
 
     Raises:
-        ConfigurationError: ``buckets`` is out of range.
+        ConfigurationError: ``buckets`` is out of range, or ``key`` is neither text nor bytes. None is no key: its messages share no
+            line.
     """
-    return f"{key}#{randrange(whole(buckets, name='split_hot_key buckets', high=10_000))}"
+    suffix = f"#{randrange(whole(buckets, name='split_hot_key buckets', high=10_000))}"
+    if isinstance(key, str):
+        return f"{key}{suffix}"
+    if isinstance(key, bytes):
+        return key + suffix.encode()
+    raise ConfigurationError(f"split_hot_key key={key!r}: give a message key, text or bytes")
