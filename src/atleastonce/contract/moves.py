@@ -210,8 +210,8 @@ class Window(msgspec.Struct, frozen=True):
 
     @property
     def unseen(self) -> int:
-        """How many messages at most may be asked for at once, since nobody knows how large they are: as many as fit with 64 KiB
-        each, and 16 at least. Fewer, and small messages take more round trips in a window of few bytes; more, and what comes is
+        """How many messages at most are taken from a subscription at once, since nobody knows how large they are: as many as fit
+        with 64 KiB each, and 16 at least. Fewer, and lists are short in a window of few bytes; more, and what waits for room is
         many times the window once messages get large."""
         return max(_LEAST_UNSEEN, self.bytes // _UNSEEN_BYTES)
 

@@ -90,7 +90,7 @@ class Intake:
         if self._keep:
             return min(self._window.messages, _MAX_PREFETCH)
         fit = self._window.bytes / max(1.0, self._average or _ASSUMED_SIZE)
-        return min(self._window.messages, _MAX_PREFETCH, self._window.unseen, max(1, int(fit)))
+        return min(self._window.messages, _MAX_PREFETCH, max(1, int(fit)))
 
     @property
     def _too_few(self) -> bool:

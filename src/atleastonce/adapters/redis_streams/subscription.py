@@ -159,8 +159,7 @@ class RedisSubscription(Subscription):
             for delivery in [each for each in out.values() if each.lease_until <= now]:
                 del out[delivery.token]
         # A quarter of the window at once: the rest is read while this is handled and acknowledged.
-        window = self._window
-        count = min(most, (window.messages + 3) // 4, window.messages - len(out), self._reach, window.unseen)
+        count = min(most, (self._window.messages + 3) // 4, self._window.messages - len(out), self._reach)
         if count <= 0 or (len(out) + count) * self._largest <= self._window.bytes:
             return count
         left = self._window.bytes - sum(each.size for each in out.values())
