@@ -350,10 +350,17 @@ async def test_an_answer_to_a_gather_that_does_not_decode_is_one_of_the_errors(
         ensure_all(everything, everything.errors)
 
 
-async def test_a_validator_that_ends_a_gather_harms_no_other_request() -> None:
+@pytest.mark.parametrize(
+    ("raised", "ends"),
+    [(asyncio.CancelledError, QuorumMissed), (MemoryError, MemoryError), (SystemExit, SystemExit)],
+    ids=lambda each: each.__name__,
+)
+async def test_a_validator_that_ends_a_gather_harms_no_other_request(
+    raised: type[BaseException], ends: type[BaseException]
+) -> None:
     class Leaving(msgspec.Struct):
         def __post_init__(self) -> None:
-            raise asyncio.CancelledError
+            raise raised
 
     quotes: Topic[Any] = Topic("quotes")
     service = Service("shop", broker="memory://validator")
@@ -363,8 +370,10 @@ async def test_a_validator_that_ends_a_gather_harms_no_other_request() -> None:
         return ask
 
     async with service, connect("memory://validator") as broker:
-        with pytest.raises(asyncio.CancelledError):
-            await broker.gather(quotes, {"n": 1}, timeout=PATIENT, at_least=1, returns=Leaving)
+        with pytest.raises(ends) as caught:
+            await broker.gather(quotes, {"n": 1}, timeout="1s", at_least=1, returns=Leaving)
+        if isinstance(caught.value, QuorumMissed):  # nobody cancelled a validator: it is a failure of its answer
+            assert [type(error) for error in caught.value.errors] == [DecodeError]
         assert await broker.gather(quotes, {"n": 2}, timeout=PATIENT, at_least=1) == [{"n": 2}]
 
 
