@@ -21,6 +21,7 @@ from pika.adapters.base_connection import BaseConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport, _AsyncTransportBase
 from pika.adapters.utils.nbio_interface import AbstractStreamProtocol
 from pika.connection import Connection
+from pika.exceptions import InvalidFrameError
 
 from atleastonce.adapters.rabbitmq.frames import (
     Sink,
@@ -55,6 +56,7 @@ class Passed(Wire):
     def __init__(self) -> None:
         self.sinks = {}
         self.silence = Silence()
+        self._after = []
         self._frame_buffer = b""
         self.frames_received = self.bytes_received = 0
         self.left: list[Any] = []
@@ -125,7 +127,6 @@ def test_settlements_are_what_pika_would_write() -> None:
 
 
 def test_a_frame_that_does_not_end_where_it_says_ends_the_connection() -> None:
-    from pika.exceptions import InvalidFrameError
 
     wire = Passed()
     wire.sinks[1] = Recorder()
@@ -133,11 +134,34 @@ def test_a_frame_that_does_not_end_where_it_says_ends_the_connection() -> None:
         wire._on_data_available(struct.pack(">BHI", 1, 1, 4) + b"abcd\x00")
 
 
+def test_what_is_to_follow_a_read_follows_all_that_it_brought_also_its_failure() -> None:
+    wire = Passed()
+    wire.sinks[1] = sink = Recorder()
+    confirm = frame.Method(1, spec.Basic.Ack(7)).marshal()
+    told: list[int] = []
+
+    def confirmed(*_: object) -> None:
+        told.append(0)
+        if len(told) == 1:
+            wire.after_read(lambda: told.append(len(told)))
+
+    sink.confirmed = confirmed  # type: ignore[method-assign]
+    wire._on_data_available(confirm * 3)
+    assert told == [0, 0, 0, 3]
+    told.clear()
+    with pytest.raises(InvalidFrameError):
+        wire._on_data_available(confirm[:-1] + b"\0")
+    with pytest.raises(InvalidFrameError):
+        wire._on_data_available(confirm * 2 + confirm[:-1] + b"\0")
+    assert told == [0, 0, 2]
+
+
 class Sending(Wire):
     """A wire on a socket of ours."""
 
     def __init__(self, ours: socket.socket) -> None:
         self.bytes_sent = self.frames_sent = 0
+        self._after = []
         loop = asyncio.get_running_loop()
         adapter = _AsyncioIOServicesAdapter(loop)
         self.protocol = Protocol()
@@ -202,8 +226,11 @@ def test_pika_has_the_places_where_ours_hook_in() -> None:
     assert "self._on_data_available(data)" in inspect.getsource(BaseConnection._proto_data_received)
     assert parameters(Connection._process_frame) == ["self", "frame_value"]
     assert parameters(Connection._output_marshaled_frames) == ["self", "marshaled_frames"]
+    assert "self._adapter_emit_data(" in inspect.getsource(Connection._output_marshaled_frames)
+    assert parameters(BaseConnection._adapter_emit_data) == ["self", "data"]
     assert parameters(Connection._terminate_stream) == ["self", "error"]
     assert parameters(BaseConnection._proto_connection_made) == ["self", "transport"]
     assert "self._MAX_RECV_BYTES" in inspect.getsource(_AsyncTransportBase._consume)
+    assert "bytes_consumed < self._MAX_CONSUME_BYTES" in inspect.getsource(_AsyncTransportBase._consume)
     assert "self._frame_buffer" in inspect.getsource(Connection._init_connection_state)
     assert issubclass(Wire, AsyncioConnection)

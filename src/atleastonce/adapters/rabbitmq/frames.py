@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from pika import frame as pika_frame
@@ -65,28 +65,29 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.sinks: dict[int, Sink] = {}
         self.silence = Silence()
+        self._after: list[Callable[[], None]] = []
         self._frame_buffer = b""
         super().__init__(*args, **kwargs)
 
     def write(self, pieces: Iterable[bytes]) -> None:
-        """Send whole frames, in order.
+        """Send whole frames, in order."""
+        self._output_marshaled_frames(pieces)
 
-        Where nothing waits to be sent they go to the socket at once. pika has the loop look first whether it takes anything: a turn
-        and two calls of the system for each write, a fifth of what a single answer costs.
-        """
+    def after_read(self, call: Callable[[], None]) -> None:
+        """Have ``call``, which must not raise, called once all that the present read of the socket has brought is told."""
+        self._after.append(call)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        """Where nothing waits to be sent it goes to the socket at once. pika has the loop look first whether it takes anything: a
+        turn and two calls of the system for each write, a fifth of what a single answer costs."""
         transport = self._transport
-        for piece in pieces:
-            left = piece
-            # Not with TLS, whose writes may wait for a read.
-            if isinstance(transport, _AsyncPlaintextTransport) and not transport.get_write_buffer_size():
-                # Of an error pika hears when it writes what is left.
-                with contextlib.suppress(OSError, AttributeError):  # the socket is None after the end
-                    left = piece[transport._sock.send(piece) :]
-                self.bytes_sent += len(piece) - len(left)
-            if left:
-                self._output_marshaled_frames((left,))
-            else:
-                self.frames_sent += 1
+        # Not with TLS, whose writes may wait for a read.
+        if isinstance(transport, _AsyncPlaintextTransport) and not transport.get_write_buffer_size():
+            # Of an error pika hears when it writes what is left.
+            with contextlib.suppress(OSError, AttributeError):  # the socket is None after the end
+                data = data[transport._sock.send(data) :]
+        if data:
+            super()._adapter_emit_data(data)
 
     def abort(self, error: Exception) -> None:
         """End the connection without a word to the broker, which may not be listening."""
@@ -95,10 +96,22 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
     def _proto_connection_made(self, transport: Any) -> None:
         # pika reads 4 KiB at a time: 32 reads and as many copies for each frame of a large body.
         transport._MAX_RECV_BYTES = _READ_SIZE
+        if isinstance(transport, _AsyncPlaintextTransport):
+            # One read each time: to find that there is nothing more costs as much again. If there is, the loop says so.
+            transport._MAX_CONSUME_BYTES = 1
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
         self.silence.heard()
+        try:
+            self._read(data_in)
+        finally:
+            if self._after:
+                after, self._after = self._after, []
+                for call in after:
+                    call()
+
+    def _read(self, data_in: bytes) -> None:
         if not self.sinks:
             super()._on_data_available(data_in)
             return

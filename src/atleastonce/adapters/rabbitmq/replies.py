@@ -63,6 +63,7 @@ class ExclusiveInbox(Sink):
         self._name = f"alo.reply.{secrets.token_hex(16)}"
         self._batch: list[Reply] = []
         self._channel: Channel | None = None
+        self._after_read: Callable[[Callable[[], None]], None]
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -73,7 +74,9 @@ class ExclusiveInbox(Sink):
             pika.exceptions.AMQPError, TimeoutError: the broker does not let us.
             BrokerUnavailable, PermissionDenied: there is no connection.
         """
-        channel = await (await self._connect()).channel()
+        connection = await self._connect()
+        channel = await connection.channel()
+        self._after_read = connection.wire.after_read
         try:
             arguments = {"x-queue-type": "classic"}  # whatever the virtual host's default: only these are exclusive
             await channel.call("queue_declare", queue=self._name, exclusive=True, arguments=arguments)
@@ -114,7 +117,7 @@ class ExclusiveInbox(Sink):
         message = to_message(wire.read_id(identity(properties)) or "", properties, envelope, body)
         correlation = properties.short.get(Bit.CORRELATION, b"").decode("utf-8", "replace")
         if not self._batch:
-            asyncio.get_running_loop().call_soon(self._hand_over)
+            self._after_read(self._hand_over)
         self._batch.append(Reply(correlation, message))
 
     def _hand_over(self) -> None:
