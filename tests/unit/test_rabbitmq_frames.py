@@ -21,7 +21,7 @@ from pika.adapters.base_connection import BaseConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport, _AsyncTransportBase
 from pika.adapters.utils.nbio_interface import AbstractStreamProtocol
 from pika.connection import Connection
-from pika.exceptions import InvalidFrameError
+from pika.exceptions import ChannelClosed, InvalidFrameError
 
 from atleastonce.adapters.rabbitmq.frames import (
     Sink,
@@ -162,6 +162,7 @@ class Sending(Wire):
     def __init__(self, ours: socket.socket) -> None:
         self.bytes_sent = self.frames_sent = 0
         self._after = []
+        self._ahead = b""
         loop = asyncio.get_running_loop()
         adapter = _AsyncioIOServicesAdapter(loop)
         self.protocol = Protocol()
@@ -200,6 +201,24 @@ async def test_what_the_socket_does_not_take_at_once_leaves_later_and_in_order()
     assert found == everything
     assert (wire.bytes_sent, wire.frames_sent) == (len(everything), len(pieces))
     assert wire._transport.get_write_buffer_size() == 0
+    wire._transport.abort()
+    theirs.close()
+
+
+async def test_what_goes_ahead_leaves_with_what_follows_or_alone_and_not_if_that_is_refused() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # which keeps writes apart
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    wire = Sending(ours)
+    with wire.ahead(b"acks"):
+        wire.write([b" commit"])
+    with wire.ahead(b"acks alone"):
+        pass  # pika waits for the answer to an earlier question
+    with pytest.raises(ChannelClosed), wire.ahead(b"acks of a closed channel"):
+        raise ChannelClosed(0, "")
+    wire.write([b"another channel's"])
+    assert [theirs.recv(100) for _ in range(3)] == [b"acks commit", b"acks alone", b"another channel's"]
+    assert wire.bytes_sent == len(b"acks commitacks aloneanother channel's")
     wire._transport.abort()
     theirs.close()
 

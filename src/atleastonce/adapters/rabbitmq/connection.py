@@ -62,17 +62,21 @@ class Channel:
         """Send whole frames."""
         self._connection.wire.write(pieces)
 
-    async def call(self, operation: str, **arguments: Any) -> Any:
+    async def call(self, operation: str, *, ahead: bytes = b"", **arguments: Any) -> Any:
         """Run one of pika's operations and return the broker's answer.
+
+        Args:
+            ahead: whole frames of this channel that leave before it, in one write with it where nothing waits to be sent.
 
         Raises:
             pika.exceptions.AMQPError: the broker closed the channel or the connection instead of answering.
             TimeoutError: no answer within the operation timeout. The channel is then of no further use.
         """
         answer = self._future()
-        getattr(self._pika, operation)(
-            callback=lambda frame: _resolve(answer, getattr(frame, "method", frame)), **arguments
-        )
+        with self._connection.wire.ahead(ahead):
+            getattr(self._pika, operation)(
+                callback=lambda frame: _resolve(answer, getattr(frame, "method", frame)), **arguments
+            )
         return await self._wait(answer)
 
     async def confirm(self) -> None:

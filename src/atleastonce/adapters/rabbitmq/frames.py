@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from pika import frame as pika_frame
@@ -66,12 +66,26 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
         self.sinks: dict[int, Sink] = {}
         self.silence = Silence()
         self._after: list[Callable[[], None]] = []
+        self._ahead = b""
         self._frame_buffer = b""
         super().__init__(*args, **kwargs)
 
     def write(self, pieces: Iterable[bytes]) -> None:
         """Send whole frames, in order."""
         self._output_marshaled_frames(pieces)
+
+    @contextlib.contextmanager
+    def ahead(self, frames: bytes) -> Iterator[None]:
+        """What is sent within leaves together with ``frames``, and behind them. If pika keeps it back, they leave alone. If it
+        refuses, as on a channel that is closed, they do not leave: there they would end the connection."""
+        self._ahead = frames
+        try:
+            yield
+            if left := self._ahead:
+                self._ahead = b""
+                self.write((left,))
+        finally:
+            self._ahead = b""
 
     def after_read(self, call: Callable[[], None]) -> None:
         """Have ``call``, which must not raise, called once all that the present read of the socket has brought is told."""
@@ -80,6 +94,9 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
     def _adapter_emit_data(self, data: bytes) -> None:
         """Where nothing waits to be sent it goes to the socket at once. pika has the loop look first whether it takes anything: a
         turn and two calls of the system for each write, a fifth of what a single answer costs."""
+        if self._ahead:
+            self.bytes_sent += len(self._ahead)
+            data, self._ahead = self._ahead + data, b""
         transport = self._transport
         # Not with TLS, whose writes may wait for a read.
         if isinstance(transport, _AsyncPlaintextTransport) and not transport.get_write_buffer_size():

@@ -131,13 +131,11 @@ class RabbitMQSubscription(Subscription):
         for delivery, verdict in batch:
             if not isinstance(verdict, Ack) and delivery.epoch == self._epoch and not delivery.raw.named:
                 self._strays.returned(delivery.message)
-        if frames:
-            self._channel.write([frames])
         if self._intake.crowded and 2 * self._tags.bytes <= self._window.bytes:
             self._intake.crowded = False
             self._steer()
         if OK in outcomes:
-            lost = await self._barrier.passed()
+            lost = await self._barrier.passed(frames)
             if lost is not None:
                 outcomes = [lost if outcome is OK else outcome for outcome in outcomes]
         return outcomes
@@ -182,9 +180,9 @@ class RabbitMQSubscription(Subscription):
     async def _give_back(self) -> None:
         """What came and was never handed out, where it may go before the channel does: see `leave`."""
         if self._buffer and not self._keep and self._channel.closed is None:
-            self._channel.write([self._tags.give_back([raw[0] for raw in self._buffer])])
+            frames = self._tags.give_back([raw[0] for raw in self._buffer])
             self._buffer.clear()
-            await self._barrier.passed()
+            await self._barrier.passed(frames)
 
     # --------------------------------------------------------------------------- told by the broker
 
