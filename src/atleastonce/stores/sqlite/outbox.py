@@ -8,7 +8,6 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,6 @@ from atleastonce.contract.moves import Outgoing
 from atleastonce.contract.outcomes import Code
 from atleastonce.errors import ConfigurationError, MessageTooLarge
 from atleastonce.stores.outbox import (
-    FETCHED_BYTES,
     FETCHED_ROWS,
     Holding,
     OutboxRow,
@@ -27,13 +25,13 @@ from atleastonce.stores.outbox import (
     ParkedRow,
     Parking,
     State,
-    runs,
     share,
     stored,
 )
 from atleastonce.stores.protocol import SECOND, micros
 from atleastonce.stores.sqlite import schema
 from atleastonce.stores.sqlite.desk import NOW, Desk
+from atleastonce.stores.sqlite.look import Look
 from atleastonce.stores.sqlite.users import ensure_begun
 
 _T = TypeVar("_T")
@@ -41,16 +39,7 @@ _T = TypeVar("_T")
 # Bytes of one row: with what a look brings before it, it must fit in a text of SQLite, which has 1 000 000 000 at most.
 _LARGEST = 450_000_000
 
-
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(list[tuple[int, int, str, str | None, str, int | None, int, int]]).decode
-# All rows as one: keys, header fields and bodies end to end, and how long each is. To write bytes as JSON costs more.
-_JOINED = (
-    "SELECT (SELECT encoding FROM pragma_encoding), json_group_array(json_array(seq, slot, CAST(destination AS TEXT), "
-    "CAST(settings AS TEXT), CAST(id AS TEXT), length(CAST(key AS BLOB)), length(CAST(headers AS BLOB)), "
-    "length(CAST(body AS BLOB)))), CAST(group_concat(key, '') AS BLOB), CAST(group_concat(headers, '') AS BLOB), "
-    "CAST(group_concat(body, '') AS BLOB) "
-)
 
 
 class SQLiteOutbox(OutboxStore):
@@ -179,61 +168,8 @@ class SQLiteOutbox(OutboxStore):
         paused: Collection[str],
         most: int = FETCHED_ROWS,
     ) -> list[OutboxRow]:
-        outbox = f"{self._prefix}_outbox"
-        long, others = runs(held)
-        free = "".join(f"AND seq NOT BETWEEN {first:d} AND {last:d} " for first, last in long)
-        if others:
-            free += "AND seq NOT IN (SELECT value FROM json_each(:others)) "
-        given = {
-            "others": json.dumps(others),
-            "paused": json.dumps(list(paused)),
-            "relay": relay,
-            "limit": limit,
-            "most": most,
-        }
-        if paused:
-            free += "AND destination NOT IN (SELECT value FROM json_each(:paused)) "
-        some = [
-            f"SELECT * FROM (SELECT seq, length(headers) + length(body) AS size FROM {outbox} o WHERE slot = {slot:d} "
-            f"AND state = 0 {free}"
-            # Whether anything blocks at all is asked once, and not for each row.
-            f"AND (NOT EXISTS (SELECT 1 FROM {outbox} WHERE state = 3) OR NOT EXISTS "
-            f"(SELECT 1 FROM {outbox} p WHERE p.state = 3 AND p.destination = o.destination AND p.key = o.key)) "
-            f"AND EXISTS (SELECT 1 FROM {outbox}_slot s WHERE s.slot = {slot:d} AND s.relay = :relay AND s.until > {NOW}) "
-            "ORDER BY seq LIMIT :limit)"
-            for slot in sorted(slots)
-        ]
-        # One statement, and all rows as one row: Python gives up its lock for each statement and each row, and gets it back up to
-        # 5 ms later while the loop's thread is busy.
-        first = f"WITH first AS MATERIALIZED (SELECT * FROM ({' UNION ALL '.join(some)}) ORDER BY +seq LIMIT :most) "
-        # What is so long has an end, at 1 000 000 000 bytes, and so has memory: what does not fit is for the next look. Sums row by
-        # row cost as much as all else, and are made only where all together are too many.
-        chosen = (
-            f"FROM {outbox} WHERE seq IN (SELECT seq FROM first WHERE (SELECT sum(size) FROM first) < {FETCHED_BYTES} OR seq IN "
-            "(SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM first) "
-            f"WHERE before < {FETCHED_BYTES}))"
-        )
-
-        def one_by_one(connection: sqlite3.Connection, text: str) -> list[OutboxRow]:
-            texts = (f"CAST({name} AS {text})" for name in ("destination", "settings", "id"))
-            columns = f"{', '.join(texts)}, CAST(key AS BLOB), CAST(headers AS {text}), CAST(body AS BLOB)"
-            return OutboxRow.of(connection.execute(f"{first}SELECT seq, slot, {columns} {chosen} ORDER BY seq", given))
-
-        def work(connection: sqlite3.Connection) -> list[OutboxRow]:
-            if not some:
-                return []
-            try:
-                encoding, numbers, *joined = connection.execute(first + _JOINED + chosen, given).fetchone()
-                found = _rows(_decode(numbers), *(each or b"" for each in joined))
-            except (sqlite3.OperationalError, msgspec.DecodeError) as error:
-                if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
-                    raise
-                # Columns whose text is none, as somebody's SQL may have written them: the row that has it is told by its flaw.
-                return one_by_one(connection, "BLOB")
-            # Bytes that were joined as text of another encoding have been converted.
-            return OutboxRow.of(found) if encoding == "UTF-8" else one_by_one(connection, "TEXT")
-
-        return await self._outbox_read(work)
+        look = Look(f"{self._prefix}_outbox", relay, slots, limit, held, paused, most)
+        return await self._outbox_read(look.rows)
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
         sql = (
@@ -304,21 +240,3 @@ class SQLiteOutbox(OutboxStore):
         sql = f"{change} WHERE state >= 2 AND (? OR id IN (SELECT value FROM json_each(?)))"
         given = (ids is None, json.dumps(list(ids or ())))
         return await self._outbox_write(lambda connection, _: connection.execute(sql, given).rowcount)
-
-
-def _rows(
-    found: list[tuple[int, int, str, str | None, str, int | None, int, int]], keys: bytes, headers: bytes, bodies: bytes
-) -> list[tuple[Any, ...]]:
-    """The rows that `_JOINED` gave, by number."""
-    fields: str | bytes = headers.decode() if headers.isascii() else headers  # as nearly always
-    rows, key_at, field_at, body_at = [], 0, 0, 0
-    for seq, slot, destination, settings, id, key_size, field_size, body_size in found:
-        key = None
-        if key_size is not None:
-            key = keys[key_at : key_at + key_size]
-            key_at += key_size
-        field_end, body_end = field_at + field_size, body_at + body_size
-        rows.append((seq, slot, destination, settings, id, key, fields[field_at:field_end], bodies[body_at:body_end]))
-        field_at, body_at = field_end, body_end
-    rows.sort(key=itemgetter(0))
-    return rows
