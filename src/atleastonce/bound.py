@@ -229,11 +229,15 @@ class Bound:
             if (decision := watcher.failed(delivery, error)) is not None:
                 return decision
         now = time.time()
+        alike = self._alike
+        if alike is not None and (copy := alike.first_copy(delivery, error, now)) is not None:
+            if self._guard is not None:
+                self._guard.failed()
+            return Decision(ACK, (Outgoing(alike.waiting, copy),), None, "retried")
         history = self._history(delivery)
         # A copy of it to try again would have lost its key and fields.
         if delivery.unreadable is not None and (unread := undecoded(delivery)) is not None:
             return self._give_up(delivery, history, Dead("decode", unread), now)
-        alike = self._alike
         if alike is not None and alike.covers(delivery, history.attempt, error):
             if self._guard is not None:
                 self._guard.failed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -153,21 +153,25 @@ class Composed(Headers):
 
     Args:
         own: given away.
-        shared: one object for all that have them.
+        size: their bytes, as `Headers.size` counts them: whoever made the list has looked at each of them already.
+        marks: come after them.
+        shared: come last; one object for all that have them.
     """
 
     __slots__ = ("own", "shared")
 
-    def __init__(self, own: list[tuple[str, HeaderValue]], shared: Headers) -> None:
+    def __init__(
+        self, own: list[tuple[str, HeaderValue]], size: int, marks: Sequence[tuple[str, str]], shared: Headers
+    ) -> None:
+        own += marks
         self.own = own
         self.shared = shared
         self._items = ()
         self._last = None
-        size = shared.size
-        for name, value in own:
-            size += len(name)
-            if value is not None:
-                size += len(value)
+        common = shared._size
+        size += common if common >= 0 else shared.size
+        for name, value in marks:
+            size += len(name) + len(value)
         self._size = size
 
     def items(self) -> tuple[tuple[str, HeaderValue], ...]:
@@ -182,6 +186,24 @@ class Composed(Headers):
 
 
 NO_HEADERS = Headers()
+
+
+def sift(
+    fields: Iterable[tuple[str, HeaderValue]], names: Container[str]
+) -> tuple[list[tuple[str, HeaderValue]], int, dict[str, HeaderValue]]:
+    """``fields`` without those of ``names``, in order; their bytes, as `Headers.size` counts them; and of each of ``names`` that is
+    among them the last value. All that a copy has to know of its message's fields, in one look."""
+    kept: list[tuple[str, HeaderValue]] = []
+    gone: dict[str, HeaderValue] = {}
+    size = 0
+    for field in fields:
+        name, value = field
+        if name in names:
+            gone[name] = value
+        else:
+            kept.append(field)
+            size += len(name) if value is None else len(name) + len(value)
+    return kept, size, gone
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -63,6 +63,37 @@ def test_each_copy_is_the_one_that_would_be_made_anew() -> None:
         assert copy.headers.get(wire.DUE) == str(int(wire.millis(now)) + 5000)
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"none": None, "raw": b"\xff"}, {wire.REPLY_TO: "inbox", wire.CORRELATION: "c"}]
+)
+def test_what_never_failed_before_has_the_same_copy(fields: dict[str, Any]) -> None:
+    known, item, error = alike(Gone("x")), delivery("m1", fields), Gone("x")
+    assert known is not None
+    for now in (NOW, NOW + 0.0004, NOW + 0.001, NOW - 0.001):
+        copy = known.first_copy(item, error, now)
+        expected = known.copy(item, read_history(item, HOME, counted=False), error, now)
+        assert copy == expected
+        assert copy.headers.items()[-7:] == expected.headers.items()[-7:]
+        assert copy.headers.size == Headers(list(copy.headers.items())).size
+        assert copy.headers.get(wire.ERROR_AT) == wire.millis(now)
+
+
+@pytest.mark.parametrize("name", sorted({wire.GROUP, wire.ORIGIN, wire.REDRIVES, wire.ATTEMPT, wire.DEATHS, wire.DUE}))
+def test_what_bears_a_mark_of_ours_has_a_past_to_be_read(name: str) -> None:
+    known = alike(Gone("x"))
+    assert known is not None
+    assert known.first_copy(delivery("m1", {name: "1"}), Gone("x"), NOW) is None
+
+
+def test_what_came_back_or_cannot_be_read_has_no_first_copy() -> None:
+    known, back, unread = alike(Gone("x")), delivery(), delivery()
+    assert known is not None
+    back.returned, unread.unreadable = True, ValueError("broken")
+    assert known.first_copy(back, Gone("x"), NOW) is None
+    assert known.first_copy(unread, Gone("x"), NOW) is None
+    assert known.first_copy(delivery(tries=2), Gone("x"), NOW) is None
+
+
 def test_a_text_that_is_no_plain_one_is_read_for_each_failure() -> None:
     texts = iter(("one", "two"))
 
@@ -124,8 +155,8 @@ def test_what_followed_from_more_than_the_class_is_not_remembered(error: BaseExc
 
 def test_fields_that_are_said_alike_are_fields_like_others() -> None:
     shared = Headers([("b", "2"), ("a", "3"), ("none", None)])
-    composed = Composed([("a", "1"), ("x", b"\xff")], shared)
-    plain = Headers([("a", "1"), ("x", b"\xff"), ("b", "2"), ("a", "3"), ("none", None)])
+    composed = Composed([("a", "1"), ("x", b"\xff")], 4, [("m", "mark")], shared)
+    plain = Headers([("a", "1"), ("x", b"\xff"), ("m", "mark"), ("b", "2"), ("a", "3"), ("none", None)])
     assert composed == plain
     assert composed.size == plain.size
     assert composed.get("a") == "3"

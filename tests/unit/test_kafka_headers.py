@@ -6,7 +6,10 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason='needs pip install "atleastonce[kafka]"')
 
-from atleastonce.adapters.kafka.records import RecordDelivery, RecordHeaders, read_headers
+from confluent_kafka import Message as Record
+
+from atleastonce import wire
+from atleastonce.adapters.kafka.records import TOMBSTONE, RecordDelivery, RecordHeaders, read_headers
 from atleastonce.channels import Source, Topic
 from atleastonce.message import Headers, Message
 
@@ -70,6 +73,62 @@ def test_the_last_identity_counts() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError):
         _ = RecordHeaders([]).nothing
+
+
+MARKS = frozenset({wire.ID, wire.GROUP, wire.ORIGIN})
+MARK, SHARED = (wire.ORIGIN, "orders/0/7"), Headers({wire.GROUP: "billing", wire.ATTEMPT: "2"})
+
+
+def record(fields: list[tuple[str, bytes | None]] | None, body: bytes | None = b"{}") -> RecordDelivery:
+    found = Record("orders", 0, 7, b"k-1", body, fields, None, (1, 1_700_000_000_000))  # type: ignore[call-arg]
+    return RecordDelivery(Source(Topic("orders"), "billing"), "orders/0", 7, 1, None, 2, found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("body", [b"{}", b"", None])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        FIELDS,
+        [("tenant", b"\xff"), ("none", None)],
+        [("alo-id", b"\xff"), ("alo-id", None)],
+        [("alo-id", b"m-1"), ("alo-id", b"m-2"), ("alo-reply-to", b"inbox")],
+        [("alo-id", b"x" * 257)],
+    ],
+)
+def test_a_first_copy_out_of_the_record_is_the_one_out_of_its_message(
+    fields: list[tuple[str, bytes | None]] | None, body: bytes | None
+) -> None:
+    out_of_record = record(fields, body).first_copy(MARKS, MARK, SHARED)
+    read = record(fields, body)
+    message = read.message
+    out_of_message = read.first_copy(MARKS, MARK, SHARED)
+    assert out_of_record is not None
+    assert out_of_message is not None
+    for copy in (out_of_record, out_of_message):
+        assert (copy.id, copy.body, copy.key, copy.native) == (message.id, body or b"", b"k-1", message.native)
+        kept = [(name, value) for name, value in fields or () if name != wire.ID]
+        end = [(wire.ID, message.id), MARK, *SHARED.items()]
+        assert list(copy.headers.items()) == [*kept, *end]
+        assert copy.headers.size == Headers([*kept, *end]).size
+    assert (message.native is TOMBSTONE) == (body is None)
+
+
+def test_a_record_that_bears_a_mark_or_cannot_be_read_has_no_first_copy() -> None:
+    assert record([("a", b"1"), (wire.GROUP, b"billing")]).first_copy(MARKS, MARK, SHARED) is None
+    assert record([(wire.GROUP, None)]).first_copy(MARKS, MARK, SHARED) is None
+
+    class Broken:
+        def headers(self) -> None:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+        def set_headers(self, _: object) -> None:
+            pass
+
+    source = Source(Topic("orders"), "billing")
+    broken = RecordDelivery(source, "orders/0", 0, 1, None, 2, Broken())  # type: ignore[arg-type]
+    assert broken.first_copy(MARKS, MARK, SHARED) is None
+    assert broken._message is None  # whoever makes it is told why it cannot be read
 
 
 def test_the_key_and_the_body_of_a_delivery_are_had_without_reading_its_headers() -> None:

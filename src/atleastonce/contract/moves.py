@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from atleastonce import wire
 from atleastonce.channels import Channel, Source
 from atleastonce.contract.verdicts import Verdict
-from atleastonce.message import Headers, Message
+from atleastonce.message import Composed, Headers, Message, sift
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -146,6 +146,23 @@ class Delivery:
             return None
         deadline = wire.read_deadline(headers)
         return math.inf if deadline is None else deadline
+
+    def first_copy(self, marks: Container[str], mark: tuple[str, str], shared: Headers) -> Message | None:
+        """A copy of the message whose header fields end with its id, ``mark`` and ``shared``; None if one of ``marks`` is among
+        them already, the id aside, or if they cannot be read. Where a message is dear to make, without making it.
+
+        Args:
+            marks: names of fields, `wire.ID` among them.
+            mark: the one that is this copy's own.
+            shared: what it has in common with others; see `Composed`.
+        """
+        message = self.message
+        own, size, gone = sift(message.headers.fields(), marks)
+        gone.pop(wire.ID, None)
+        if gone or self.unreadable is not None:
+            return None
+        headers = Composed(own, size, ((wire.ID, message.id), mark), shared)
+        return Message(message.id, message.body, message.key, headers, None, message.native)
 
     @property
     def key(self) -> bytes | None:

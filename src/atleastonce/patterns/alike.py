@@ -5,7 +5,6 @@ Nothing is taken over that could differ: a failure is like the one before only i
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from atleastonce import wire
@@ -14,7 +13,7 @@ from atleastonce.contract import Delivery
 from atleastonce.message import NO_HEADERS, Headers, Message
 from atleastonce.patterns.failure import FailurePolicy, Hop, is_plain
 from atleastonce.patterns.history import History
-from atleastonce.patterns.hops import first_at, said, said_alike, waiting_copy, words
+from atleastonce.patterns.hops import first_at, first_waiting_copy, said, said_alike, waiting_copy, words
 
 
 class Alike:
@@ -74,18 +73,28 @@ class Alike:
 
     def copy(self, delivery: Delivery, history: History, error: BaseException, now: float) -> Message:
         """The copy that waits, of ``delivery`` that failed ``now``: as `retry_copy` makes it."""
+        first = first_at(history, now) if history.first_failed else ""
+        return waiting_copy(delivery, history, self._saying(error, first, now))
+
+    def first_copy(self, delivery: Delivery, error: BaseException, now: float) -> Message | None:
+        """The same of what is alike and, by its header fields, never failed before; None of anything else."""
+        if delivery.returned or not self.covers(delivery, 1, error):
+            return None
+        return first_waiting_copy(delivery, self._saying(error, "", now))
+
+    def _saying(self, error: BaseException, first: str, now: float) -> Headers:
+        """What the copies have in common of those that fail ``now`` with what ``error`` says, and failed ``first`` then."""
         before, millis, began, shared = self._said
         text = words(error)
-        first = first_at(history, now) if history.first_failed else ""
         if (
             text.__class__ is not str
             or text != before
             or first != began
-            or millis != math.ceil(now * 1000 - wire.NOISE)
+            or not millis - 1 < now * 1000 - wire.NOISE <= millis  # rounded up
         ):
             at = wire.millis(now)
             kind = self._kind.__name__
             shared = said_alike(self._group, kind, said(text), at, first or at, self._hop, self._tier)
             if text.__class__ is str:
                 self._said = (text, int(at), first, shared)
-        return waiting_copy(delivery, history, shared)
+        return shared

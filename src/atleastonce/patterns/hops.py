@@ -15,7 +15,7 @@ from atleastonce import wire
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
-from atleastonce.message import Composed, Headers, HeaderValue, Message
+from atleastonce.message import Composed, Headers, HeaderValue, Message, sift
 from atleastonce.patterns.failure import Dead, Hop
 from atleastonce.patterns.history import History, is_of, origin
 from atleastonce.urls import mask
@@ -139,12 +139,18 @@ def first_at(history: History, now: float) -> str:
 def waiting_copy(delivery: Delivery, history: History, shared: Headers) -> Message:
     """The copy that waits, with what it says of its failure in common with others: see `said_alike`."""
     message = delivery.message
-    gone = _GONE if history.ours else _GONE_WITH_PAST
-    own = [item for item in message.headers.fields() if item[0] not in gone]
-    own.append((wire.ID, message.id))
+    own, size, _ = sift(message.headers.fields(), _GONE if history.ours else _GONE_WITH_PAST)
+    marks = [(wire.ID, message.id)]
     if not history.ours:
-        own.append((wire.ORIGIN, origin(delivery)))
-    return Message(message.id, message.body, message.key, Composed(own, shared), None, message.native)
+        marks.append((wire.ORIGIN, origin(delivery)))
+    headers = Composed(own, size, marks, shared)
+    return Message(message.id, message.body, message.key, headers, None, message.native)
+
+
+def first_waiting_copy(delivery: Delivery, shared: Headers) -> Message | None:
+    """`waiting_copy` of what never failed before, by its header fields, and so bears no mark of ours but its id; None of anything
+    else. Most of what fails together is of this kind, and its history need not be read, nor a message be made of it."""
+    return delivery.first_copy(_GONE_WITH_PAST, (wire.ORIGIN, origin(delivery)), shared)
 
 
 @lru_cache(64)  # so many kinds of failures within a millisecond, beyond which all of it is made anew
@@ -231,10 +237,10 @@ def redriven_copy(delivery: Delivery, home: Source, redrives: int | None = None)
     back = str(min(redrives + 1, wire.MAX_REDRIVES))
     ours = is_of(message.headers, home)
     gone = _GONE_BACK if ours else _GONE_WITH_PAST
-    own = [item for item in message.headers.fields() if item[0] not in gone]
-    own.append((wire.ID, message.id))
+    own, size, _ = sift(message.headers.fields(), gone)
     shared = _said_back(back) if ours else _said_back(back, home.group_name, home.channel.name)
-    return Message(message.id, message.body, message.key, Composed(own, shared), None, message.native)
+    headers = Composed(own, size, ((wire.ID, message.id),), shared)
+    return Message(message.id, message.body, message.key, headers, None, message.native)
 
 
 @lru_cache(64)  # most of a list came back as often

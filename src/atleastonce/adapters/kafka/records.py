@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import methodcaller
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from atleastonce.adapters.kafka.partition import Assignment, Partition
 from atleastonce.channels import Source
 from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
-from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
+from atleastonce.message import NO_HEADERS, Composed, Headers, HeaderValue, Message, sift
 from atleastonce.wire import ID, read_id
 
 
@@ -47,6 +47,7 @@ class RecordHeaders(Headers):
     def __init__(self, fields: Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]] = ()) -> None:
         # The client's list is its own and stays as it is; anything else is looked through once, here.
         self._fields = fields if fields.__class__ is list else Headers(fields).items()
+        self._items = ()
         self._last = None
         self._size = -1
 
@@ -81,10 +82,11 @@ class RecordHeaders(Headers):
             self._size = header_bytes(self._fields)
         return self._size
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_items":  # the one that is not set from the start
-            raise AttributeError(name)
-        self._items = tuple([(name, _text(value)) for name, value in self._fields])
+    # No ``__getattr__`` that makes them: beside one, Python looks up every attribute the slow way.
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """See `Headers.items`."""
+        if not self._items:
+            self._items = tuple([(name, _text(value)) for name, value in self._fields])
         return self._items
 
 
@@ -148,13 +150,18 @@ def read_message(record: Record) -> Message:
     kind, millis = record.timestamp()
     headers, identity = read_headers(fields) if fields else (NO_HEADERS, None)
     return Message(
-        identity or f"{record.topic()}-{record.partition()}-{record.offset()}",
+        identity or _place_of(record),
         body or b"",
         record.key(),
         headers,
         millis / 1000 if kind else None,
         TOMBSTONE if body is None else None,
     )
+
+
+def _place_of(record: Record) -> str:
+    """The id of a message whose producer gave it none."""
+    return f"{record.topic()}-{record.partition()}-{record.offset()}"
 
 
 class RecordDelivery(Delivery):
@@ -184,6 +191,23 @@ class RecordDelivery(Delivery):
     def read(self) -> Message:
         """See `Delivery.read`."""
         return read_message(self.raw)
+
+    def first_copy(self, marks: Container[str], mark: tuple[str, str], shared: Headers) -> Message | None:
+        """See `Delivery.first_copy`."""
+        if self._message is not None:
+            return super().first_copy(marks, mark, shared)
+        record = self.raw
+        try:
+            fields = fields_of(record)
+        except DecodeError:  # whoever looks at the message is told
+            return None
+        own, size, gone = sift(fields or (), marks)
+        identity = read_id(_text(gone.pop(ID, None))) or _place_of(record)
+        if gone:
+            return None
+        body = record.value()
+        headers = Composed(own, size, ((ID, identity), mark), shared)
+        return Message(identity, body or b"", record.key(), headers, None, TOMBSTONE if body is None else None)
 
     @property
     def body(self) -> bytes:
