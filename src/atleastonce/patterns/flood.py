@@ -69,6 +69,9 @@ class Gate(enum.Enum):
     """Shut before, open now: the next end of a message decides."""
 
 
+_PROBING = Gate.PROBING  # by itself: Python finds a member of an enumeration in 90 ns, and each failure asks
+
+
 class FloodGuard:
     """Counts what one consumer gives up. Told of failures alone, it costs a success nothing. Thread-safe.
 
@@ -125,10 +128,10 @@ class FloodGuard:
 
     def failed(self) -> None:
         """A message failed and goes to a retry: no end, but where the gate is being probed, an answer."""
-        if self.gate is Gate.PROBING:
+        if self.gate is _PROBING:
             with self._lock:
                 self._turn()
-                if self.gate is Gate.PROBING:
+                if self.gate is _PROBING:
                     self._shut(self.reason)
 
     def look(self) -> Gate:
