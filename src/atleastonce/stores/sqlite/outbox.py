@@ -172,12 +172,13 @@ class SQLiteOutbox(OutboxStore):
         return await self._outbox_read(look.rows)
 
     async def outbox_remove(self, rows: Sequence[OutboxRow]) -> None:
+        # Number by number with its id: a list of ids to compare with would be a tree, and a search in it for each row.
+        outbox = f"{self._prefix}_outbox"
         sql = (
-            f"DELETE FROM {self._prefix}_outbox WHERE seq IN (SELECT value FROM json_each(?)) "
-            "AND CAST(id AS TEXT) IN (SELECT value FROM json_each(?))"  # a message of one of these ids is one of these messages
+            f"DELETE FROM {outbox} WHERE seq IN (SELECT o.seq FROM json_each(?) j CROSS JOIN {outbox} o "
+            "ON o.seq = CAST(j.key AS INTEGER) WHERE CAST(o.id AS TEXT) = j.value)"
         )
-        gone = (_encode([row.seq for row in rows]).decode(), _encode([row.id for row in rows]).decode())
-        await self._outbox_change(sql, gone)
+        await self._outbox_change(sql, (_encode({row.seq: row.id for row in rows}).decode(),))
 
     async def outbox_park(self, rows: Sequence[Parking], *, blocking: bool) -> None:
         def work(connection: sqlite3.Connection, now: int) -> None:
