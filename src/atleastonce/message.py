@@ -237,6 +237,19 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return size if self.key is None else size + len(self.key)
 
 
+def sizes(messages: Iterable[Message]) -> list[int]:
+    """`Message.size` of each: of a list, to call for each costs more than to count."""
+    found = []
+    for message in messages:
+        size = message.headers._size
+        if size < 0:
+            size = message.headers.size
+        size += len(message.body)
+        key = message.key
+        found.append(size if key is None else size + len(key))
+    return found
+
+
 def new_id() -> str:
     """A new message id: 32 hexadecimal digits, 48 bits of milliseconds and then 80 random ones.
 

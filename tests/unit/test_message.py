@@ -14,7 +14,7 @@ from atleastonce.channels import Channel, Queue, Topic
 from atleastonce.compose import compose, compose_many
 from atleastonce.contract import NONE, Ability, Capabilities, Counting, Leasing, Level, Ordering
 from atleastonce.errors import ConfigurationError, EncodeError, InvalidMessage
-from atleastonce.message import Headers, Message, check_headers, new_id
+from atleastonce.message import Headers, Message, check_headers, new_id, sizes
 
 NAMES = st.sampled_from(["a", "b", "A", "tenant", "alo-id", "alo-attempt"])
 VALUES = st.one_of(st.none(), st.text(), st.binary())
@@ -58,6 +58,14 @@ def test_size_counts_names_and_values(fields: list[tuple[str, str | bytes | None
     assert headers.size == sum(len(name) + len(value or "") for name, value in fields)
     assert Message("m", b"12345", b"key", headers).size == 8 + headers.size
     assert Message("m", b"12345", None, headers).size == 5 + headers.size
+
+
+@given(FIELDS)
+def test_sizes_of_a_list_are_those_of_its_messages(fields: list[tuple[str, str | bytes | None]]) -> None:
+    messages = [Message("m", b"12345", key, Headers(fields)) for key in (b"key", b"", None)]
+    messages.append(Message("m", b"", b"key", Headers(fields).plus("name", "value")))
+    counted = sizes(messages)
+    assert counted == [message.size for message in messages] == sizes(messages)
 
 
 def test_the_last_value_wins_and_names_are_case_sensitive() -> None:

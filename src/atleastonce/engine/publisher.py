@@ -14,6 +14,7 @@ from atleastonce.contract import Code, Outcome, Outgoing, Window, unknown
 from atleastonce.engine.answers import ask
 from atleastonce.engine.rate import TokenBucket
 from atleastonce.errors import Closed, Overloaded
+from atleastonce.message import sizes
 from atleastonce.wake import Bell, Signal
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outcome]]]
@@ -222,9 +223,12 @@ class Publisher:
     def _batches(self, items: Sequence[Outgoing]) -> Iterator[tuple[Sequence[Outgoing], int]]:
         """``items`` in parts that the window takes, each with its bytes."""
         most = min(self._max_batch, self._window.messages)
+        each = sizes([item.message for item in items])
+        if 0 < len(items) <= most and (whole := sum(each)) <= self._window.bytes:  # as most lists
+            yield items, whole
+            return
         begin = size = 0
-        for end, item in enumerate(items):
-            more = item.message.size
+        for end, more in enumerate(each):
             if end > begin and (end - begin == most or size + more > self._window.bytes):
                 yield items[begin:end], size
                 begin, size = end, 0

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -122,15 +122,15 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    async def send(self, records: Sequence[Publish], outcomes: list[Outcome]) -> None:
-        """Publish ``records`` in order and put each one's outcome into ``outcomes`` at its place."""
+    async def send(self, records: Iterable[Publish], outcomes: list[Outcome]) -> None:
+        """Publish ``records`` in order and put each one's outcome into ``outcomes`` at its place. Each record is handed to the
+        client before the next is asked for, and not kept."""
         tally = Tally(outcomes)
-        self._topic = records[0].topic
         produce = self._producer.produce
         expected = 0
         deadline = time.monotonic() + self._timeout
         for record in records:
-            place = record.place
+            place, self._topic = record.place, record.topic
             outcomes[place] = _UNREPORTED
             report = _Report(tally, place)
             try:  # all by place: names cost 0.3 us a record

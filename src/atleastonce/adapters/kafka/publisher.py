@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 from confluent_kafka import KafkaError
 
@@ -15,7 +15,7 @@ from atleastonce.adapters.kafka.replies import TOPIC, place_of
 from atleastonce.channels import Source
 from atleastonce.contract import OK, Code, Fault, Outcome, Outgoing, ReplyTo, Status, rejected, unknown
 from atleastonce.errors import AtLeastOnceError, PermissionDenied
-from atleastonce.message import Added, Composed, Headers, HeaderValue
+from atleastonce.message import Added, Composed, Headers, HeaderValue, sizes
 
 LOOK_AGAIN = (Code.NOT_FOUND, Code.TIMEOUT, Code.PERMISSION, Code.CLOSED)
 """What a record's topic may have to do with: it was deleted since, or a right was taken away. The client throws away (closed) all
@@ -59,28 +59,49 @@ class Publisher:
                 self._idle.set()
 
     async def _send(self, batch: Sequence[Outgoing]) -> list[Outcome]:
-        records, outcomes = await self.records(batch)
-        if records:
-            await self._publish(records, outcomes)
+        refused = await self._not_writable(batch)
+        outcomes = [OK] * len(batch)
+        if self._closed:
+            for record in self._records(batch, refused, outcomes):
+                outcomes[record.place] = unknown(Code.CLOSED, "the adapter was closed before it was sent")
+            return outcomes
+        self._pump = self._ready(self._pump, {})
+        await self._pump.send(self._records(batch, refused, outcomes), outcomes)
+        if outcomes.count(OK) != len(outcomes):  # nearly never: then something is asked of each
+            await self._look_again([*self._records(batch, refused, [OK] * len(batch))], outcomes)
         return outcomes
 
     async def records(self, batch: Sequence[Outgoing]) -> tuple[list[Publish], list[Outcome]]:
         """What of ``batch`` may be sent, and why the rest may not: one outcome for each, `OK` for what may."""
         outcomes = [OK] * len(batch)
+        return [*self._records(batch, await self._not_writable(batch), outcomes)], outcomes
+
+    async def _not_writable(self, batch: Sequence[Outgoing]) -> dict[str, Outcome]:
         destinations = {id(each.destination): each.destination for each in batch}.values()  # of a list, as a rule one
-        refused = await self._refused({each.name for each in destinations if not isinstance(each, (Source, ReplyTo))})
+        return await self._refused({each.name for each in destinations if not isinstance(each, (Source, ReplyTo))})
+
+    def _records(
+        self, batch: Sequence[Outgoing], refused: dict[str, Outcome], outcomes: list[Outcome]
+    ) -> Iterator[Publish]:
+        """As `records`, one after the other: a record that is handed on before the next is made is still in the processor's cache.
+
+        Args:
+            batch: to be sent.
+            refused: topics that may not be published to.
+            outcomes: one for each of ``batch``; of those that may not be sent it is written here.
+        """
         most, most_copied = self._settings.max_message_bytes, self._settings.max_sent_bytes
-        records: list[Publish] = []
         last: object = None
         limit, absent, plain, name = most, None, False, ""
         fields = _Fields()
-        for index, outgoing in enumerate(batch):
+        for index, (outgoing, size) in enumerate(
+            zip(batch, sizes([outgoing.message for outgoing in batch]), strict=True)
+        ):
             destination, message = outgoing.destination, outgoing.message
             if destination is not last:
                 last, name, absent = destination, destination.name, refused.get(destination.name)
                 limit = most_copied if name in self.roomy else most
                 plain = absent is None and destination.__class__ not in (Source, ReplyTo)
-            size = message.size
             if plain and size <= limit and outgoing.delay <= 0:
                 value: bytes | None = message.body
                 if not value and message.native is TOMBSTONE:
@@ -91,7 +112,7 @@ class Publisher:
                     found = [*fields.made, (headers.name, headers.value)]
                 else:
                     found = fields.of(headers)
-                records.append(Publish(index, name, value, message.key, found))
+                yield Publish(index, name, value, message.key, found)
             elif destination.__class__ is Source:
                 outcomes[index] = rejected(Code.INVALID, f"Kafka cannot address one group of a topic ({destination})")
             elif outgoing.delay > 0:
@@ -108,8 +129,7 @@ class Publisher:
                     outcomes[index] = rejected(Code.INVALID, f"{name[:80]!r} is no inbox of Kafka's")
                 else:
                     number, key = place
-                    records.append(Publish(index, TOPIC, message.body, key, fields.of(message.headers), number))
-        return records, outcomes
+                    yield Publish(index, TOPIC, message.body, key, fields.of(message.headers), number)
 
     def missing(self, topics: Iterable[str]) -> None:
         """These may be gone, or not be ours any more: the broker is asked before the next one is sent there."""
@@ -128,15 +148,8 @@ class Publisher:
         for pump in pumps:
             await pump.close()
 
-    async def _publish(self, records: list[Publish], outcomes: list[Outcome]) -> None:
-        if self._closed:
-            for record in records:
-                outcomes[record.place] = unknown(Code.CLOSED, "the adapter was closed before it was sent")
-            return
-        self._pump = self._ready(self._pump, {})
-        await self._pump.send(records, outcomes)
-        if outcomes.count(OK) == len(outcomes):  # as nearly always: then nothing is asked of each
-            return
+    async def _look_again(self, records: list[Publish], outcomes: list[Outcome]) -> None:
+        """What becomes of ``records``, of which some were not taken."""
         alone: list[Publish] = []
         for record in records:
             outcome = outcomes[record.place]

@@ -76,7 +76,8 @@ class Reader:
         )
         work.more = len(rows) >= work.batch
         self._tune(rows)
-        fresh = work.line.add(row for row in rows if row.slot in work.slots)  # some may have been given back meanwhile
+        slots = work.slots  # some may have been given back meanwhile
+        fresh = work.line.add([row for row in rows if row.slot in slots])
         work.read += fresh
         return fresh
 
