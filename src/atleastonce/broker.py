@@ -228,6 +228,7 @@ class Broker(Asks):
         Raises:
             Overloaded: as `publish_many`.
         """
+        items = tuple(items)  # the caller may go on filling its list, and what is accounted for must be what is sent
         # By identity first: to ask an equal channel for its hash costs as much as the rest of this, for each message.
         distinct = {id(item.destination): item.destination for item in items}.values()
         channels = tuple({each for each in distinct if isinstance(each, Channel)})

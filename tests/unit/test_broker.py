@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -141,6 +141,25 @@ async def test_publish_many_takes_key_and_id_from_the_payload(adapter: FakeAdapt
 
 
 # -------------------------------------------------------------------------------------------------- declaring
+
+
+@pytest.mark.parametrize("count", [5, 250])
+@pytest.mark.parametrize(
+    "change", [lambda items: items.append(items[0]), lambda items: items.clear()], ids=["more", "none"]
+)
+async def test_a_list_that_its_owner_changes_while_it_is_out_is_sent_as_it_was(
+    adapter: FakeAdapter, change: Callable[[list[Any]], None], count: int
+) -> None:
+    async with fake() as broker:
+        items = [broker.compose(QUEUE, b"", id=f"m{n}") for n in range(count)]
+        adapter.sender.gate.clear()
+        sending = asyncio.create_task(broker.send(items))
+        await until(lambda: adapter.sender.out == 1)
+        change(items)
+        adapter.sender.gate.set()
+        assert await sending == [OK] * count
+        assert [id for call in adapter.sender.calls for id in call] == [f"m{n}" for n in range(count)]
+    assert broker._publisher.pending == 0
 
 
 async def test_a_channel_is_declared_once_however_many_publish_at_once(adapter: FakeAdapter) -> None:
