@@ -16,8 +16,17 @@ from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
 from atleastonce.message import Headers, Message
 from atleastonce.patterns.failure import Dead, Hop
-from atleastonce.patterns.history import History, origin, read_history
-from atleastonce.patterns.hops import brief_copy, dead_copy, fingerprint, one_line, redriven_copy, retry_copy, words
+from atleastonce.patterns.history import History, is_of, origin, read_history
+from atleastonce.patterns.hops import (
+    brief_copy,
+    dead_copy,
+    fingerprint,
+    one_line,
+    redriven_copies,
+    redriven_copy,
+    retry_copy,
+    words,
+)
 
 HOME = Source(Topic("orders"), "billing")
 NOW = 1_700_000_000.25
@@ -286,6 +295,41 @@ def test_a_redriven_copy_forgets_the_failure_and_counts() -> None:
     assert redriven_copy(forged, HOME).headers.get(wire.REDRIVES) == "1", "one that nobody can have counted is none"
     back = read_history(delivery(once), HOME, counted=False)
     assert (back.attempt, back.first_failed, back.redrives) == (1, None, 1)
+
+
+PLACES = st.sampled_from(["orders", "orders/3/41", "orders/\xe5", b"orders/\xff", "other/1", "", None])
+GROUPS = st.sampled_from(["billing", b"billing", b"billing\xff", "shipping", "", None])
+COUNTS = st.sampled_from(["0", "4", b"4", "999", "1000", "9" * 30, "-1", "many", "\u0664", b"\xff", None])
+NAMED = (
+    st.tuples(st.just(wire.ORIGIN), PLACES)
+    | st.tuples(st.just(wire.GROUP), GROUPS)
+    | st.tuples(st.just(wire.REDRIVES), COUNTS)
+)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Message, st.text("m1", min_size=1), st.binary(), headers=st.lists(USERS | FORGED | NAMED).map(Headers)
+        )
+    )
+)
+def test_a_list_goes_back_with_one_look_at_the_fields_of_each(messages: list[Message]) -> None:
+    """What is told of its group, origin and redrives is what `is_of` and `wire.read_redrives` say of its header fields."""
+    back = list(redriven_copies([delivery(message) for message in messages], HOME))
+    for message, (copy, redrives) in zip(messages, back, strict=True):
+        assert redrives == wire.read_redrives(message.headers)
+        assert users(copy) == users(message)
+        ours = {name: value for name, value in copy.headers.items() if name in FAILURE}
+        assert ours == {
+            wire.ID: message.id,
+            wire.GROUP: "billing",
+            wire.ATTEMPT: "1",
+            wire.REDRIVES: str(min(redrives + 1, wire.MAX_REDRIVES)),
+            wire.ORIGIN: [*message.headers.get_all(wire.ORIGIN)][-1] if is_of(message.headers, HOME) else "orders",
+        }
+        assert len(copy.headers) == len(users(copy)) + len(ours), "ours are there once"
+        assert copy.headers.size == Headers(copy.headers.items()).size
 
 
 def test_what_others_forged_is_not_believed_after_our_first_hop() -> None:

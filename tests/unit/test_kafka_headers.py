@@ -131,6 +131,53 @@ def test_a_record_that_bears_a_mark_or_cannot_be_read_has_no_first_copy() -> Non
     assert broken._message is None  # whoever makes it is told why it cannot be read
 
 
+@pytest.mark.parametrize("body", [b"{}", b"", None])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        FIELDS,
+        [("alo-id", b"\xff"), ("alo-id", None)],
+        [("alo-id", b"m-1"), ("alo-id", b"m-2"), (wire.GROUP, None), ("a", None), (wire.ORIGIN, b"\xff")],
+    ],
+)
+def test_what_is_told_and_copied_out_of_the_record_is_what_its_message_says(
+    fields: list[tuple[str, bytes | None]] | None, body: bytes | None
+) -> None:
+    unread, read = record(fields, body), record(fields, body)
+    message = read.message
+    for item in (unread, read):
+        identity, own, size, gone = item.sifted(MARKS)
+        assert identity == message.id
+        assert own == [(name, value) for name, value in fields or () if name not in MARKS]
+        assert size == Headers(own).size
+        assert gone == {name: value for name, value in fields or () if name in MARKS}
+        copy = item.copied(identity, SHARED)
+        assert copy == Message(message.id, body or b"", b"k-1", SHARED, None, message.native)
+    assert unread._message is None, "no message was made"
+
+
+def test_of_a_record_that_cannot_be_read_no_more_is_told_or_copied_than_its_message_says() -> None:
+    class Broken:
+        def headers(self) -> None:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+        def set_headers(self, _: object) -> None:
+            pass
+
+        def value(self) -> bytes:
+            return b"{}"
+
+        def key(self) -> bytes:
+            return b"k-1"
+
+    broken = RecordDelivery(Source(Topic("orders"), "billing"), "orders/0", 7, 1, None, 2, Broken())  # type: ignore[arg-type]
+    identity, own, size, gone = broken.sifted(MARKS)
+    assert (identity, own, size, gone) == ("orders/0/7", [], 0, {})
+    assert broken.copied(identity, SHARED) == Message(identity, b"{}", None, SHARED)
+    assert broken.unreadable is not None
+
+
 def test_the_key_and_the_body_of_a_delivery_are_had_without_reading_its_headers() -> None:
     """Order asks each record for its key: reading headers for that would cost more than all else on the way to a handler."""
 

@@ -13,8 +13,8 @@ from atleastonce import Queue, Source, Topic, wire
 from atleastonce.adapters.memory import MemoryAdapter
 from atleastonce.contract import Code, Outcome, Outgoing, Topology, Window, rejected, unknown
 from atleastonce.errors import NotFound
-from atleastonce.message import Headers, Message
-from atleastonce.patterns.redrive import Redriven, moves, redrive, way_back
+from atleastonce.message import Headers, HeaderValue, Message
+from atleastonce.patterns.redrive import Redriven, Selection, moves, passage, redrive, way_back
 from atleastonce.patterns.redrive.letters import Letter
 from atleastonce.patterns.redrive.passage import _Listener
 
@@ -163,6 +163,49 @@ async def test_the_next_list_is_on_its_way_while_one_is_waited_for(
     monkeypatch.setattr(adapter, "send", slow)
     assert counts(await redrive(adapter, HOME)) == Redriven(matched=20, redriven=20)
     assert [await waiting(adapter, source) for source in (HOME, DEAD)] == [20, 0]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_what_died_again_meanwhile_waits_for_the_next_run(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Where a choice is asked of each letter, and where the copies are told all that there is to know."""
+    monkeypatch.setattr(passage, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(passage, "_RETURN_SECONDS", 0.1)
+    await bury(adapter, 7)  # the first list
+    ours = {wire.GROUP: "billing", wire.ORIGIN: "orders/1"}
+    again = Message("m0", b"died again", None, Headers({**ours, wire.REDRIVES: "1"}))
+    twin = Message("m1", b"a second letter of it, as old as the first", None, Headers(ours))
+    await adapter.send([Outgoing(HOME.dead_letter_channel, message) for message in (again, twin)])
+    done = await redrive(adapter, HOME, wanted=(lambda _: True) if asked else Selection())
+    assert counts(done) == Redriven(matched=8, redriven=8, refailed=1)
+    left = await adapter.browse(HOME.dead_letter_channel, 10)
+    assert [each.message.body for each in left] == [again.body]
+    assert (await redrive(adapter, HOME)).redriven == 1
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_letters_of_all_kinds_in_one_list(adapter: MemoryAdapter, asked: bool) -> None:
+    ours: dict[str, HeaderValue] = {wire.GROUP: "billing", wire.ORIGIN: "orders/1"}
+    kinds: dict[str, dict[str, HeaderValue]] = {
+        "plain": ours,
+        "foreign": {},
+        "other": {**ours, wire.GROUP: "shipping"},
+        "twice": {**ours, wire.REDRIVES: "2"},
+        "looping": {**ours, wire.REDRIVES: "5"},
+        "last": ours,
+        "too many": ours,
+    }
+    items = [Message(name, b"", None, Headers(fields)) for name, fields in kinds.items()]
+    await adapter.send([Outgoing(HOME.dead_letter_channel, message) for message in items])
+    done = await redrive(adapter, HOME, wanted=(lambda _: True) if asked else Selection(), limit=5)
+    assert counts(done) == Redriven(matched=5, redriven=5, skipped=2, looped=1)
+    back = {each.message.id: each.message for each in await adapter.browse(HOME.channel, 10, HOME.group)}
+    assert list(back) == ["plain", "foreign", "other", "twice", "last"]
+    assert [message.headers.get(wire.REDRIVES) for message in back.values()] == ["1", "1", "1", "3", "1"]
+    assert {message.headers.get(wire.GROUP) for message in back.values()} == {"billing"}
+    left = await adapter.browse(HOME.dead_letter_channel, 10)
+    assert {each.message.id for each in left} == {"looping", "too many"}
 
 
 async def test_where_the_destination_takes_nothing_no_more_is_tried_than_is_on_its_way(

@@ -12,7 +12,7 @@ import msgspec
 from atleastonce import wire
 from atleastonce.channels import Channel, Source
 from atleastonce.contract.verdicts import Verdict
-from atleastonce.message import Composed, Headers, Message, sift
+from atleastonce.message import Composed, Headers, HeaderValue, Message, sift
 
 log = logging.getLogger("atleastonce.engine")
 
@@ -163,6 +163,16 @@ class Delivery:
             return None
         headers = Composed(own, size, ((wire.ID, message.id), mark), shared)
         return Message(message.id, message.body, message.key, headers, None, message.native)
+
+    def sifted(self, names: Container[str]) -> tuple[str, list[tuple[str, HeaderValue]], int, dict[str, HeaderValue]]:
+        """The message's id, and what `sift` tells of its header fields. Where a message is dear to make, without making it."""
+        message = self.message
+        return message.id, *sift(message.headers.fields(), names)
+
+    def copied(self, identity: str, headers: Headers) -> Message:
+        """A copy of the message under ``headers``; ``identity`` is its id, as `sifted` tells it. As cheap as that."""
+        message = self.message
+        return Message(identity, message.body, message.key, headers, None, message.native)
 
     @property
     def key(self) -> bytes | None:

@@ -8,7 +8,7 @@ import math
 import re
 import socket
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from atleastonce import wire
@@ -17,7 +17,7 @@ from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
 from atleastonce.message import Composed, Headers, HeaderValue, Message, sift
 from atleastonce.patterns.failure import Dead, Hop
-from atleastonce.patterns.history import History, is_of, origin
+from atleastonce.patterns.history import History, origin
 from atleastonce.urls import mask
 
 # All our headers together stay below 8 KiB: AMQP puts all headers in one frame, and a frame too large kills the
@@ -27,6 +27,7 @@ _MAX_ERROR_MESSAGE = 1024
 _MAX_TRACEBACK = 4096
 
 _HOST = socket.gethostname()
+_ORIGIN_BYTES = len(wire.ORIGIN)
 
 
 # Beyond this nobody looks, and masking takes time.
@@ -223,31 +224,47 @@ def given_back_copy(
     return _rehead(delivery.message, _GONE_WITH_PAST, [*fields, (wire.ORIGIN, origin(delivery))])
 
 
-def redriven_copy(delivery: Delivery, home: Source, redrives: int | None = None) -> Message:
-    """The copy of a dead letter of ``home`` for its way back: the failure is forgotten, identity, origin and the number of redrives
-    are kept. What was dead in this queue is this group's, whatever its headers say: without our marks it would not be known again,
-    and could go round for ever.
+def redriven_copies(letters: Iterable[Delivery], home: Source) -> Iterator[tuple[Message, int]]:
+    """Of each dead letter of ``home`` the copy for its way back, and how often it came back before: the failure is forgotten,
+    identity, origin and the number of redrives are kept. What was dead in this queue is this group's, whatever its headers say:
+    without our marks it would not be known again, and could go round for ever."""
+    group, place = home.group_name, home.channel.name
+    for letter in letters:
+        identity, own, size, gone = letter.sifted(_GONE_WITH_PAST)
+        redrives = 0 if (count := gone.get(wire.REDRIVES)) is None else _counted(count)
+        came = gone.get(wire.ORIGIN)
+        if came is not None and _text(gone.get(wire.GROUP)) == group and _text(came).partition("/")[0] == place:
+            own.append((wire.ORIGIN, came))
+            headers = Composed(
+                own, size + _ORIGIN_BYTES + len(came), ((wire.ID, identity),), _said_back(redrives, group)
+            )
+        else:
+            headers = Composed(own, size, ((wire.ID, identity),), _said_back(redrives, group, place))
+        yield letter.copied(identity, headers), redrives
 
-    Args:
-        redrives: how often it came back so far, if that is known already.
-    """
-    message = delivery.message
-    if redrives is None:
-        redrives = wire.read_redrives(message.headers)
-    back = str(min(redrives + 1, wire.MAX_REDRIVES))
-    ours = is_of(message.headers, home)
-    gone = _GONE_BACK if ours else _GONE_WITH_PAST
-    own, size, _ = sift(message.headers.fields(), gone)
-    shared = _said_back(back) if ours else _said_back(back, home.group_name, home.channel.name)
-    headers = Composed(own, size, ((wire.ID, message.id),), shared)
-    return Message(message.id, message.body, message.key, headers, None, message.native)
+
+def redriven_copy(letter: Delivery, home: Source) -> Message:
+    """The copy of one: see `redriven_copies`."""
+    ((copy, _),) = redriven_copies((letter,), home)
+    return copy
+
+
+def _text(value: HeaderValue) -> str:
+    """As `Headers.get` gives it."""
+    return value if isinstance(value, str) else "" if value is None else value.decode("utf-8", "replace")
 
 
 @lru_cache(64)  # most of a list came back as often
-def _said_back(redrives: str, group: str = "", place: str = "") -> Headers:
-    """What copies say alike on their way back; of ``group`` and ``place`` where the letters do not say it."""
-    fields: list[tuple[str, HeaderValue]] = [(wire.ATTEMPT, "1"), (wire.REDRIVES, redrives)]
-    return Headers([*fields, (wire.GROUP, group), (wire.ORIGIN, place)] if group else fields)
+def _counted(redrives: HeaderValue) -> int:
+    return wire.read_redrives(Headers(((wire.REDRIVES, redrives),)))
+
+
+@lru_cache(64)
+def _said_back(redrives: int, group: str, place: str = "") -> Headers:
+    """What copies say alike on their way back; of ``place``, too, where the letters do not say it."""
+    back = str(min(redrives + 1, wire.MAX_REDRIVES))
+    fields: list[tuple[str, HeaderValue]] = [(wire.GROUP, group), (wire.ATTEMPT, "1"), (wire.REDRIVES, back)]
+    return Headers([*fields, (wire.ORIGIN, place)] if place else fields)
 
 
 def fingerprint(error: BaseException) -> str:
@@ -289,5 +306,4 @@ _DIAGNOSTICS = frozenset({wire.ERROR_MESSAGE, wire.TRACEBACK, wire.SERVICE, wire
 # What a copy says no more, or anew: also of its past, where other consumers wrote that, or forgers.
 _GONE = _FAILURE_FIELDS | {wire.ID, wire.GROUP}
 _GONE_WITH_PAST = _GONE | {wire.ORIGIN, wire.REDRIVES}
-_GONE_BACK = _FAILURE_FIELDS | {wire.ID, wire.REDRIVES}
 _GONE_ALONG = frozenset({wire.ID, wire.GROUP, wire.ATTEMPT, wire.GIVEN_BACK, wire.FIRST_FAILED})

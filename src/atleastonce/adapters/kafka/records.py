@@ -209,6 +209,26 @@ class RecordDelivery(Delivery):
         headers = Composed(own, size, ((ID, identity), mark), shared)
         return Message(identity, body or b"", record.key(), headers, None, TOMBSTONE if body is None else None)
 
+    def sifted(self, names: Container[str]) -> tuple[str, list[tuple[str, HeaderValue]], int, dict[str, HeaderValue]]:
+        """See `Delivery.sifted`."""
+        record = self.raw
+        if self._message is not None:
+            return super().sifted(names)
+        try:
+            fields = fields_of(record)
+        except DecodeError:  # the message is made without them, and says why
+            return super().sifted(names)
+        own, size, gone = sift(fields or (), names)
+        return read_id(_text(gone.get(ID))) or _place_of(record), own, size, gone
+
+    def copied(self, identity: str, headers: Headers) -> Message:
+        """See `Delivery.copied`."""
+        if self._message is not None:
+            return super().copied(identity, headers)
+        record = self.raw
+        body = record.value()
+        return Message(identity, body or b"", record.key(), headers, None, TOMBSTONE if body is None else None)
+
     @property
     def body(self) -> bytes:
         """See `Delivery.body`."""

@@ -16,12 +16,13 @@ from atleastonce import wire
 from atleastonce.channels import Channel, Source
 from atleastonce.contract import OK, Adapter, Delivery, Outcome, Outgoing
 from atleastonce.message import HeaderValue, Message
-from atleastonce.patterns.hops import redriven_copy
+from atleastonce.patterns.hops import redriven_copies
 from atleastonce.patterns.redrive.accounts import Redriven
 from atleastonce.patterns.redrive.audit import Auditor
 from atleastonce.patterns.redrive.letters import Letter
 from atleastonce.patterns.redrive.passage import Passage
 from atleastonce.patterns.redrive.selection import Selection
+from atleastonce.patterns.redrive.taken import Taken
 
 log = logging.getLogger("atleastonce")
 
@@ -52,7 +53,9 @@ class Run:
         self._change = change
         self._auditor = auditor
         self._begun = time.monotonic()
-        self._all = isinstance(wanted, Selection) and not wanted
+        # Whether anybody is asked or told of a letter: of all that a letter can say, a redrive of everything needs next to nothing.
+        everything = isinstance(wanted, Selection) and not wanted
+        self._asks = not everything or change is not None or auditor.wanted
         self._remembers = isinstance(wanted, Selection) and bool(wanted.ids)
         # Of what went back: how often it had by then. Hashes, for there may be a million.
         self._moved: dict[int, int] = {}
@@ -71,20 +74,37 @@ class Run:
             seconds=took,
         )
 
-    async def take(self, passage: Passage, batch: Sequence[Delivery], left: int | None) -> list[Letter]:
+    async def take(self, passage: Passage, batch: Sequence[Delivery], left: int | None) -> Taken:
         """What is to be moved of ``batch``, at most ``left``; the rest is kept."""
-        taken: list[Letter] = []
+        taken = Taken()
         kept: list[Delivery] = []
+        room = len(batch) if left is None else left
+        copies = None if self._asks else redriven_copies(batch, self._home)
+        moved = self._moved
         for delivery in batch:
-            letter = Letter(delivery)
-            if self._is_back(letter):
+            letter: Letter | None = None
+            copy: Message | None = None
+            if copies is None:
+                letter = Letter(delivery)
+                identity, redrives = letter.id, letter.redrives
+            else:  # whoever makes the copy has learned all that is asked here
+                copy, redrives = next(copies)
+                identity = copy.id
+            sent = moved.get(hash(identity))
+            if sent is not None and redrives >= sent:
+                # It went back in this run, and has died again: it waits for the next one.
                 self.counts["refailed"] += 1
                 passage.later(1)
                 kept.append(delivery)
                 continue
-            if (left is None or len(taken) < left) and (self._all or self._wanted(letter)):
-                if letter.redrives < self._max_redrives:
-                    taken.append(letter)
+            if len(taken.deliveries) < room and (letter is None or self._wanted(letter)):
+                if redrives < self._max_redrives:
+                    taken.deliveries.append(delivery)
+                    if copy is not None:
+                        taken.copies.append(copy)
+                        taken.redrives.append(redrives)
+                    elif letter is not None:
+                        taken.letters.append(letter)
                     continue
                 self.counts["looped"] += 1
             self.counts["skipped"] += 1
@@ -94,36 +114,34 @@ class Run:
             await passage.keep(kept)
         return taken
 
-    def _is_back(self, letter: Letter) -> bool:
-        """Whether it went back in this run, and has died again: then it waits for the next one."""
-        sent = self._moved.get(hash(letter.id)) if self._moved else None
-        return sent is not None and letter.redrives >= sent
-
-    def copies(self, letters: Sequence[Letter]) -> list[Outgoing]:
+    def copies(self, taken: Taken) -> list[Outgoing]:
         """What is sent."""
+        if taken.letters:
+            found = redriven_copies(taken.deliveries, self._home)
+            for letter, (copy, redrives) in zip(taken.letters, found, strict=True):
+                edited = copy if self._change is None else _changed(copy, letter.body, self._change(letter))
+                taken.copies.append(edited)
+                taken.redrives.append(redrives)
         items: list[Outgoing] = []
-        for letter in letters:
-            redrives = letter.redrives
-            copy = redriven_copy(letter.delivery, self._home, redrives)
-            if self._change is not None:
-                copy = _changed(copy, letter.body, self._change(letter))
+        for copy, redrives in zip(taken.copies, taken.redrives, strict=True):
             items.append(Outgoing(self._destination, copy))
-            self._moved[hash(copy.id)] = min(redrives + 1, wire.MAX_REDRIVES)
+            self._moved[hash(copy.id)] = redrives + 1 if redrives < wire.MAX_REDRIVES else redrives
         return items
 
     async def send(self, items: Sequence[Outgoing]) -> Sequence[Outcome]:
         return await self._adapter.send(items)
 
-    def sent(self, letters: Sequence[Letter], outcomes: Sequence[Outcome]) -> list[Letter]:
+    def sent(self, taken: Taken, outcomes: Sequence[Outcome]) -> list[Delivery]:
         """Those whose copies are confirmed; told to the audit."""
         told = self._auditor.wanted or self._remembers
-        if not told and outcomes.count(OK) == len(outcomes) == len(letters):
-            self.counts["redriven"] += len(letters)  # nobody asks for each of them
-            return list(letters)
-        moved: list[Letter] = []
+        if not told and outcomes.count(OK) == len(outcomes) == len(taken):
+            self.counts["redriven"] += len(taken)  # nobody asks for each of them
+            return taken.deliveries
+        moved: list[Delivery] = []
+        letters = taken.letters or [Letter(delivery) for delivery in taken.deliveries]
         for letter, outcome in zip(letters, outcomes, strict=True):
             if outcome.ok:
-                moved.append(letter)
+                moved.append(letter.delivery)
                 if self._remembers:
                     self.found.add(letter.id)
                 original = None if self._change is None else letter.body
@@ -134,7 +152,7 @@ class Run:
             self._auditor.note(letter, "failed", redrives=letter.redrives, detail=str(outcome.fault))
         self._auditor.tell()
         self.counts["redriven"] += len(moved)
-        self.counts["failed"] += len(letters) - len(moved)
+        self.counts["failed"] += len(taken) - len(moved)
         return moved
 
     @property
@@ -150,7 +168,7 @@ class Sending:
     def __init__(self, run: Run, passage: Passage) -> None:
         self._run = run
         self._passage = passage
-        self._out: deque[tuple[list[Letter], asyncio.Task[Sequence[Outcome]] | None]] = deque()
+        self._out: deque[tuple[Taken, asyncio.Task[Sequence[Outcome]] | None]] = deque()
 
     async def __aenter__(self) -> Self:
         return self
@@ -161,34 +179,34 @@ class Sending:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def begin(self, letters: list[Letter]) -> None:
-        """Send the copies of ``letters``, unless those before had to be the last."""
-        if not letters:
+    def begin(self, taken: Taken) -> None:
+        """Send the copies of ``taken``, unless those before had to be the last."""
+        if not taken:
             return
         task: asyncio.Task[Sequence[Outcome]] | None = None
         if self._passage.stopped:
-            self._run.counts["matched"] -= len(letters)
-            self._run.counts["skipped"] += len(letters)
+            self._run.counts["matched"] -= len(taken)
+            self._run.counts["skipped"] += len(taken)
         else:
-            task = asyncio.create_task(self._run.send(self._run.copies(letters)), name="atleastonce-redrive")
-        self._out.append((letters, task))
+            task = asyncio.create_task(self._run.send(self._run.copies(taken)), name="atleastonce-redrive")
+        self._out.append((taken, task))
 
     async def finish(self, ahead: int = 0) -> int:
         """Wait for what is on its way but the last ``ahead`` lists; take out what is confirmed, keep the rest. How many went."""
         moved = 0
         while len(self._out) > ahead:
-            letters, task = self._out[0]
+            taken, task = self._out[0]
             outcomes = None if task is None else await task
             self._out.popleft()
-            moved += await self._ended(letters, outcomes)
+            moved += await self._ended(taken, outcomes)
         return moved
 
-    async def _ended(self, letters: list[Letter], outcomes: Sequence[Outcome] | None) -> int:
-        moved = [] if outcomes is None else self._run.sent(letters, outcomes)
-        await self._passage.done([letter.delivery for letter in moved])
-        if len(moved) < len(letters):
-            gone = set(map(id, moved))
-            await self._passage.keep([letter.delivery for letter in letters if id(letter) not in gone])
+    async def _ended(self, taken: Taken, outcomes: Sequence[Outcome] | None) -> int:
+        moved = [] if outcomes is None else self._run.sent(taken, outcomes)
+        await self._passage.done(moved)
+        if len(moved) < len(taken):
+            gone = set(moved)
+            await self._passage.keep([delivery for delivery in taken.deliveries if delivery not in gone])
             if not moved and outcomes is not None:
                 self._passage.stop(f"{self._run.destination} takes nothing at present")
         return len(moved)
