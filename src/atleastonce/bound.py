@@ -114,6 +114,9 @@ class Bound:
         self._dead_letters = consumer.home.dead_letter_channel
         self._way_back = way_back(consumer, capabilities)
         self._counted = self._native.level is Level.NATIVE
+        self._drafts = (
+            not consumer.transactions
+        )  # where a copy leaves with its settlement, nothing writes it for a list
         self._alike: Alike | None = None  # to the last failure that a copy waits for
 
     # ------------------------------------------------------------------------------- runs of the handler
@@ -230,10 +233,10 @@ class Bound:
                 return decision
         now = time.time()
         alike = self._alike
-        if alike is not None and (copy := alike.first_copy(delivery, error, now)) is not None:
+        if alike is not None and (decision := alike.first(delivery, error, now)) is not None:
             if self._guard is not None:
                 self._guard.failed()
-            return Decision(ACK, (Outgoing(alike.waiting, copy),), None, "retried")
+            return decision
         history = self._history(delivery)
         # A copy of it to try again would have lost its key and fields.
         if delivery.unreadable is not None and (unread := undecoded(delivery)) is not None:
@@ -285,6 +288,8 @@ class Bound:
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """What follows when the broker refuses a copy for good. See `Rejection`."""
+        if decision.draft is not None and (unread := undecoded(delivery)) is not None:
+            return self._give_up(delivery, self._history(delivery), Dead("decode", unread), time.time())
         if decision.name == "released" and decision.copies[0].destination != self._home.suspects_channel:
             return None  # a copy that would only have spared it an attempt: it is given back as it is
         if fault.code in (Code.NOT_FOUND, Code.UNROUTABLE) and self._missing is not None:
@@ -352,7 +357,7 @@ class Bound:
         waiting = self._waiting[tier]
         if not self._counted:
             self._alike = Alike.to(
-                self.policy, delivery, history.attempt, error, hop, self._home.group_name, waiting, tier
+                self.policy, delivery, history.attempt, error, hop, self._home, waiting, tier, drafts=self._drafts
             )
         message = retry_copy(delivery, self._home, history, hop, error, now=now, tier=tier)
         return Decision(copies=(Outgoing(waiting, message),), name="retried")

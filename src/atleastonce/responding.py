@@ -210,9 +210,9 @@ class Responder(Bound):
 
     def rejected(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """An answer that the broker refuses is dropped: whoever asked is gone, or is told that it was too large."""
-        reply = decision.copies[0]
-        if not isinstance(reply.destination, ReplyTo):
+        if not decision.copies or not isinstance(decision.copies[0].destination, ReplyTo):
             return super().rejected(delivery, decision, fault)
+        reply = decision.copies[0]
         rest = decision.copies[1:]
         asked = self.desk.asked(delivery)
         if fault.code is Code.TOO_LARGE and asked is not None and wire.ERROR_TYPE not in reply.message.headers:

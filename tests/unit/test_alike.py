@@ -10,6 +10,7 @@ import pytest
 
 from atleastonce import FailurePolicy, Queue, RetryChain, RetryLater, Source, wire
 from atleastonce.contract import Delivery
+from atleastonce.engine.decision import Decision
 from atleastonce.message import Composed, Headers, Message
 from atleastonce.patterns.alike import Alike
 from atleastonce.patterns.failure import Hop
@@ -35,7 +36,7 @@ def delivery(identity: str = "m1", headers: dict[str, str] | None = None, tries:
 
 
 def alike(error: BaseException, policy: FailurePolicy = POLICY) -> Alike | None:
-    return Alike.to(policy, delivery(), 1, error, HOP, HOME.group_name, WAITING, 5.0)
+    return Alike.to(policy, delivery(), 1, error, HOP, HOME, WAITING, 5.0, drafts=True)
 
 
 def test_each_copy_is_the_one_that_would_be_made_anew() -> None:
@@ -70,7 +71,7 @@ def test_what_never_failed_before_has_the_same_copy(fields: dict[str, Any]) -> N
     known, item, error = alike(Gone("x")), delivery("m1", fields), Gone("x")
     assert known is not None
     for now in (NOW, NOW + 0.0004, NOW + 0.001, NOW, NOW - 0.001):  # clocks are set back, too
-        copy = known.first_copy(item, error, now)
+        (copy,) = written(known.first(item, error, now), item)
         expected = known.copy(item, read_history(item, HOME, counted=False), error, now)
         assert copy == expected
         assert copy.headers.items()[-7:] == expected.headers.items()[-7:]
@@ -78,20 +79,55 @@ def test_what_never_failed_before_has_the_same_copy(fields: dict[str, Any]) -> N
         assert copy.headers.get(wire.ERROR_AT) == wire.millis(now)
 
 
+def written(decision: Decision | None, *items: Delivery) -> list[Message]:
+    assert decision is not None
+    assert decision.draft is not None
+    copies, unread = decision.draft.written(items)
+    assert not unread
+    assert {copy.destination for copy in copies} == {decision.draft.destination} == {WAITING}
+    return [copy.message for copy in copies]
+
+
 @pytest.mark.parametrize("name", sorted({wire.GROUP, wire.ORIGIN, wire.REDRIVES, wire.ATTEMPT, wire.DEATHS, wire.DUE}))
-def test_what_bears_a_mark_of_ours_has_a_past_to_be_read(name: str) -> None:
-    known = alike(Gone("x"))
+@pytest.mark.parametrize("ours", [{}, {wire.GROUP: HOME.group_name, wire.ORIGIN: "orders/0/3"}])
+def test_what_bears_a_mark_of_ours_has_the_copy_that_its_past_asks_for(name: str, ours: dict[str, str]) -> None:
+    known, error = alike(Gone("x")), Gone("x")
     assert known is not None
-    assert known.first_copy(delivery("m1", {name: "1"}), Gone("x"), NOW) is None
+    marked = delivery("m2", {name: "1", **ours})
+    copies = written(known.first(marked, error, NOW), delivery("m1"), marked, delivery("m3"))
+    expected = retry_copy(marked, HOME, read_history(marked, HOME, counted=False), HOP, error, now=NOW, tier=5.0)
+    assert copies[1] == expected
+    assert [copy.id for copy in copies] == ["m1", "m2", "m3"]
 
 
-def test_what_came_back_or_cannot_be_read_has_no_first_copy() -> None:
-    known, back, unread = alike(Gone("x")), delivery(), delivery()
+def test_what_came_back_or_waited_in_a_channel_is_not_decided_before_its_fields_are_read() -> None:
+    known, back, away = alike(Gone("x")), delivery(), delivery()
     assert known is not None
-    back.returned, unread.unreadable = True, ValueError("broken")
-    assert known.first_copy(back, Gone("x"), NOW) is None
-    assert known.first_copy(unread, Gone("x"), NOW) is None
-    assert known.first_copy(delivery(tries=2), Gone("x"), NOW) is None
+    back.returned, away.source = True, Source(WAITING)
+    for item in (back, away, delivery(tries=2)):
+        assert known.first(item, Gone("x"), NOW) is None
+    of_channel = Alike.to(POLICY, away, 1, Gone("x"), HOP, HOME, WAITING, 5.0, drafts=True)
+    assert of_channel is not None
+    assert of_channel.first(away, Gone("x"), NOW) is None
+    assert of_channel.covers(away, 1, Gone("x"))
+
+
+def test_where_copies_leave_with_their_settlement_none_is_left_to_a_list() -> None:
+    known = Alike.to(POLICY, delivery(), 1, Gone("x"), HOP, HOME, WAITING, 5.0, drafts=False)
+    assert known is not None
+    assert known.first(delivery(), Gone("x"), NOW) is None
+
+
+def test_what_cannot_be_read_has_no_copy_and_its_neighbours_have() -> None:
+    known, unread = alike(Gone("x")), delivery("m2")
+    assert known is not None
+    decision = known.first(unread, Gone("x"), NOW)
+    assert decision is not None
+    assert decision.draft is not None
+    unread.unreadable = ValueError("broken")
+    copies, left = decision.draft.written([delivery("m1"), unread, delivery("m3")])
+    assert [copy.message.id for copy in copies] == ["m1", "m3"]
+    assert left == [unread]
 
 
 def test_a_text_that_is_no_plain_one_is_read_for_each_failure() -> None:

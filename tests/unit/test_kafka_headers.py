@@ -84,6 +84,11 @@ def record(fields: list[tuple[str, bytes | None]] | None, body: bytes | None = b
     return RecordDelivery(Source(Topic("orders"), "billing"), "orders/0", 7, 1, None, 2, found)  # type: ignore[arg-type]
 
 
+def first_copies(*deliveries: RecordDelivery) -> list[Message | None]:
+    name, value = MARK
+    return RecordDelivery.first_copies(deliveries, MARKS, name, [value] * len(deliveries), SHARED)
+
+
 @pytest.mark.parametrize("body", [b"{}", b"", None])
 @pytest.mark.parametrize(
     "fields",
@@ -99,10 +104,10 @@ def record(fields: list[tuple[str, bytes | None]] | None, body: bytes | None = b
 def test_a_first_copy_out_of_the_record_is_the_one_out_of_its_message(
     fields: list[tuple[str, bytes | None]] | None, body: bytes | None
 ) -> None:
-    out_of_record = record(fields, body).first_copy(MARKS, MARK, SHARED)
+    (out_of_record,) = first_copies(record(fields, body))
     read = record(fields, body)
     message = read.message
-    out_of_message = read.first_copy(MARKS, MARK, SHARED)
+    (out_of_message,) = first_copies(read)
     assert out_of_record is not None
     assert out_of_message is not None
     for copy in (out_of_record, out_of_message):
@@ -115,8 +120,8 @@ def test_a_first_copy_out_of_the_record_is_the_one_out_of_its_message(
 
 
 def test_a_record_that_bears_a_mark_or_cannot_be_read_has_no_first_copy() -> None:
-    assert record([("a", b"1"), (wire.GROUP, b"billing")]).first_copy(MARKS, MARK, SHARED) is None
-    assert record([(wire.GROUP, None)]).first_copy(MARKS, MARK, SHARED) is None
+    marked = record([("a", b"1"), (wire.GROUP, b"billing")])
+    assert first_copies(marked, record([(wire.GROUP, None)])) == [None, None]
 
     class Broken:
         def headers(self) -> None:
@@ -127,7 +132,7 @@ def test_a_record_that_bears_a_mark_or_cannot_be_read_has_no_first_copy() -> Non
 
     source = Source(Topic("orders"), "billing")
     broken = RecordDelivery(source, "orders/0", 0, 1, None, 2, Broken())  # type: ignore[arg-type]
-    assert broken.first_copy(MARKS, MARK, SHARED) is None
+    assert first_copies(broken) == [None]
     assert broken._message is None  # whoever makes it is told why it cannot be read
 
 

@@ -147,22 +147,32 @@ class Delivery:
         deadline = wire.read_deadline(headers)
         return math.inf if deadline is None else deadline
 
-    def first_copy(self, marks: Container[str], mark: tuple[str, str], shared: Headers) -> Message | None:
-        """A copy of the message whose header fields end with its id, ``mark`` and ``shared``; None if one of ``marks`` is among
-        them already, the id aside, or if they cannot be read. Where a message is dear to make, without making it.
+    @staticmethod
+    def first_copies(
+        deliveries: Sequence[Delivery], marks: Container[str], mark: str, values: Sequence[str], shared: Headers
+    ) -> list[Message | None]:
+        """A copy of the message of each of ``deliveries``, whose header fields end with its id, ``mark`` and ``shared``; None if
+        one of ``marks`` is among them already, the id aside, or if they cannot be read. Where messages are dear to make, without
+        making them.
 
         Args:
+            deliveries: of this class.
             marks: names of fields, `wire.ID` among them.
-            mark: the one that is this copy's own.
-            shared: what it has in common with others; see `Composed`.
+            mark: the one that is each copy's own.
+            values: of ``mark``, for each.
+            shared: what they have in common; see `Composed`.
         """
-        message = self.message
-        own, size, gone = sift(message.headers.fields(), marks)
-        gone.pop(wire.ID, None)
-        if gone or self.unreadable is not None:
-            return None
-        headers = Composed(own, size, ((wire.ID, message.id), mark), shared)
-        return Message(message.id, message.body, message.key, headers, None, message.native)
+        copies: list[Message | None] = []
+        for delivery, value in zip(deliveries, values, strict=True):
+            message = delivery.message
+            own, size, gone = sift(message.headers.fields(), marks)
+            gone.pop(wire.ID, None)
+            if gone or delivery.unreadable is not None:
+                copies.append(None)
+                continue
+            headers = Composed(own, size, ((wire.ID, message.id), (mark, value)), shared)
+            copies.append(Message(message.id, message.body, message.key, headers, None, message.native))
+        return copies
 
     def sifted(self, names: Container[str]) -> tuple[str, list[tuple[str, HeaderValue]], int, dict[str, HeaderValue]]:
         """The message's id, and what `sift` tells of its header fields. Where a message is dear to make, without making it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from atleastonce.contract import Delivery
 from atleastonce.engine.cancel import forgive, loop_ends, shed
-from atleastonce.engine.decision import GIVE_BACK, AsyncProcess, Decision, cut_off
+from atleastonce.engine.decision import DONE, GIVE_BACK, AsyncProcess, Decision, cut_off
 from atleastonce.engine.lanes import Lanes
 from atleastonce.engine.places import Places
 from atleastonce.engine.pools import CANCEL_SECONDS, Ended, Failed, Fatal, judged, self_cancelled
@@ -176,7 +176,7 @@ class AsyncPool:
                 if self._stopping:
                     return
                 await shed(task, self._is_stopping)
-            if decision.copies:
+            if decision is not DONE and (decision.draft is not None or decision.copies):
                 publishing += 1 if decision.name == "done" else _PUBLISHING_RUNS / _MOVING_RUNS
             if time.monotonic() - turn > _TURN_SECONDS or publishing >= _PUBLISHING_RUNS:
                 if self._woken is None:

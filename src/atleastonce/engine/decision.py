@@ -3,12 +3,25 @@ engine."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from atleastonce.channels import Channel
 from atleastonce.contract import ACK, DIED, RELEASE, Delivery, Fault, Outgoing, Verdict
+
+
+class Draft(Protocol):
+    """A copy that is written when its list leaves: of many deliveries at once, each out of the message and into the client."""
+
+    @property
+    def destination(self) -> Channel[Any]:
+        """Where the copies go."""
+
+    def written(self, deliveries: Sequence[Delivery]) -> tuple[list[Outgoing], list[Delivery]]:
+        """A copy of each of ``deliveries``, in order; and those of which none can be written, which end another way: see
+        `Rejection`."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -19,6 +32,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
         copies: published first. If one is not confirmed, the delivery stays unsettled and the handler is not run
             again for it:
             only the publish is repeated.
+        draft: instead of ``copies``, for deliveries that have a copy each which is alike.
         again: None, or seconds to wait before the handler runs again in place, lease held; then there is no verdict
             yet.
         name: which counter it adds to: done, retried, dead, discarded, released.
@@ -28,6 +42,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     copies: tuple[Outgoing, ...] = ()
     again: float | None = None
     name: str = "done"
+    draft: Draft | None = None
 
 
 DONE = Decision()
@@ -59,7 +74,8 @@ SyncProcess: TypeAlias = Callable[[Delivery], Decision]
 
 
 class Rejection(Protocol):
-    """Asked for a new decision when the broker refuses a decision's copy for good (too large, no such channel)."""
+    """Asked for a new decision when the broker refuses a decision's copy for good (too large, no such channel), or its draft cannot
+    be written."""
 
     def __call__(self, delivery: Delivery, decision: Decision, fault: Fault) -> Decision | None:
         """Another decision, or None to hold the delivery and try the same copies again later."""

@@ -91,7 +91,7 @@ class Endings:
                 self.release([delivery])
             else:
                 self._timers.again(delivery, decision.again)
-        elif decision.copies:
+        elif decision.draft is not None or decision.copies:
             self.mover.add(delivery, decision)
         elif decision is EXITED or decision is AMONG_THEM:
             self._ended_the_service(delivery, decision)

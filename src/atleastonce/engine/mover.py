@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 import msgspec
 
-from atleastonce.contract import ACK, OK, RELEASE, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
+from atleastonce.contract import ACK, OK, RELEASE, Code, Delivery, Fault, Outcome, Outgoing, ReplyTo, Status, Verdict
 from atleastonce.engine.answers import ask
 from atleastonce.engine.copies import FailedCopies
 from atleastonce.engine.decision import Decision
@@ -26,6 +27,7 @@ _Way = (
 )  # the names of the channels that a decision's copies go to; of one copy, as nearly always, its name
 # Answers have as many destinations as there are askers, and hang together if they hang.
 _TO_ASKERS = ""
+_UNREADABLE = Fault(Code.INVALID, detail="its message cannot be read")
 
 
 class Mover:
@@ -63,9 +65,10 @@ class Mover:
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
         """Publish the decision's copies soon, then settle."""
-        copies = decision.copies
         way: _Way
-        if len(copies) == 1:
+        if (draft := decision.draft) is not None:
+            way = draft.destination.name
+        elif len(copies := decision.copies) == 1:
             destination = copies[0].destination
             way = _TO_ASKERS if destination.__class__ is ReplyTo else destination.name
         else:
@@ -127,14 +130,18 @@ class Mover:
                 if delivery.lost:  # it comes again, and would be copied twice
                     self.forget(delivery)
                     self._settle(delivery, RELEASE)
-        copies = [copy for _, decision in live for copy in decision.copies]
+        copies, unwritten = _written(live)
+        if unwritten:
+            live = [move for move in live if move[0] not in unwritten]
+            for delivery, decision in unwritten.items():
+                self._refuse(delivery, decision, _UNREADABLE)
         outcomes = await ask(self._send, copies) if copies else []
         if outcomes.count(OK) == len(outcomes):
             self._confirmed(live)
             return
-        answers = iter(outcomes)
+        answers = zip(copies, outcomes, strict=True)
         for delivery, decision in live:
-            mine = [(copy, next(answers)) for copy in decision.copies]
+            mine = list(islice(answers, len(decision.copies) if decision.draft is None else 1))
             missing = [(copy, outcome) for copy, outcome in mine if not outcome.ok]
             if not missing:
                 self.forget(delivery)
@@ -155,13 +162,40 @@ class Mover:
 
     def _failed(self, delivery: Delivery, decision: Decision, missing: list[tuple[Outgoing, Outcome]]) -> None:
         # What is confirmed is not published again: one destination that is away must not flood the others.
-        rest = msgspec.structs.replace(decision, copies=tuple(copy for copy, _ in missing))
+        rest = msgspec.structs.replace(decision, copies=tuple(copy for copy, _ in missing), draft=None)
         _, worst = min(missing, key=lambda item: item[1].status is not Status.REJECTED)
-        self.last_fault = worst.fault
-        refused = worst.fault if worst.status is Status.REJECTED else None
-        if refused is None or not self._failed_copies.replaced(delivery, rest, refused):
+        if worst.status is Status.REJECTED and worst.fault is not None:
+            self._refuse(delivery, rest, worst.fault)
+        else:
+            self.last_fault = worst.fault
             self._failed_copies.again(delivery, rest, worst.fault)
+
+    def _refuse(self, delivery: Delivery, decision: Decision, fault: Fault) -> None:
+        self.last_fault = fault
+        if not self._failed_copies.replaced(delivery, decision, fault):
+            self._failed_copies.again(delivery, decision, fault)
 
     def forget(self, delivery: Delivery) -> None:
         """The delivery has ended: stop counting its failures."""
         self._failed_copies.forget(delivery)
+
+
+def _written(moves: Sequence[_Move]) -> tuple[list[Outgoing], dict[Delivery, Decision]]:
+    """All copies of ``moves``, in order, and the moves of which none can be written."""
+    copies: list[Outgoing] = []
+    unwritten: dict[Delivery, Decision] = {}
+    begin = 0
+    while begin < len(moves):
+        decision = moves[begin][1]
+        if decision.draft is None:
+            copies += decision.copies
+            begin += 1
+            continue
+        end = begin + 1
+        while end < len(moves) and moves[end][1] is decision:
+            end += 1
+        written, left = decision.draft.written([delivery for delivery, _ in moves[begin:end]])
+        copies += written
+        unwritten.update(dict.fromkeys(left, decision))
+        begin = end
+    return copies, unwritten

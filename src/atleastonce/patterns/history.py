@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -70,6 +71,20 @@ def origin(delivery: Delivery) -> str:
     """Where a message first failed, for ``alo-origin``: ``channel/stream-position``."""
     place, position = _place(delivery.source.channel.name, delivery.stream), delivery.position
     return place if position == "" else f"{place}/{position}"
+
+
+def origins(deliveries: Iterable[Delivery]) -> list[str]:
+    """`origin` of each."""
+    found: list[str] = []
+    source: Source | None = None
+    stream = place = ""
+    for delivery in deliveries:
+        if delivery.stream is not stream or delivery.source is not source:  # of a list nearly always as before
+            source, stream = delivery.source, delivery.stream
+            place = _place(source.channel.name, stream)
+        position = delivery.position
+        found.append(place if position == "" else f"{place}/{position}")
+    return found
 
 
 @lru_cache(1024)

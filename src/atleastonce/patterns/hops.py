@@ -8,7 +8,7 @@ import math
 import re
 import socket
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from atleastonce import wire
@@ -17,7 +17,7 @@ from atleastonce.contract import Delivery
 from atleastonce.errors import DecodeError
 from atleastonce.message import Composed, Headers, HeaderValue, Message, sift
 from atleastonce.patterns.failure import Dead, Hop
-from atleastonce.patterns.history import History, origin
+from atleastonce.patterns.history import History, origin, origins
 from atleastonce.urls import mask
 
 # All our headers together stay below 8 KiB: AMQP puts all headers in one frame, and a frame too large kills the
@@ -148,10 +148,10 @@ def waiting_copy(delivery: Delivery, history: History, shared: Headers) -> Messa
     return Message(message.id, message.body, message.key, headers, None, message.native)
 
 
-def first_waiting_copy(delivery: Delivery, shared: Headers) -> Message | None:
-    """`waiting_copy` of what never failed before, by its header fields, and so bears no mark of ours but its id; None of anything
-    else. Most of what fails together is of this kind, and its history need not be read, nor a message be made of it."""
-    return delivery.first_copy(_GONE_WITH_PAST, (wire.ORIGIN, origin(delivery)), shared)
+def first_waiting_copies(deliveries: Sequence[Delivery], shared: Headers) -> list[Message | None]:
+    """`waiting_copy` of each that never failed before, by its header fields, and so bears no mark of ours but its id; None of
+    anything else. Most of what fails together is of this kind, and no history need be read, nor a message be made of it."""
+    return deliveries[0].first_copies(deliveries, _GONE_WITH_PAST, wire.ORIGIN, origins(deliveries), shared)
 
 
 @lru_cache(64)  # so many kinds of failures within a millisecond, beyond which all of it is made anew

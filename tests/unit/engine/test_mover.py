@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from engine_kit import Answer, ScriptedAdapter, copy, deliveries, delivery, until
 
-from atleastonce.channels import Queue
+from atleastonce.channels import Channel, Queue
 from atleastonce.contract import ACK, OK, Code, Delivery, Fault, Outcome, Outgoing, Retry, Verdict, rejected, unknown
 from atleastonce.engine.decision import Decision
 from atleastonce.engine.mover import Mover
@@ -110,6 +110,62 @@ async def test_a_list_that_is_confirmed_is_settled_as_one() -> None:
         await until(lambda: len(lists) == 2)
     assert [len(each) for each in lists] == [3, 1]
     assert moves.verdicts == [ACK, Retry(3), ACK]
+
+
+class Drafts:
+    """Copies that are named after their originals, but of ``unread``."""
+
+    destination: Channel[object] = copy("any").destination  # type: ignore[assignment]
+
+    def __init__(self, *unread: Delivery) -> None:
+        self.unread = unread
+        self.runs: list[list[str]] = []
+
+    def written(self, items: Sequence[Delivery]) -> tuple[list[Outgoing], list[Delivery]]:
+        self.runs.append([item.message.id for item in items])
+        read = [item for item in items if item not in self.unread]
+        return [copy(f"c-{item.message.id}") for item in read], [item for item in items if item in self.unread]
+
+
+async def test_drafts_are_written_for_a_list_and_a_copy_that_failed_is_sent_again_as_it_was() -> None:
+    items, drafts = deliveries(4), Drafts()
+    names = [item.message.id for item in items]
+    drafted = Decision(name="retried", draft=drafts)
+    async with moving(Moves()) as moves:
+        moves.adapter.answers.append(lambda _: [OK, OK, AWAY, OK])
+        for item, decision in zip(items, (drafted, move("own"), drafted, drafted), strict=True):
+            moves.mover.add(item, decision)
+        await until(lambda: len(moves.settled) == 4)
+        assert moves.adapter.sends == [[f"c-{names[0]}", "own", f"c-{names[2]}", f"c-{names[3]}"], [f"c-{names[2]}"]]
+        assert drafts.runs == [[names[0]], [names[2], names[3]]]
+        assert moves.refusals == []
+
+
+async def test_a_draft_that_cannot_be_written_ends_otherwise_and_keeps_no_other_waiting() -> None:
+    items = deliveries(3)
+    drafted = Decision(name="retried", draft=Drafts(items[1]))
+    async with moving(Moves(refuses=True)) as moves:
+        for item in items:
+            moves.mover.add(item, drafted)
+        await until(lambda: len(moves.settled) == 2)
+    assert moves.settled == [items[0].message.id, items[2].message.id]
+    ((name, decision, fault),) = moves.refusals
+    assert (name, decision, fault.code) == (items[1].message.id, drafted, Code.INVALID)
+
+
+async def test_a_draft_that_nobody_decides_about_is_tried_again() -> None:
+    (item,) = deliveries(1)
+    drafts = Drafts(item)
+    moves = Moves()
+    moves.hold = True
+    async with moving(moves):
+        moves.mover.add(item, Decision(name="retried", draft=drafts))
+        await until(lambda: moves.held)
+        drafts.unread = ()
+        moves.mover.add(*moves.held.pop())
+        await until(lambda: moves.settled)
+    assert moves.adapter.sends == [[f"c-{item.message.id}"]]
+    assert not moves.mover.failing
 
 
 async def test_a_copy_leaves_in_the_next_turn() -> None:

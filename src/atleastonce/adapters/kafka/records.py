@@ -192,22 +192,35 @@ class RecordDelivery(Delivery):
         """See `Delivery.read`."""
         return read_message(self.raw)
 
-    def first_copy(self, marks: Container[str], mark: tuple[str, str], shared: Headers) -> Message | None:
-        """See `Delivery.first_copy`."""
-        if self._message is not None:
-            return super().first_copy(marks, mark, shared)
-        record = self.raw
-        try:
-            fields = fields_of(record)
-        except DecodeError:  # whoever looks at the message is told
-            return None
-        own, size, gone = sift(fields or (), marks)
-        identity = read_id(_text(gone.pop(ID, None))) or _place_of(record)
-        if gone:
-            return None
-        body = record.value()
-        headers = Composed(own, size, ((ID, identity), mark), shared)
-        return Message(identity, body or b"", record.key(), headers, None, TOMBSTONE if body is None else None)
+    @staticmethod
+    def first_copies(
+        deliveries: Sequence[Delivery], marks: Container[str], mark: str, values: Sequence[str], shared: Headers
+    ) -> list[Message | None]:
+        """See `Delivery.first_copies`."""
+        copies: list[Message | None] = []
+        marked = len(ID) + len(mark)
+        for delivery, value in zip(deliveries, values, strict=True):
+            if delivery._message is not None:
+                copies += Delivery.first_copies([delivery], marks, mark, [value], shared)
+                continue
+            record = delivery.raw
+            try:
+                fields = fields_of(record)
+            except DecodeError:  # whoever looks at the message is told
+                copies.append(None)
+                continue
+            own, size, gone = sift(fields or (), marks)
+            identity = read_id(_text(gone.pop(ID, None))) or _place_of(record)
+            if gone:
+                copies.append(None)
+                continue
+            own.append((ID, identity))
+            own.append((mark, value))
+            headers = Composed(own, size + marked + len(identity) + len(value), (), shared)
+            body = record.value()
+            native = TOMBSTONE if body is None else None
+            copies.append(Message(identity, body or b"", record.key(), headers, None, native))
+        return copies
 
     def sifted(self, names: Container[str]) -> tuple[str, list[tuple[str, HeaderValue]], int, dict[str, HeaderValue]]:
         """See `Delivery.sifted`."""
