@@ -12,7 +12,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed"
 from kafka_kit import eventually, fresh
 from raw_produce import produce
 
-from atleastonce import Context, FailurePolicy, Queue, Service, connect, wire
+from atleastonce import Context, FailurePolicy, Queue, RetryChain, Service, connect, wire
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first", "later"])
@@ -36,6 +36,27 @@ async def test_a_record_whose_header_names_are_no_text_costs_itself_alone(
         await produce((str(parts.hostname), parts.port or 9092), work.name, 0, records)
         await eventually(lambda: _counts(service) == {"done": 2, "dead": 1}, "all ended", 60)
         assert sorted(handled) == sorted((body, 1) for body in bodies if body != bodies[place])
+
+
+async def test_one_that_fails_among_others_is_a_failure_of_its_decoding_and_they_are_tried_again(kafka_url: str) -> None:
+    """The copies of what fails alike are made for a list, when it leaves."""
+    parts = urlsplit(kafka_url)
+    work = Queue[Any](fresh().name, bytes, partitions=1)
+    service = Service("names", broker=kafka_url)
+
+    @service.consumer(work, failure=FailurePolicy(in_place=None, chain=RetryChain("1h")))
+    async def handle(_: bytes) -> None:
+        raise RuntimeError("out of order")
+
+    async with service, connect(kafka_url) as broker:
+        names = [b"\xff\xfe" if number == 2 else b"good" for number in range(5)]
+        records = [(str(number).encode(), [(name, b"v")]) for number, name in enumerate(names)]
+        await produce((str(parts.hostname), parts.port or 9092), work.name, 0, records)
+        await eventually(lambda: service.status()[0].counts.get("retried") == 4, "four wait", 60)
+        await eventually(lambda: _counts(service) == {"done": 0, "dead": 1}, "one is dead", 60)
+        await eventually(lambda: not service.status()[0].in_flight, "all are settled", 60)
+        (group,) = await broker.dead_letters(work).groups()
+        assert (group.count, group.stage) == (1, "decode")
 
 
 async def test_an_answer_that_cannot_be_read_is_dropped_and_its_inbox_lives_on(kafka_url: str) -> None:
