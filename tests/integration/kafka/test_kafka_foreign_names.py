@@ -38,7 +38,9 @@ async def test_a_record_whose_header_names_are_no_text_costs_itself_alone(
         assert sorted(handled) == sorted((body, 1) for body in bodies if body != bodies[place])
 
 
-async def test_one_that_fails_among_others_is_a_failure_of_its_decoding_and_they_are_tried_again(kafka_url: str) -> None:
+async def test_one_that_fails_among_others_is_a_failure_of_its_decoding_and_they_are_tried_again(
+    kafka_url: str,
+) -> None:
     """The copies of what fails alike are made for a list, when it leaves."""
     parts = urlsplit(kafka_url)
     work = Queue[Any](fresh().name, bytes, partitions=1)
