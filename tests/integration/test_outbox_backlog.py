@@ -27,10 +27,8 @@ async def test_postgres_reads_no_more_than_it_gives_and_removes(postgres_databas
     assert isinstance(store, PostgresStore)
     asked = store._outbox_rows
 
-    async def explained(
-        statement: str, given: Sequence[Any] | Mapping[str, Any] = (), *, prepare: bool | None = None
-    ) -> list[Any]:
-        ((plan,),) = await asked(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given, prepare=prepare)
+    async def explained(statement: str, given: Sequence[Any] | Mapping[str, Any] = (), **how: bool | None) -> list[Any]:
+        ((plan,),) = await asked(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", given, **how)  # type: ignore[arg-type]
         read.append(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
         return []
 

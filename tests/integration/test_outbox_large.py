@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import sys
@@ -75,6 +76,27 @@ async def test_a_look_at_large_rows_brings_some_and_the_next_one_the_others(inbo
             found.append([row.outgoing.message.body[:1] for row in rows if row.outgoing is not None])
             await store.outbox_remove(rows)
     assert found == [[b"%d" % n for n in range(6)], [b"6", b"7", b"8"]]
+
+
+async def test_a_look_that_is_given_up_at_any_time_leaves_the_store_as_it_was(inbox_database: Database) -> None:
+    """Its answer has many pieces, and may be half read then."""
+    store, out, relay = inbox_database.make(), Queue("out"), b"r" * 16
+    assert isinstance(store, OutboxStore)
+    outbox = Outbox(store)
+    async with store:
+        async with outbox.transaction() as tx:
+            await outbox.publish_many(tx, out, [b"x" * 2000] * 3000)
+        await store.outbox_hold(relay, "relay", 60)
+
+        async def look() -> int:
+            return len(await store.outbox_fetch(relay, range(SLOTS), 5000, held=[], paused=[]))
+
+        for turn in range(24):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.002 * turn):
+                    assert await look() == 3000
+            assert (await store.outbox_stats()).waiting == 3000
+        assert await look() == 3000
 
 
 @pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])

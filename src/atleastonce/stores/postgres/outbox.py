@@ -26,13 +26,13 @@ from atleastonce.stores.pooled import PooledStore
 from atleastonce.stores.postgres.pool import rows_of
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
+    from atleastonce.stores.postgres.unhurried import Connection
 
 _NOW = "clock_timestamp()"
 _LEASE = f"{_NOW} + %s * interval '1 second'"
 
 
-class PostgresOutbox(PooledStore["AsyncConnection[Any]"]):
+class PostgresOutbox(PooledStore["Connection"]):
     """The part of the store that is the outbox."""
 
     _prefix: str
@@ -40,14 +40,23 @@ class PostgresOutbox(PooledStore["AsyncConnection[Any]"]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ear: AsyncConnection[Any] | None = None
+        self._ear: Connection | None = None
 
     async def _outbox_rows(
-        self, statement: str, given: Sequence[Any] | Mapping[str, Any] = (), *, prepare: bool | None = None
+        self,
+        statement: str,
+        given: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        prepare: bool | None = None,
+        unhurried: bool = False,
     ) -> list[Any]:
-        async def ask(connection: AsyncConnection[Any]) -> list[Any]:
+        async def ask(connection: Connection) -> list[Any]:
             cursor = connection.cursor(binary=True)
-            await cursor.execute(statement.encode(), given, prepare=prepare)
+            connection.unhurried = unhurried
+            try:
+                await cursor.execute(statement.encode(), given, prepare=prepare)
+            finally:
+                connection.unhurried = False
             return await cursor.fetchall() if cursor.description else [cursor.rowcount]
 
         return await self._outbox(lambda: self._run(ask))
@@ -76,7 +85,7 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
     async def outbox_hold(self, relay: bytes, name: str, lease: float) -> Holding:
         slot, relays = f"{self._prefix}_outbox_slot", f"{self._prefix}_outbox_relay"
 
-        async def work(connection: AsyncConnection[Any]) -> Holding:
+        async def work(connection: Connection) -> Holding:
             async with connection.transaction():
                 await connection.execute(
                     f"INSERT INTO {relays} VALUES (%s, %s, {_LEASE}) "
@@ -132,7 +141,7 @@ FROM unnest(%s::smallint[], %s::smallint[], %s::float8[], %s::text[], %s::text[]
         # reads all that waits and sorts it.
         rows = await self._outbox_rows(
             f"""
-SELECT {columns} FROM (SELECT {columns}, sum({size}) OVER (ORDER BY seq) - {size} AS before FROM (
+SELECT {columns} FROM (SELECT {columns}, sum({size}) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - {size} AS before FROM (
 SELECT o.* FROM {outbox}_slot s CROSS JOIN LATERAL (
     SELECT o.* FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS g(first, last) CROSS JOIN LATERAL (
         SELECT {columns} FROM {outbox} o
@@ -153,7 +162,10 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
                 "slots": list(slots),
                 "relay": relay,
             },
-            prepare=False if others else None,  # a plan for all lists compares each row with each number
+            # Prepared at once: to plan a look costs as much as a fifth of it. But a plan for all lists compares each row with
+            # each number.
+            prepare=not others,
+            unhurried=True,  # the line is full enough for a while
         )
         return OutboxRow.of(rows)
 
@@ -200,7 +212,7 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
                 raise
         await asyncio.sleep(max(0.0, end - loop.time()))
 
-    async def _listen(self) -> AsyncConnection[Any]:
+    async def _listen(self) -> Connection:
         ear = await self._pool.make()
         try:
             await ear.execute(f'LISTEN "{self._prefix}_outbox"'.encode())

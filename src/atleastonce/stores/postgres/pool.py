@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from atleastonce.stores import pools
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
+    from psycopg import AsyncConnection
+    from psycopg import Connection as BlockingConnection
+
+    from atleastonce.stores.postgres.unhurried import Connection
 
 
-def is_idle(connection: AsyncConnection[Any] | Connection[Any]) -> bool:
+def is_idle(connection: AsyncConnection[Any] | BlockingConnection[Any]) -> bool:
     """Whether it can be used again: connected, in no transaction, nothing under way."""
     return not connection.closed and connection.info.transaction_status.name == "IDLE"
 
@@ -40,7 +43,7 @@ def restoring(settings: dict[str, str]) -> bytes:
     ).encode()
 
 
-class Pool(pools.Pool["AsyncConnection[Any]"]):
+class Pool(pools.Pool["Connection"]):
     """At most ``size`` connections in use at a time.
 
     Args:
@@ -56,16 +59,16 @@ class Pool(pools.Pool["AsyncConnection[Any]"]):
         self._connect_timeout = connect_timeout
         self._settings = settings
 
-    def is_idle(self, connection: AsyncConnection[Any]) -> bool:
+    def is_idle(self, connection: Connection) -> bool:
         return is_idle(connection)
 
-    def is_broken(self, connection: AsyncConnection[Any]) -> bool:
+    def is_broken(self, connection: Connection) -> bool:
         return connection.broken
 
-    async def drop(self, connection: AsyncConnection[Any]) -> None:
+    async def drop(self, connection: Connection) -> None:
         await connection.close()
 
-    async def restore(self, connection: AsyncConnection[Any]) -> None:
+    async def restore(self, connection: Connection) -> None:
         from psycopg import AsyncCursor
         from psycopg.rows import tuple_row
 
@@ -73,11 +76,11 @@ class Pool(pools.Pool["AsyncConnection[Any]"]):
         async with asyncio.timeout(self._connect_timeout):
             await connection.execute(restoring(self._settings))
 
-    async def make(self) -> AsyncConnection[Any]:
-        import psycopg
+    async def make(self) -> Connection:
+        from atleastonce.stores.postgres.unhurried import Connection
 
         async with asyncio.timeout(self._connect_timeout):
-            connection = await psycopg.AsyncConnection.connect(**arguments(self._dsn), autocommit=True)
+            connection = await Connection.connect(**arguments(self._dsn), autocommit=True)
         try:
             # Set here and not in the DSN: connection poolers refuse start-up options that they do not know.
             calls = ", ".join("set_config(%s, %s, false)" for _ in self._settings)
