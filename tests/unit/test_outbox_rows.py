@@ -73,7 +73,7 @@ def test_what_a_relay_alone_holds_is_one_run() -> None:
 
 
 def test_lists_as_postgresql_reads_them() -> None:
-    assert (_numbers([]), _numbers([1, -2])) == ("{}", "{1,-2}")
+    assert (_numbers([]), _numbers([1, -2])) == ("{}", "{1, -2}")
     assert (_texts([]), _texts([""]), _texts(["a", 'b"', "\\,{} NULL"])) == (
         "{}",
         '{""}',

@@ -176,7 +176,7 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
         await self._outbox_rows(
             f"DELETE FROM {self._prefix}_outbox WHERE seq = ANY(%s::bigint[]) AND id = ANY(%s::text[]) "
             "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
-            (_numbers(row.seq for row in rows), _texts([row.id or "" for row in rows])),
+            (_numbers([row.seq for row in rows]), _texts([row.id or "" for row in rows])),
             prepare=False,
         )
 
@@ -267,7 +267,7 @@ WHERE s.slot = ANY(%(slots)s::smallint[]) AND s.relay = %(relay)s AND s.until > 
 
 # Lists as PostgreSQL writes them: psycopg makes each element by itself, which costs more than the row does that it is of.
 def _numbers(numbers: Iterable[int]) -> str:
-    return f"{{{','.join(map(str, numbers))}}}"
+    return f"{{{str(list(numbers))[1:-1]}}}"
 
 
 def _texts(texts: Sequence[str]) -> str:
