@@ -1,4 +1,4 @@
-"""What every delivery is: looked at again and again on the hot path, its message perhaps never."""
+"""What every delivery is, with its header fields: looked at again and again on the hot path, its message perhaps never."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ KINDS = (
     ("google.cloud.pubsub_v1", "atleastonce.adapters.pubsub.records", "PubSubDelivery"),
     ("redis", "atleastonce.adapters.redis_streams.entries", "EntryDelivery"),
     ("boto3", "atleastonce.adapters.sqs.records", "SQSDelivery"),
+    ("msgspec", "atleastonce.contract", "AskingHeaders"),
+    ("confluent_kafka", "atleastonce.adapters.kafka.records", "RecordHeaders"),
+    ("nats", "atleastonce.adapters.nats.envelope", "_Text"),
 )
 
 

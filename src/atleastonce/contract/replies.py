@@ -15,7 +15,7 @@ from atleastonce import wire
 from atleastonce.channels import Queue
 from atleastonce.contract.moves import Delivery, Outgoing
 from atleastonce.contract.outcomes import Outcome
-from atleastonce.message import Headers, Message
+from atleastonce.message import Headers, HeaderValue, Message
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,23 @@ class AskingHeaders(Headers):
         self.correlation = correlation
         self.deadline = deadline
         self.address = address
+        self._items = ()
         self._last = None
         own = len(id) + len(deadline) + len(address) + _OWN_NAMES
         self._size = base.size + (own + len(wire.CORRELATION) + len(correlation) if correlation else own)
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_items":  # the one that is not set from the start
-            raise AttributeError(name)
-        # By name: brokers that keep no order need not be told of one.
-        correlation = ((wire.CORRELATION, self.correlation),) if self.correlation else ()
-        own = ((wire.DEADLINE, self.deadline), (wire.ID, self.id), (wire.REPLY_TO, self.address))
-        self._items = (*self.base.items(), *correlation, *own)
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """See `Headers.items`."""
+        if not self._items:
+            # By name: brokers that keep no order need not be told of one.
+            correlation = ((wire.CORRELATION, self.correlation),) if self.correlation else ()
+            own = ((wire.DEADLINE, self.deadline), (wire.ID, self.id), (wire.REPLY_TO, self.address))
+            self._items = (*self.base.items(), *correlation, *own)
         return self._items
+
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self.items()
 
 
 _OWN_NAMES = len(wire.ID) + len(wire.DEADLINE) + len(wire.REPLY_TO)

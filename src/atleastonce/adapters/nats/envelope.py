@@ -12,7 +12,7 @@ import binascii
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from atleastonce.message import NO_HEADERS, Headers, HeaderValue, Message
@@ -190,6 +190,7 @@ class _Text(Headers):
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._items = ()
         self._last = None
         self._size = -1
 
@@ -207,15 +208,15 @@ class _Text(Headers):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.get(name) is not None
 
-    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
-        """See `Headers.fields`."""
+    def items(self) -> tuple[tuple[str, HeaderValue], ...]:
+        """See `Headers.items`."""
+        if not self._items:
+            self._items = tuple([(name, value) for _, name, value in _fields_in(self._text)])
         return self._items
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_items":  # the one that is not set from the start
-            raise AttributeError(name)
-        self._items = tuple([(name, value) for _, name, value in _fields_in(self._text)])
-        return self._items
+    def fields(self) -> Sequence[tuple[str, HeaderValue]]:
+        """See `Headers.fields`."""
+        return self.items()
 
 
 def read_unkept(block: bytes, body: bytes, position: str, published_at: float | None) -> Message:
