@@ -53,7 +53,6 @@ async def scan(
     """
     news = asyncio.Event()
     readers = [_Reader(await connection.channel(), queue, news)]
-    copies = 0
     try:
         # A quorum queue whose leader is not elected yet, as after a restart, counts 0: it is asked for a message, too.
         unsure = waiting == 0
@@ -72,7 +71,7 @@ async def scan(
             yield found
             if reader.awaited:
                 continue
-            copies += reader.finish()
+            reader.finish()
             if left and renew is None and len(readers) == 1:
                 readers.append(_Reader(await connection.channel(), queue, news))
             for each in readers:
@@ -80,7 +79,7 @@ async def scan(
                     left -= each.ask(min(left, _fitting(reader.average)))
             await asyncio.sleep(0)  # they are asked before anybody reads on
     finally:
-        await asyncio.shield(_give_back(connection, queue, readers, copies))
+        await asyncio.shield(_give_back(connection, queue, readers))
 
 
 def _fitting(average: int) -> int:
@@ -111,17 +110,22 @@ async def _first_to_have(readers: list[_Reader], news: asyncio.Event, patience: 
             return None
 
 
-async def _give_back(connection: Connection, queue: str, readers: list[_Reader], copies: int) -> None:
-    """Return what is out and close, once it is back in the queue. What a channel has settled and returned reaches its queues
-    in their own time, and a channel that is closed before takes some of it back: seen with more than 32 acknowledgements one
-    by one. And whoever looked next would miss some."""
+async def _give_back(connection: Connection, queue: str, readers: list[_Reader]) -> None:
+    """Return what is out and close, once it is back in the queue beside what lay there. What a channel has settled and returned
+    reaches its queues in their own time, and a channel that is closed before takes some of it back: seen with more than 32
+    acknowledgements one by one. And whoever looked next would miss some."""
     for reader in readers:
         await reader.leave()  # all of them, before anything is returned to which another would help itself
-    out = sum([reader.give_back() for reader in readers])
+    whole = 0
+    if out := sum([reader.out for reader in readers]):
+        with contextlib.suppress(amqp.AMQPError, TimeoutError):  # then nobody can tell when it is back
+            whole = await ready(connection, queue) + out  # not earlier: copies were put there, and others may have sent
+    for reader in readers:
+        reader.give_back()
     loop = asyncio.get_running_loop()
     end = loop.time() + _QUIET_SECONDS
     with contextlib.suppress(amqp.AMQPError, TimeoutError):
-        while out and await ready(connection, queue) < out + copies:
+        while whole and await ready(connection, queue) < whole:
             if loop.time() > end:
                 break
             await asyncio.sleep(0.02)
@@ -196,17 +200,16 @@ class _Reader(Sink):
         self._bytes += sum([len(raw[4]) + len(raw[5]) for raw in raws])
         return raws
 
-    def finish(self) -> int:
-        """Be handed no more of this portion. What is out stays out, but for what was put back as a copy; how many that were."""
+    def finish(self) -> None:
+        """Be handed no more of this portion. What is out stays out, but for what was put back as a copy."""
         if self.channel.closed is not None:
             raise self.channel.closed
         name, self._consumer = self._consumer, ""
         self.channel.pika.basic_cancel(name)
         # Not before: the consumer would get as many more, and they are not counted.
         self.channel.write([ack_frame(self.channel.number, each.token) for each in self.renewed])
-        gone, self.renewed = len(self.renewed), []
-        self._out -= gone
-        return gone
+        self._out -= len(self.renewed)
+        self.renewed = []
 
     async def leave(self) -> None:
         """Be handed no more, whatever it is at. What was on its way has come when it returns."""
@@ -220,9 +223,12 @@ class _Reader(Sink):
             with contextlib.suppress(amqp.AMQPError, TimeoutError):
                 await self.channel.call("basic_cancel", consumer_tag=name)
 
-    def give_back(self) -> int:
-        """Return all that is out; how many."""
-        if self.channel.closed is not None:
-            return 0
-        self.channel.pika.basic_nack(0, multiple=True, requeue=True)
-        return self._out + len(self.raws)
+    @property
+    def out(self) -> int:
+        """Messages that are here and not settled."""
+        return 0 if self.channel.closed is not None else self._out + len(self.raws)
+
+    def give_back(self) -> None:
+        """Return all that is out."""
+        if self.channel.closed is None:
+            self.channel.pika.basic_nack(0, multiple=True, requeue=True)
