@@ -156,6 +156,39 @@ def test_what_is_to_follow_a_read_follows_all_that_it_brought_also_its_failure()
     assert told == [0, 0, 2]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), asyncio.CancelledError()])
+def test_what_follows_a_read_and_fails_harms_neither_the_connection_nor_what_else_follows(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever `Connection._on_data_available` raises ends the connection of all who read on it."""
+    wire = Passed()
+    wire.sinks[1] = sink = Recorder()
+    told: list[str] = []
+
+    def fail() -> None:
+        raise error
+
+    def confirmed(*_: object) -> None:
+        wire.after_read(fail)
+        wire.after_read(lambda: told.append("the other"))
+
+    sink.confirmed = confirmed  # type: ignore[method-assign]
+    wire._on_data_available(frame.Method(1, spec.Basic.Ack(7)).marshal())
+    assert told == ["the other"]
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
+def test_the_end_of_the_process_is_no_failure_of_what_follows_a_read() -> None:
+    wire = Passed()
+
+    def leave() -> None:
+        raise SystemExit
+
+    wire.after_read(leave)
+    with pytest.raises(SystemExit):
+        wire._on_data_available(frame.Heartbeat().marshal())
+
+
 class Sending(Wire):
     """A wire on a socket of ours."""
 

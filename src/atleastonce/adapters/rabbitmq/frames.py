@@ -9,6 +9,7 @@ pika this rests on is checked by ``tests/unit/test_rabbitmq_frames.py``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -18,7 +19,10 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.exceptions import InvalidFrameError
 
+from atleastonce.errors import ends_process
 from atleastonce.silence import Silence
+
+log = logging.getLogger("atleastonce.rabbitmq")
 
 FRAME_END: Final = 0xCE
 OVERHEAD: Final = 8
@@ -88,7 +92,7 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
             self._ahead = b""
 
     def after_read(self, call: Callable[[], None]) -> None:
-        """Have ``call``, which must not raise, called once all that the present read of the socket has brought is told."""
+        """Have ``call`` called once all that the present read of the socket has brought is told. What it raises is logged."""
         self._after.append(call)
 
     def _adapter_emit_data(self, data: bytes) -> None:
@@ -126,7 +130,13 @@ class Wire(AsyncioConnection):  # type: ignore[misc]
             if self._after:
                 after, self._after = self._after, []
                 for call in after:
-                    call()
+                    try:
+                        call()
+                    except BaseException as error:
+                        # pika would end the connection, and with it all that others read here.
+                        if ends_process(error):
+                            raise
+                        log.exception("what came with a read of the socket could not be told to the end")
 
     def _read(self, data_in: bytes) -> None:
         if not self.sinks:
