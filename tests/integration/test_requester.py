@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+from front_kit import until
+from requester_kit import Shop
 
 from atleastonce import (
     Broker,
@@ -33,57 +41,25 @@ DEADLINE = 30.0
 PATIENT = "30s"
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"not within {DEADLINE:g} s: {what}")
-        await asyncio.sleep(0.01)  # polling a condition with a deadline
-
-
-class Shop:
-    """Answers ``n * 10``. ``n`` below 0 fails, below -100 for good; each of ``slow`` waits for the gate, once."""
-
-    def __init__(self, url: str, quotes: Queue[Any]) -> None:
-        self.service = Service("shop", broker=url, drain="1s")
-        self.runs: list[int] = []
-        self.slow: set[int] = set()
-        self.gate = asyncio.Event()
-        self.most = self._now = 0
-        self.service.responder(quotes, concurrency=50)(self.quote)
-
-    async def quote(self, n: int) -> int:
-        self.runs.append(n)
-        self._now += 1
-        self.most = max(self.most, self._now)
-        try:
-            if n in self.slow:
-                self.slow.discard(n)
-                await self.gate.wait()
-            await asyncio.sleep(0.005)
-            if n < 0:
-                raise RemoteError("Broken", str(n), retryable=n > -100)
-            return n * 10
-        finally:
-            self._now -= 1
-
-
-async def warm(broker: Broker, quotes: Queue[Any]) -> None:
+@asynccontextmanager
+async def opened(url: str, quotes: Queue[Any]) -> AsyncIterator[tuple[Shop, Broker]]:
     """The inbox is open and the responder listens: what follows takes as long as it takes."""
-    assert await broker.request(quotes, 0, timeout=PATIENT) == 0
+    service, shop = Service("shop", broker=url, drain="1s"), Shop(takes=0.005)
+    service.responder(quotes, concurrency=50)(shop.quote)
+    async with service, connect(url) as broker:
+        assert await broker.request(quotes, 0, timeout=PATIENT) == 0
+        yield shop, broker
 
 
 async def test_no_more_are_under_way_than_agreed(backend_url: str, queue: MakeQueue) -> None:
     quotes = queue("quotes")
-    shop = Shop(backend_url, quotes)
-    async with shop.service, connect(backend_url) as broker:
-        await warm(broker, quotes)
+    async with opened(backend_url, quotes) as (shop, broker):
         ask = Requester(broker, quotes, returns=int, concurrency=4, timeout=PATIENT)
         assert await asyncio.gather(*(ask(n) for n in range(60))) == [n * 10 for n in range(60)]
         assert 2 <= shop.most <= 4
         shop.slow = {1000, 1001, 1002, 1003}
         held = [asyncio.create_task(ask(n)) for n in range(1000, 1004)]
-        await until(lambda: not shop.slow, "all places are taken")
+        await until(lambda: not shop.slow, DEADLINE, "all places are taken")
         hurried: Requester[int] = Requester(broker, quotes, concurrency=1, timeout="300ms")
         hurried._places = ask._places
         with pytest.raises(Overloaded, match="not sent: all places"):
@@ -95,10 +71,8 @@ async def test_no_more_are_under_way_than_agreed(backend_url: str, queue: MakeQu
 
 async def test_the_breaker_opens_on_timeouts_and_closes_with_one_probe(backend_url: str, queue: MakeQueue) -> None:
     quotes = queue("quotes")
-    shop = Shop(backend_url, quotes)
     breaker = CircuitBreaker(failures=3, within="60s", open_for="1s")
-    async with shop.service, connect(backend_url) as broker:
-        await warm(broker, quotes)
+    async with opened(backend_url, quotes) as (shop, broker):
         ask = Requester(broker, quotes, returns=int, circuit=breaker, timeout="400ms")
         assert ask.circuit is not None
         shop.slow = set(range(1, 7))
@@ -110,7 +84,7 @@ async def test_the_breaker_opens_on_timeouts_and_closes_with_one_probe(backend_u
             await ask(4)
         await asyncio.sleep(1.0)  # the circuit's rest
         probe = asyncio.create_task(ask(5))
-        await until(lambda: 5 in shop.runs, "the probe is sent")
+        await until(lambda: 5 in shop.runs, DEADLINE, "the probe is sent")
         with pytest.raises(Overloaded):  # and nothing beside it
             await ask(6)
         with pytest.raises(RequestTimeout):  # it fails: another rest
@@ -128,15 +102,13 @@ async def test_the_breaker_opens_on_timeouts_and_closes_with_one_probe(backend_u
 
 async def test_a_fallback_stands_in_for_no_answer_alone(backend_url: str, queue: MakeQueue) -> None:
     quotes, nobody = queue("quotes"), queue("nobody")
-    shop = Shop(backend_url, quotes)
     seen: list[Exception] = []
 
     def instead(payload: int, error: Exception) -> int:
         seen.append(error)
         return payload + 1
 
-    async with shop.service, connect(backend_url) as broker:
-        await warm(broker, quotes)
+    async with opened(backend_url, quotes) as (shop, broker):
         assert await Requester(broker, nobody, fallback=instead, timeout=PATIENT)(5) == 6
         ask: Requester[int] = Requester(broker, quotes, returns=int, fallback=instead, timeout=PATIENT)
         assert await ask(-1) == 0
@@ -152,12 +124,10 @@ async def test_a_fallback_stands_in_for_no_answer_alone(backend_url: str, queue:
 
 async def test_without_a_hedge_nothing_is_asked_twice(backend_url: str, queue: MakeQueue) -> None:
     quotes = queue("quotes")
-    shop = Shop(backend_url, quotes)
-    async with shop.service, connect(backend_url) as broker:
-        await warm(broker, quotes)
+    async with opened(backend_url, quotes) as (shop, broker):
         shop.slow = {7}
         asking = asyncio.create_task(Requester(broker, quotes, returns=int, timeout=PATIENT)(7))
-        await until(lambda: 7 in shop.runs, "it runs")
+        await until(lambda: 7 in shop.runs, DEADLINE, "it runs")
         await asyncio.sleep(0.5)  # nothing else comes, which only time shows
         assert shop.runs.count(7) == 1
         shop.gate.set()
@@ -181,16 +151,14 @@ async def test_a_hedge_passes_what_drops_repetitions(
 
 
 async def _hedged(url: str, quotes: Queue[Any]) -> None:
-    shop = Shop(url, quotes)
-    async with shop.service, connect(url) as broker:
-        await warm(broker, quotes)
+    async with opened(url, quotes) as (shop, broker):
         before = broker.requests
         shop.slow = {7}
         ask: Requester[int] = Requester(broker, quotes, returns=int, hedge="200ms", timeout=PATIENT)
         assert await asyncio.wait_for(ask(7), DEADLINE) == 70
         assert shop.runs.count(7) == 2
         shop.gate.set()
-        await until(lambda: broker.requests.late == before.late + 1, "the first answer comes too late")
+        await until(lambda: broker.requests.late == before.late + 1, DEADLINE, "the first answer comes too late")
         assert await ask(8) == 80
         requests = broker.requests
         assert (requests.waiting, requests.duplicate, requests.unknown) == (0, 0, 0)
@@ -223,6 +191,6 @@ async def test_a_quorum_and_what_came_when_it_is_missed(backend_url: str, topic:
         came = await broker.gather(rates, 3, timeout="3s", returns=int)
         assert (sorted(came), [error.type for error in came.errors]) == ([30, 31], ["Closed"])
         gate.set()
-        await until(lambda: broker.requests.late >= late + 2, "who was slow answers to nobody")
+        await until(lambda: broker.requests.late >= late + 2, DEADLINE, "who was slow answers to nobody")
         assert len(await broker.gather(rates, 4, timeout=PATIENT, at_least=3, returns=int)) == 3
         assert broker.requests.waiting == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from front_kit import until
+from requester_kit import Shop
 
 from atleastonce import (
     Broker,
@@ -33,32 +34,6 @@ from atleastonce.explain import explain
 from atleastonce.patterns.circuit_breaker import State
 
 quotes = Queue[int]("quotes", int)
-
-
-class Shop:
-    """A responder that does as the test says: ``n`` below 0 fails, ``n`` in ``slow`` waits for the gate once."""
-
-    def __init__(self) -> None:
-        self.runs: list[int] = []
-        self.slow: set[int] = set()
-        self.gate = asyncio.Event()
-        self.most = 0
-        self._now = 0
-
-    async def quote(self, n: int) -> int:
-        self.runs.append(n)
-        self._now += 1
-        self.most = max(self.most, self._now)
-        try:
-            if n in self.slow:
-                self.slow.discard(n)
-                await self.gate.wait()
-            await asyncio.sleep(0)
-            if n < 0:
-                raise RemoteError("Broken", str(n), retryable=n > -100)
-            return n * 10
-        finally:
-            self._now -= 1
 
 
 @asynccontextmanager
