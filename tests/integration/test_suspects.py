@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -287,53 +288,61 @@ async def test_a_stop_counts_what_it_gives_back_once_at_most(backend_url: str, q
     assert max(counts.values()) <= 2, Counter(counts.values())
 
 
+class Outage:
+    """A consumer whose circuit opens after ``failures``, since what its handler calls is down; and so many suspects.
+
+    Attributes:
+        down: until the test says otherwise.
+        begun: how often each message was run.
+        done: those that were run with success.
+    """
+
+    def __init__(self, url: str, jobs: Queue[Any], *, failures: int, suspects: int) -> None:
+        self.down = True
+        self.begun: Counter[int] = Counter()
+        self.done: set[int] = set()
+        self.service = Service("s", broker=url, drain="1s")
+        self._url, self._jobs, self._suspects = url, jobs, suspects
+        circuit = CircuitBreaker(failures=failures, within="60s", open_for="300ms")
+        self.service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit)(self.run)
+
+    async def run(self, job: dict[str, int]) -> None:
+        self.begun[job["n"]] += 1
+        if self.down:
+            raise ConnectionError("away")
+        self.done.add(job["n"])
+
+    @asynccontextmanager
+    async def met(self, others: Sequence[int] = ()) -> AsyncIterator[None]:
+        """The consumer runs, and found the suspects and ``others``."""
+        channel = Queue[Any](Source(self._jobs).suspects_channel.name)
+        async with connect(self._url) as broker:
+            await broker.declare(Source(self._jobs), channel)
+            await broker.publish_many(channel, [{"n": n} for n in range(self._suspects)])
+            await broker.publish_many(self._jobs, [{"n": n} for n in others])
+            async with self.service:
+                yield
+
+
 async def test_no_suspect_runs_while_a_circuit_is_open(backend_url: str, queue: MakeQueue) -> None:
     """They are read before anything else, and what they call is down: three notice it, and the last of these and all others keep
     their attempt."""
-    jobs, down = queue("jobs"), True
-    begun: Counter[int] = Counter()
-    done: set[int] = set()
-    service = Service("s", broker=backend_url, drain="1s")
-    circuit = CircuitBreaker(failures=3, within="60s", open_for="300ms")
-
-    @service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit)
-    async def run(job: dict[str, int]) -> None:
-        begun[job["n"]] += 1
-        if down:
-            raise ConnectionError("away")
-        done.add(job["n"])
-
-    async with connect(backend_url) as broker:
-        await broker.declare(Source(jobs), Queue(Source(jobs).suspects_channel.name))
-        await broker.publish_many(Queue(Source(jobs).suspects_channel.name), [{"n": n} for n in range(20)])
-        await broker.publish_many(jobs, [{"n": n} for n in range(20, 30)])
-        async with service:
-            await until(lambda: any(status.state == "paused" for status in service.status()), service)
-            await until(lambda: sum(begun[n] for n in range(20, 30)) >= 3, service)  # probes
-            assert sum(begun[n] for n in range(20)) <= 6, f"so many suspects ran: {begun}"
-            down = False
-            await until(lambda: len(done) + counts(service)["dead"] == 30, service, within=60)
-            assert counts(service)["dead"] == 2
+    outage = Outage(backend_url, queue("jobs"), failures=3, suspects=20)
+    service, begun = outage.service, outage.begun
+    async with outage.met(range(20, 30)):
+        await until(lambda: any(status.state == "paused" for status in service.status()), service)
+        await until(lambda: sum(begun[n] for n in range(20, 30)) >= 3, service)  # probes
+        assert sum(begun[n] for n in range(20)) <= 6, f"so many suspects ran: {begun}"
+        outage.down = False
+        await until(lambda: len(outage.done) + counts(service)["dead"] == 30, service, within=60)
+        assert counts(service)["dead"] == 2
 
 
 async def test_a_suspect_is_the_probe_where_nothing_else_comes(backend_url: str, queue: MakeQueue) -> None:
     """Else an open circuit and a channel of suspects would wait for each other."""
-    jobs, down = queue("jobs"), True
-    begun: Counter[int] = Counter()
-    service = Service("s", broker=backend_url, drain="1s")
-    circuit = CircuitBreaker(failures=1, within="60s", open_for="300ms")
-
-    @service.consumer(jobs, failure=FailurePolicy(in_place=None), circuit=circuit)
-    async def run(job: dict[str, int]) -> None:
-        begun[job["n"]] += 1
-        if down:
-            raise ConnectionError("away")
-
-    async with connect(backend_url) as broker:
-        await broker.declare(Source(jobs), Queue(Source(jobs).suspects_channel.name))
-        await broker.publish_many(Queue(Source(jobs).suspects_channel.name), [{"n": n} for n in range(5)])
-        async with service:
-            await until(lambda: sum(begun.values()) >= 2, service, within=60)  # the one that opens it, and a probe
-            down = False
-            await until(lambda: counts(service)["done"] == 5, service, within=60)
-            assert not counts(service)["dead"]
+    outage = Outage(backend_url, queue("jobs"), failures=1, suspects=5)
+    async with outage.met():
+        await until(lambda: outage.begun.total() >= 2, outage.service, within=60)  # the one that opens it, and a probe
+        outage.down = False
+        await until(lambda: len(outage.done) == 5, outage.service, within=60)
+        assert not counts(outage.service)["dead"]
