@@ -63,14 +63,14 @@ looked at one by one. **frozen** is SIGSTOP in the handler, after the effect; an
 file with a frozen transaction lets nobody else write: there the others wait.) **relay** is the outbox's: two hundred rows, one
 relay killed between the broker's confirmation and the removal, a second one that goes on.
 
-**network slow** adds {slow} ms each way for five seconds, which a call of the store, of several round trips, bears within its limit
-of {limit} s; **store slower than its limit** adds {too_slow} s each way, and **network silent** swallows everything, both until the
-consumer says that it waits for its store. **disk full** is a file system of 32 MiB that holds the store's tables (of a server: not
-its log; of Redis: its append-only file, with `appendfsync everysec`), **memory full** a `maxmemory` below what a Redis uses, and
-**writes throttled** a proxy that answers each write as DynamoDB does where the capacity is used up, for no emulator has a capacity;
-all while messages come, until the consumer says that it waits. **server killed** and **server paused** hit the store's own server
-in the middle of four hundred deliveries, half of which come while it is away. In all of these no attempt of any message is burnt: a
-run in which one was is no row.
+**network slow** adds {slow} ms each way until all are settled, which a call of the store, of several round trips, bears within its
+limit of {limit} s; **store slower than its limit** adds {too_slow} s each way, and **network silent** swallows everything, both
+until the consumer says that it waits for its store. **disk full** is a file system of 32 MiB that holds the store's tables (of a
+server: not its log; of Redis: its append-only file, with `appendfsync everysec`), **memory full** a `maxmemory` below what a
+Redis uses, and **writes throttled** a proxy that answers each write as DynamoDB does where the capacity is used up, for no
+emulator has a capacity; all while messages come, until the consumer says that it waits. **server killed** and **server paused**
+hit the store's own server in the middle of four hundred deliveries, half of which come while it is away. In all of these no
+attempt of any message is burnt: a run in which one was is no row.
 
 **failover with lost writes** puts a copy of the database in its place that was taken before the last hundred messages came, as a
 failover to a replica that was behind does (of a server: all of its files; Redis forgets everything instead), in the middle of

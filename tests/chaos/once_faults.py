@@ -229,7 +229,7 @@ async def frozen(run: Run) -> Row:
         except StoreUnavailable:  # an SQLite file with its transaction open: nobody can take that from it
             os.kill(child.pid, signal.SIGCONT)
             await run.until_settled()
-        await asyncio.sleep(0.5)  # for the one that was frozen to do whatever it does
+        await until(lambda: run.scene.read("thawed"))
     return run.row("frozen past its lease", *counted)
 
 
@@ -290,7 +290,7 @@ async def network(
     run: Run, fault: str, trouble: Callable[[], contextlib.AbstractAsyncContextManager[None]], *, pauses: bool = True
 ) -> Row:
     """Something happens to the network between the consumer and its store, and more comes meanwhile; with ``pauses``, more than the
-    store's limit bears."""
+    store's limit bears. It ends when the consumer says so, else when all are settled."""
     counted = [await run.publish(ORDERS * 5, 2)]
     async with make(run.scene) as service:
         await until(lambda: run.left() < ORDERS * 9)
@@ -299,7 +299,7 @@ async def network(
             if pauses:
                 await until(lambda: paused(service))
             else:
-                await asyncio.sleep(5)
+                await until(lambda: run.left() == 0, 3 * DEADLINE)
         await until(lambda: run.left() == 0, 3 * DEADLINE)
     return run.unburnt(fault, *total(counted))
 

@@ -5,7 +5,8 @@ Usage: python once_worker.py SCENE FAULT
 ``SCENE`` is a JSON object, see `Scene`; ``FAULT`` one of `FAULTS`. What was received is a line of the file ``deliveries``. An
 effect is a row of the store's own database (inbox), or a line of the file ``effects`` (lease). What the library logs of an effect
 that may have happened twice is a line of ``doubts``; what was about to be settled by a process that ended itself then, of
-``settling``; a run that was not a message's first attempt, of ``attempts``.
+``settling``; a run that was not a message's first attempt, of ``attempts``; a process that was frozen, and of which all that it had
+begun has ended since, of ``thawed``.
 """
 
 from __future__ import annotations
@@ -222,8 +223,19 @@ class _Watched:
         return outcomes
 
 
+async def _thawed(scene: Scene, service: Service) -> None:
+    """Return when the process has been frozen, and nothing that it had then is under way any more."""
+    while True:
+        if scene.read("frozen") and not any(status.in_flight for status in service.status()):
+            return
+        await asyncio.sleep(0.05)  # polling a condition; whoever started the process has the deadline
+
+
 async def main(scene: Scene, fault: str) -> None:
-    async with make(scene, fault):
+    async with make(scene, fault) as service:
+        if fault == "frozen":
+            await _thawed(scene, service)
+            scene.write("thawed", str(os.getpid()))
         await asyncio.sleep(120)  # ends long before, or is ended
 
 
