@@ -16,8 +16,9 @@ from atleastonce.brokers import Running
 from atleastonce.brokers.model import HOST, Command
 from atleastonce.brokers.nats import install
 from atleastonce.brokers.ports import free_port
-from atleastonce.brokers.process import end, spawn
+from atleastonce.brokers.process import spawn
 from atleastonce.brokers.progress import Silent
+from atleastonce.testing.brokers import marked
 
 _STARTS_WITHIN = 30.0
 
@@ -70,12 +71,10 @@ def nats(folder: Path) -> Iterator[str]:
         "authorization { users = [ { user: app, password: secret } ] }\n"
     )
     binary = install(Silent()) / "bin" / "nats-server"
-    who = spawn(Command([str(binary), "-c", str(folder / "nats.conf")], {}, str(folder)), folder, folder / "log")
-    try:
+    with marked("nats") as mark:
+        spawn(Command([str(binary), "-c", str(folder / "nats.conf")], {}, str(folder)), mark, folder / "log")
         _wait(port, folder / "log")
         yield f"nats://app:wrong@{HOST}:{port}"
-    finally:
-        end(folder, who, grace=0)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from atleastonce.brokers import session
 from atleastonce.brokers.model import Command
 from atleastonce.brokers.process import Identity, alive, end, family, halt, identity_of, kill, own_identity, send, spawn
+from atleastonce.testing.brokers import marked
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the mark is read from /proc")
 
@@ -145,3 +147,31 @@ def test_the_environment_of_a_server_is_its_own(mark: Path, tmp_path: Path, monk
     # A fork shows its parent's environment until it has become the new program.
     until(lambda: b"ALO_BROKER=" in Path(f"/proc/{who.pid}/environ").read_bytes())
     assert b"s3cret" not in Path(f"/proc/{who.pid}/environ").read_bytes()
+
+
+def test_a_server_of_a_tests_own_ends_with_its_block_or_where_that_was_cut_off_with_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALO_CACHE", str(tmp_path))
+    with marked("kafka") as mark:
+        who = spawn(python(SLEEP), mark, tmp_path / "log")
+        assert alive(who)
+    assert not alive(who)
+    code = f"""
+import sys
+from atleastonce.brokers.model import Command
+from atleastonce.brokers.process import spawn
+from atleastonce.testing.brokers import marked
+
+with marked("kafka") as mark:
+    print(spawn(Command([sys.executable, "-c", {SLEEP!r}], {{}}, "/"), mark, mark / "log").pid, flush=True)
+    {SLEEP}
+"""
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    left = int(run.stdout.readline())
+    run.kill()
+    run.communicate()
+    assert identity_of(left), "it should have outlived the run"
+    with session([]):
+        assert not identity_of(left)

@@ -135,6 +135,17 @@ def own_broker(name: str) -> Iterator[Running]:
         pytest.skip(f"no {name} of one's own: {missing.reason}")
 
 
+@contextmanager
+def marked(name: str) -> Iterator[Path]:
+    """A mark for processes of a test's own that no recipe starts, of the kind of broker ``name``: who bears it ends with
+    the block. Where this process is killed before, the next run ends it, as it ends brokers."""
+    with session([]) as owned:
+        assert owned.state_dir is not None
+        mark = owned.state_dir / name
+        mark.mkdir()
+        yield mark
+
+
 class Killable:
     """A `Running` broker for coroutines: the event loop goes on while processes end and start."""
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from atleastonce.brokers import java, kafka, ready
 from atleastonce.brokers.model import HOST, Command, NotReady
 from atleastonce.brokers.ports import free_port
-from atleastonce.brokers.process import Identity, end, kill, spawn
+from atleastonce.brokers.process import Identity, kill, spawn
 from atleastonce.brokers.progress import Silent
+from atleastonce.testing.brokers import marked
 
 STARTS_WITHIN = 90.0
 CLUSTER_ID = "Y2x1c3Rlci1vZi10ZXN0cw"
@@ -107,6 +108,8 @@ class Server:
             check=True,
             capture_output=True,
         )
+        self._owned = contextlib.ExitStack()
+        self._mark = self._owned.enter_context(marked("kafka"))
 
     def url(self, user: str, password: str, *, trusted: bool = True, more: str = "") -> str:
         """Of a `guarded` one."""
@@ -116,7 +119,7 @@ class Server:
     def start(self) -> None:
         quick = [f"-XX:SharedArchiveFile={kafka.ARCHIVE}", "-Xshare:auto"]
         argv = [self._java, *kafka.FLAGS, *quick, "-cp", kafka.CLASS_PATH, "kafka.Kafka", str(self._settings)]
-        self._who = spawn(Command(argv, {}, str(self._install)), self.folder, self.folder / "server.log")
+        self._who = spawn(Command(argv, {}, str(self._install)), self._mark, self.folder / "server.log")
 
     def wait(self) -> None:
         """Until it serves its cluster."""
@@ -131,10 +134,10 @@ class Server:
 
     def kill(self) -> None:
         """``kill -9``."""
-        kill(self.folder, self._who)
+        kill(self._mark, self._who)
 
     def end(self) -> None:
-        end(self.folder, self._who, grace=0)
+        self._owned.close()
 
 
 @contextlib.asynccontextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,10 +20,12 @@ from atleastonce.adapters.sqs.config import Config
 from atleastonce.brokers import sqs
 from atleastonce.brokers.model import NotReady, Place
 from atleastonce.brokers.ports import free_port
+from atleastonce.brokers.process import alive, spawn
 from atleastonce.brokers.progress import Silent
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import Delivery, Outcome, Outgoing, Subscription, Topology, Window
 from atleastonce.message import Headers, HeaderValue, Message, new_id
+from atleastonce.testing.brokers import marked
 from atleastonce.urls import BrokerUrl
 from atleastonce.wire import ID
 
@@ -255,21 +257,16 @@ def guarding(folder: Path) -> Iterator[Guarded]:
     """A `Guarded` that runs in ``folder``, of the installation of the shared broker."""
     port = free_port()
     command = sqs.prepare(sqs.install(Silent()), Place(folder, {"main": port}))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command.argv, env={**command.env, "AUTH": "true"}, cwd=folder, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
+    log = folder / "log"
+    with marked("sqs") as mark:
+        who = spawn(replace(command, env={**command.env, "AUTH": "true"}, cwd=str(folder)), mark, log)
         deadline = time.monotonic() + 30
         while True:
             try:
                 sqs.list_queues("127.0.0.1", port)
                 break
             except (NotReady, OSError):
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                assert alive(who), log.read_text()
                 time.sleep(0.05)
         yield Guarded(port)
-    finally:
-        process.kill()
-        process.wait()
