@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,10 +20,12 @@ from atleastonce.adapters.nats import NatsAdapter
 from atleastonce.adapters.nats.delivery import NatsDelivery
 from atleastonce.brokers.nats import install
 from atleastonce.brokers.ports import free_port
+from atleastonce.brokers.process import MARK
 from atleastonce.brokers.progress import Silent
 from atleastonce.channels import Channel, Queue, Source
 from atleastonce.contract import ACK, Outgoing, Subscription, Topology, Window
 from atleastonce.message import Headers, HeaderValue, Message, new_id
+from atleastonce.testing.brokers import marked
 
 PATIENCE = 15.0
 """Seconds after which something that should happen at once has failed."""
@@ -156,13 +159,14 @@ async def server(folder: Path, settings: str, *, jetstream: bool = True, port: i
     """A nats-server with ``settings`` of one's own; its address without a user. At a given ``port``: where one was before,
     with what it had stored."""
     port = port or free_port()
-    process = await _start(folder, port, settings, jetstream=jetstream)
-    try:
-        await listens(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        await process.wait()
+    with marked("nats") as mark:
+        process = await _start(folder, port, settings, mark, jetstream=jetstream)
+        try:
+            await listens(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            await process.wait()
 
 
 @asynccontextmanager
@@ -172,31 +176,33 @@ async def cluster(folder: Path) -> AsyncIterator[dict[str, tuple[str, asyncio.su
     ports, routes = {name: free_port() for name in names}, {name: free_port() for name in names}
     every = ", ".join(f"nats-route://127.0.0.1:{port}" for port in routes.values())
     processes = {}
-    try:
-        for name in names:
-            (folder / name).mkdir()
-            settings = (
-                f"server_name: {name}\n"
-                f"cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{every}], no_advertise: true }}"
-            )
-            processes[name] = await _start(folder / name, ports[name], settings, jetstream=True)
-        for port in ports.values():
-            await listens(port)
-        yield {name: (f"127.0.0.1:{ports[name]}", processes[name]) for name in names}
-    finally:
-        for process in processes.values():
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+    with marked("nats") as mark:
+        try:
+            for name in names:
+                (folder / name).mkdir()
+                settings = (
+                    f"server_name: {name}\n"
+                    f"cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{every}], no_advertise: true }}"
+                )
+                processes[name] = await _start(folder / name, ports[name], settings, mark, jetstream=True)
+            for port in ports.values():
+                await listens(port)
+            yield {name: (f"127.0.0.1:{ports[name]}", processes[name]) for name in names}
+        finally:
+            for process in processes.values():
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
 
 
-async def _start(folder: Path, port: int, settings: str, *, jetstream: bool) -> asyncio.subprocess.Process:
+async def _start(folder: Path, port: int, settings: str, mark: Path, *, jetstream: bool) -> asyncio.subprocess.Process:
     binary = (await asyncio.to_thread(install, Silent())) / "bin" / "nats-server"
     store = f'jetstream {{ store_dir: "{folder / "store"}", max_file_store: 1GB, max_memory_store: 64MB }}\n'
     config = folder / "nats.conf"
     config.write_text(f"host: 127.0.0.1\nport: {port}\n{store if jetstream else ''}{settings}\n")
     quiet = asyncio.subprocess.DEVNULL
-    return await asyncio.create_subprocess_exec(str(binary), "-c", str(config), stdout=quiet, stderr=quiet)
+    env = {**os.environ, MARK: str(mark)}
+    return await asyncio.create_subprocess_exec(str(binary), "-c", str(config), stdout=quiet, stderr=quiet, env=env)
 
 
 async def listens(port: int) -> None:

@@ -15,12 +15,15 @@ from redis_kit import PATIENCE, Listening, declared, eventually, message, opened
 
 from atleastonce import FailurePolicy, RetryChain, Service
 from atleastonce.adapters import open_adapter
+from atleastonce.brokers.model import Command
 from atleastonce.brokers.ports import free_port
+from atleastonce.brokers.process import spawn
 from atleastonce.brokers.progress import Silent
 from atleastonce.brokers.redis import install
 from atleastonce.channels import Queue, Source, Topic
 from atleastonce.contract import ACK, OK, RELEASE, Code, Outgoing, Retry, Status, Window
 from atleastonce.errors import ConfigurationError
+from atleastonce.testing.brokers import marked
 
 Sources = Callable[..., Source]
 MIB = 1 << 20
@@ -383,18 +386,14 @@ def test_what_is_not_supported_is_refused_by_name(url: str, says: str) -> None:
 async def servers(folder: Path, *arguments: str, count: int = 1) -> AsyncIterator[list[int]]:
     """redis-servers with ``arguments`` of one's own: their ports."""
     binary = (await asyncio.to_thread(install, Silent())) / "redis-server"
-    processes, ports = [], []
-    try:
+    ports = []
+    with marked("redis") as mark:
         for number in range(count):
             port, home = free_port(), folder / str(number)
             home.mkdir()
             (home / "conf").write_text("bind 127.0.0.1\n")
             flags = ("--port", str(port), "--dir", str(home), "--save", "", *arguments)
-            quiet = asyncio.subprocess.DEVNULL
-            started = await asyncio.create_subprocess_exec(
-                str(binary), str(home / "conf"), *flags, stdout=quiet, stderr=quiet
-            )
-            processes.append(started)
+            spawn(Command([str(binary), str(home / "conf"), *flags], {}, str(home)), mark, home / "log")
             ports.append(port)
         for port in ports:
 
@@ -409,10 +408,6 @@ async def servers(folder: Path, *arguments: str, count: int = 1) -> AsyncIterato
 
             await eventually(answers, "the server answers")
         yield ports
-    finally:
-        for process in processes:
-            process.kill()
-            await process.wait()
 
 
 async def test_a_sentinel_is_recognized(tmp_path: Path) -> None:
