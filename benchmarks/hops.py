@@ -5,7 +5,7 @@ with the same header fields, waits for every confirmation, and settles.
 Every message fails at once and waits for an hour. Ours is a service with its defaults and no tries in place, in a process of its
 own as `Service.run` and `atleastonce run` make one, garbage collector included; its clock runs from the first message to the last
 settlement, as the raw loop's does; "cpu" is the processor's time of the measured process. Each measurement is a process of its own,
-in turns; after each the retry channel is counted.
+in turns; after each the retry channel is counted. *Lists* is the same with a batch handler that gives back an error for each.
 """
 
 from __future__ import annotations
@@ -46,21 +46,30 @@ def room(name: str) -> Queue[Any]:
     return Source(home(name)).retry_channel(3600.0)
 
 
-def failing(name: str, url: str, begun: list[tuple[float, float]]) -> Service:
+def failing(name: str, url: str, begun: list[tuple[float, float]], *, lists: bool = False) -> Service:
     service = Service("bench", broker=url)
+    policy = FailurePolicy(in_place=None, chain=RetryChain(WAIT))
 
-    @service.consumer(home(name), failure=FailurePolicy(in_place=None, chain=RetryChain(WAIT)))
     async def handle(_: Order) -> None:
         if not begun:
             begun.append((time.perf_counter(), time.process_time()))
         raise GatewayTimeout("the payment gateway answered 503")
 
+    async def handle_list(orders: list[Order]) -> list[Exception]:
+        if not begun:
+            begun.append((time.perf_counter(), time.process_time()))
+        return [GatewayTimeout("the payment gateway answered 503") for _ in orders]
+
+    if lists:
+        service.batch_consumer(home(name), max_messages=500, failure=policy)(handle_list)
+    else:
+        service.consumer(home(name), failure=policy)(handle)
     return service
 
 
-async def ours(url: str, name: str, count: int) -> tuple[float, float]:
+async def ours(url: str, name: str, count: int, *, lists: bool = False) -> tuple[float, float]:
     begun: list[tuple[float, float]] = []
-    service = failing(name, url, begun)
+    service = failing(name, url, begun, lists=lists)
 
     def moved() -> bool:
         status = service.status()[0]
@@ -94,8 +103,8 @@ def waiting(fields: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def measure(contender: str, url: str, name: str, count: int) -> tuple[float, float]:
     """Seconds, and seconds of the processor, in this process."""
-    if contender == "ours":
-        return asyncio.run(ours(url, name, count))
+    if contender != "raw":
+        return asyncio.run(ours(url, name, count, lists=contender == "lists"))
     took = copying.run(url, name, room(name).name, count, waiting)
     return took.flowing, took.cpu
 
@@ -123,7 +132,7 @@ async def count_and_remove(url: str, name: str) -> int:
 
 
 def compare(url: str, count: int, rounds: int) -> dict[str, Any]:
-    taken: dict[str, list[tuple[float, float]]] = {"raw": [], "ours": []}
+    taken: dict[str, list[tuple[float, float]]] = {"raw": [], "ours": [], "lists": []}
     for _ in range(rounds):
         for contender, results in taken.items():
             name = f"bench-hops-{uuid.uuid4().hex[:8]}"
@@ -138,14 +147,16 @@ def compare(url: str, count: int, rounds: int) -> dict[str, Any]:
             results.append((wall, cpu))
     report: dict[str, Any] = {"messages": count, "rounds": rounds}
     for place, clock in enumerate(("wall", "cpu")):
-        raw, mine = ([each[place] for each in taken[contender]] for contender in ("raw", "ours"))
-        costs = [slow / fast for fast, slow in zip(raw, mine, strict=True)]
-        report[clock] = {
-            "raw_us": round(statistics.median(raw) / count * 1e6, 1),
-            "ours_us": round(statistics.median(mine) / count * 1e6, 1),
-            "cost": round(statistics.median(costs), 2),
-            "costs": [round(cost, 2) for cost in costs],
-        }
+        raw = [each[place] for each in taken["raw"]]
+        report[clock] = {"raw_us": round(statistics.median(raw) / count * 1e6, 1)}
+        for contender in ("ours", "lists"):
+            mine = [each[place] for each in taken[contender]]
+            costs = [slow / fast for fast, slow in zip(raw, mine, strict=True)]
+            report[clock][contender] = {
+                "us": round(statistics.median(mine) / count * 1e6, 1),
+                "cost": round(statistics.median(costs), 2),
+                "costs": [round(cost, 2) for cost in costs],
+            }
     return report
 
 

@@ -110,13 +110,22 @@ class Endings:
         self._settle(delivery, decision.verdict)
 
     def all_ended(self, batch: Sequence[Delivery], decisions: Sequence[Decision]) -> None:
-        """`ended` for each; a list of which all is done, as nearly always, is settled as one."""
+        """`ended` for each; a list of which all is done, as nearly always, is settled as one, and a run with one draft moves as
+        one."""
         if self._settle_all and not self.closed and not self._lanes.ordered and decisions.count(DONE) == len(batch):
             self._counts["done"] += len(batch)
             self._settle_all(batch, ACK)
             return
-        for delivery, decision in zip(batch, decisions, strict=True):
-            self.ended(delivery, decision)
+        drafted: list[Delivery] = []
+        for place, (delivery, decision) in enumerate(zip(batch, decisions, strict=True)):
+            if decision.draft is None or delivery.lost or self.closed or self._judged is not None:
+                self.ended(delivery, decision)
+                continue
+            drafted.append(delivery)
+            if place + 1 == len(batch) or decisions[place + 1] is not decision or batch[place + 1].lost:
+                self._counts[decision.name] += len(drafted)
+                self.mover.add_all(drafted, decision)
+                drafted = []
 
     def _refused(self, delivery: Delivery, decision: Decision, fault: Fault) -> bool:
         other = self._rejection(delivery, decision, fault)

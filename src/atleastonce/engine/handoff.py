@@ -79,6 +79,11 @@ class Handoff:
             self._pending.append((delivery, decision))
             self._bell.ring()
 
+    def add_all(self, deliveries: Sequence[Delivery], decision: Decision) -> None:
+        """`add` each of ``deliveries``."""
+        for delivery in deliveries:
+            self.add(delivery, decision)
+
     def settle(self, delivery: Delivery, verdict: Verdict) -> None:
         """End ``delivery``, without a copy."""
         if isinstance(verdict, Ack):

@@ -80,6 +80,16 @@ class Mover:
         if way not in self._moving and self._running:
             self._begin(way)
 
+    def add_all(self, deliveries: Sequence[Delivery], decision: Decision) -> None:
+        """`add` each of ``deliveries``."""
+        if decision.draft is None:
+            for delivery in deliveries:
+                self.add(delivery, decision)
+            return
+        first, *others = deliveries
+        self.add(first, decision)
+        self._pending[decision.draft.destination.name] += [(delivery, decision) for delivery in others]
+
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be published or being published."""
