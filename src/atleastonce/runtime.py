@@ -52,10 +52,6 @@ log = logging.getLogger("atleastonce")
 # machine.
 _RETRY_SHARE = 4
 
-# So many messages of a retry channel are read ahead of their time while few are due. Fewer: the first that are due come late, by
-# the time of a fetch. More: room in the window that the source does not have while its messages fail and wait.
-_AHEAD = 64
-
 # How long a start runs suspects before it reads anything else: then nothing else is touched if one of them ends the process.
 # Longer: a service is late to start after a crash that left slow messages behind.
 _SUSPECTS_FIRST = 10.0
@@ -295,12 +291,11 @@ class Runtime:
 
     def _worker(self, source: Source, delay: DelayChannel | None) -> Worker:
         bound, shared = self._bound, self._window
-        window, make_meter, places = self.consumer.window, shared.of_source, self.consumer.concurrency
+        window, make_meter = self.consumer.window, shared.of_source
         if delay is not None:
             # What waits costs memory and no places.
-            places = max(1, places // _RETRY_SHARE)
-            ahead = max(_AHEAD, 2 * places)
-            window, make_meter = msgspec.structs.replace(shared.part, shared=True, ahead=ahead), shared.of_other
+            window, make_meter = msgspec.structs.replace(shared.part, shared=True), shared.of_other
+        places = self.consumer.concurrency if delay is None else max(1, self.consumer.concurrency // _RETRY_SHARE)
         line = None if self._lines is None else self._lines.line()
         worker = Worker(
             self._broker.adapter,

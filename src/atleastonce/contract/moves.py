@@ -235,9 +235,6 @@ class Window(msgspec.Struct, frozen=True):
             A hand-out that cannot be counted is none: `receive` raises `ConnectionLost`.
         shared: where one subscription reads several streams: that none of them may take more than its share of ``messages``.
             For what waits until it is due, or in its lane: one stream's would fill the window, and the others not be seen.
-        ahead: above 0 where what is read waits here until it is due: so many ``messages`` are enough while few are settled, and the
-            room of more is of use to others. An adapter may leave it aside. Too small: the first that are due wait for those behind
-            them to be fetched.
         transactional: that the subscription `Transacts`, and what it reads is committed. Only where `Capabilities.transactions` is
             set.
     """
@@ -247,7 +244,6 @@ class Window(msgspec.Struct, frozen=True):
     counted: bool = False
     shared: bool = False
     transactional: bool = False
-    ahead: int = 0
 
     @property
     def unseen(self) -> int:

@@ -48,7 +48,8 @@ class FailedCopies:
 
     def again(self, delivery: Delivery, decision: Decision, fault: Fault | None) -> None:
         """Have the copies of ``decision`` published once more, later."""
-        destinations = ", ".join(sorted({copy.destination.name for copy in decision.copies}))
+        names = {copy.destination.name for copy in decision.copies}
+        destinations = ", ".join(sorted(names)) if decision.draft is None else decision.draft.destination.name
         log.warning("%s could not be moved to %s (%s); trying again", delivery.message.id, destinations, fault)
         failures = self._failures[delivery] = self._failures.get(delivery, 0) + 1
         pause = _BACKOFF.wait(failures)

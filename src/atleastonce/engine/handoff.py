@@ -74,7 +74,13 @@ class Handoff:
         self._bell = Bell()
 
     def add(self, delivery: Delivery, decision: Decision) -> None:
-        """Hand off soon."""
+        """Hand off soon.
+
+        Raises:
+            ValueError: it has a draft, which nothing writes here: its source would be settled without a copy.
+        """
+        if decision.draft is not None:
+            raise ValueError("a copy that leaves with its settlement is no draft")
         if not delivery.settled:
             self._pending.append((delivery, decision))
             self._bell.ring()

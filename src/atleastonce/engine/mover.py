@@ -75,10 +75,8 @@ class Mover:
             way = tuple(["" if copy.destination.__class__ is ReplyTo else copy.destination.name for copy in copies])
         if (pending := self._pending.get(way)) is not None:  # the first of them has begun it
             pending.append((delivery, decision))
-            return
-        self._pending[way] = [(delivery, decision)]
-        if way not in self._moving and self._running:
-            self._begin(way)
+        else:
+            self._put(way, [(delivery, decision)])
 
     def add_all(self, deliveries: Sequence[Delivery], decision: Decision) -> None:
         """`add` each of ``deliveries``."""
@@ -86,9 +84,15 @@ class Mover:
             for delivery in deliveries:
                 self.add(delivery, decision)
             return
-        first, *others = deliveries
-        self.add(first, decision)
-        self._pending[decision.draft.destination.name] += [(delivery, decision) for delivery in others]
+        self._put(decision.draft.destination.name, [(delivery, decision) for delivery in deliveries])
+
+    def _put(self, way: _Way, moves: list[_Move]) -> None:
+        if (pending := self._pending.get(way)) is not None:
+            pending += moves
+            return
+        self._pending[way] = moves
+        if way not in self._moving and self._running:
+            self._begin(way)
 
     @property
     def idle(self) -> bool:

@@ -79,31 +79,3 @@ async def test_what_waits_for_long_leaves_room_for_what_is_fresh_and_for_what_is
             gate.release()
         await until(lambda: len(done) == 101 and service.status()[0].in_flight == 0, service)
         assert 2 <= in_flight(service)[0] <= 4
-
-
-async def test_of_what_waits_for_long_little_is_held_and_its_rest_comes_when_it_is_due(kafka_url: str) -> None:
-    steps = Queue(f"steps.{uuid.uuid4().hex[:8]}", Step, partitions=2)
-    service = Service("steps", broker=kafka_url)
-    done: set[int] = set()
-
-    @service.consumer(steps, retry=["4s", "10m"], max_in_flight=900)
-    async def handle(step: Step, ctx: Context) -> None:
-        if ctx.attempt < 2 or step.n % 2:
-            raise ConnectionError
-        done.add(step.n)
-
-    async with service:
-        await service.broker.publish_many(steps, [Step(n) for n in range(2000)])
-        soon, late = 1, 2
-        held = [0, 0, 0]
-
-        def ended() -> bool:
-            for place, status in enumerate(service.status()):
-                held[place] = max(held[place], status.in_flight)
-            return len(done) == 1000 and service.status()[soon].in_flight == 0
-
-        await until(ended, service)
-        # Three readers, a third of the window for each; what is read of one partition at a time goes beyond a share.
-        assert 0 < held[late] <= 100
-        assert held[soon] > 0
-        assert service.status()[late].in_flight == held[late]

@@ -21,6 +21,7 @@ from atleastonce.contract import (
     Fault,
     HandOff,
     Outcome,
+    Outgoing,
     Settlement,
     Verdict,
     rejected,
@@ -198,3 +199,19 @@ async def test_what_is_not_done_goes_to_the_settler() -> None:
         made.handoff.settle(delivery("back"), RELEASE)
     assert made.given_back == [("back", RELEASE)]
     assert not made.calls
+
+
+class _Draft:
+    destination = copy("late").destination
+
+    def written(self, _: Sequence[Delivery]) -> tuple[list[Outgoing], list[Delivery]]:
+        raise AssertionError("nothing is written here")
+
+
+async def test_what_has_a_draft_is_never_taken_for_done() -> None:
+    """It has no copies yet: handed off, it would be settled without one."""
+    made = Handed()
+    decision = Decision(name="retried", draft=_Draft())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no draft"):
+        made.handoff.add(delivery("m"), decision)
+    assert made.handoff.idle

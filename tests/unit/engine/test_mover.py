@@ -141,6 +141,21 @@ async def test_drafts_are_written_for_a_list_and_a_copy_that_failed_is_sent_agai
         assert moves.refusals == []
 
 
+@pytest.mark.parametrize("decision", [Decision(name="retried", draft=Drafts()), move("c")], ids=["draft", "copy"])
+async def test_a_list_is_added_as_each_of_it_would_be(decision: Decision) -> None:
+    items = deliveries(5)
+    async with moving(Moves()) as moves:
+        moves.adapter.sending.clear()
+        moves.mover.add_all(items[:2], decision)
+        await until(lambda: moves.adapter.sends)
+        moves.mover.add_all(items[2:4], decision)
+        moves.mover.add_all(items[4:], decision)
+        moves.adapter.sending.set()
+        await until(lambda: len(moves.settled) == 5)
+    assert moves.settled == [item.message.id for item in items]
+    assert [len(call) for call in moves.adapter.sends] == [2, 3]
+
+
 async def test_a_draft_that_cannot_be_written_ends_otherwise_and_keeps_no_other_waiting() -> None:
     items = deliveries(3)
     drafted = Decision(name="retried", draft=Drafts(items[1]))

@@ -35,11 +35,6 @@ SHARE_GRACE_SECONDS = 0.03
 CHUNK = 500
 AHEAD = 1000
 
-# Over so long it is counted how many records were settled, where as many are read ahead of their time (`Window.ahead`). Shorter: a
-# pause of a moment is taken for their end, and what follows is fetched in small portions. Longer: many are held when none is due
-# any more.
-PACE_SECONDS = 1.0
-
 # How long it is known which broker leads which partition. Longer: after a leader has moved, a resume may find its records a
 # fetch.wait.max.ms late. Shorter: a question to the brokers more often, which the polling waits for.
 LEADERS_SECONDS = 30.0
@@ -66,8 +61,6 @@ class Flow:
         self._satisfied: set[Partition] = set()  # paused alone, since they have their share of the window
         self._leaders: dict[int, int] = {}
         self._leaders_until = -math.inf
-        self._pace_from = (-math.inf, 0)  # when the counting began, and what had been settled by then
-        self._pace = 0  # how many were before that
         self._mean = 16_384.0  # bytes of a record, until some have been seen; cautious, for windows of few bytes
 
     def room(self) -> int:
@@ -106,7 +99,7 @@ class Flow:
         polling goes on, and with it the membership."""
         if not self.stopped and (full := self._too_full()):
             self._full_since = None
-            self._satisfied.update(full)
+            self._satisfied = self._satisfied.union(full)  # replaced, not changed: the loop looks through it, too
             consumer.pause(self._named(full))
             return
         self.paused = True
@@ -132,19 +125,7 @@ class Flow:
     @property
     def _share(self) -> int:
         # Not quite all of it: a partition may get a fetch more than its share.
-        most = self._window.messages * 4 // 5
-        if self._window.ahead:
-            most = min(most, max(self._window.ahead, self._settled()))
-        return max(1, most // max(1, len(self._assignment.live)))
-
-    def _settled(self) -> int:
-        """How many records were, in a second of late."""
-        now, done = time.monotonic(), self._assignment.completed
-        begin, before = self._pace_from
-        if now - begin >= PACE_SECONDS:
-            self._pace = done - before if now - begin < 2 * PACE_SECONDS else 0
-            self._pace_from, before = (now, done), done
-        return max(self._pace, done - before)
+        return max(1, self._window.messages * 4 // 5 // max(1, len(self._assignment.live)))
 
     def _shared_room(self) -> int:
         """How many records may be fetched, whichever partitions they come from."""
