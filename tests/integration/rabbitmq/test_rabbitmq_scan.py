@@ -100,6 +100,30 @@ async def test_what_was_out_is_back_when_a_look_that_is_broken_off_has_ended(rab
         await adapter.delete(Topology(dead_letters=(queue,)))
 
 
+async def test_what_was_put_back_as_a_copy_is_there_once_when_a_look_is_broken_off(rabbitmq_url: str) -> None:
+    queue = Queue[Any](f"worn.{uuid.uuid4().hex[:8]}", options={"rabbitmq": {"x-delivery-limit": LIMIT}})
+    async with connect(rabbitmq_url) as broker:
+        adapter = broker.adapter
+        assert isinstance(adapter, RabbitMQAdapter)
+        await filled(broker, queue, 300)
+        for _ in range(10):  # from the next look on they are worn
+            async with contextlib.aclosing(adapter.scan(queue)) as lists:
+                assert sum([len(batch) async for batch in lists]) == 300
+            await back(broker, queue, 300)
+        for stop_after in (1, 15, 30, 290):
+            seen = 0
+            async with contextlib.aclosing(adapter.scan(queue)) as lists:
+                async for batch in lists:
+                    seen += len(batch)
+                    if seen >= stop_after:
+                        break
+            await asyncio.sleep(0.2)
+            assert (await broker.backlog(queue)).waiting == 300
+        found = [delivery.message.id async for batch in adapter.scan(queue) for delivery in batch]
+        assert sorted(found) == sorted(f"m{n}" for n in range(300))
+        await adapter.delete(Topology(channels=(queue,)))
+
+
 async def test_our_own_have_no_limit(rabbitmq_url: str) -> None:
     ours, theirs = Queue[Any](f"a.{uuid.uuid4().hex[:8]}.dlq"), Queue[Any](f"b.{uuid.uuid4().hex[:8]}")
     async with connect(rabbitmq_url) as broker:

@@ -206,7 +206,10 @@ class _Reader(Sink):
             raise self.channel.closed
         name, self._consumer = self._consumer, ""
         self.channel.pika.basic_cancel(name)
-        # Not before: the consumer would get as many more, and they are not counted.
+        self._end_renewed()  # not before: the consumer would get as many more, and they are not counted
+
+    def _end_renewed(self) -> None:
+        """What was put back as a copy ends here: given back as well it would be there twice."""
         self.channel.write([ack_frame(self.channel.number, each.token) for each in self.renewed])
         self._out -= len(self.renewed)
         self.renewed = []
@@ -222,6 +225,8 @@ class _Reader(Sink):
         if name and self.channel.closed is None:
             with contextlib.suppress(amqp.AMQPError, TimeoutError):
                 await self.channel.call("basic_cancel", consumer_tag=name)
+        if self.renewed and self.channel.closed is None:
+            self._end_renewed()
 
     @property
     def out(self) -> int:
