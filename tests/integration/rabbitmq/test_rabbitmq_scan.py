@@ -31,6 +31,16 @@ async def back(broker: Broker, queue: Queue[Any], count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+async def broken_off(adapter: RabbitMQAdapter, queue: Queue[Any], after: int) -> None:
+    """A look that ends once it has seen so many."""
+    seen = 0
+    async with contextlib.aclosing(adapter.scan(queue)) as lists:
+        async for batch in lists:
+            seen += len(batch)
+            if seen >= after:
+                return
+
+
 async def filled(broker: Broker, queue: Queue[Any], count: int) -> None:
     await broker.declare(Topology(channels=(queue,)))
     assert all(outcome.ok for outcome in await broker.adapter.send(entries(queue, count)))
@@ -90,12 +100,7 @@ async def test_what_was_out_is_back_when_a_look_that_is_broken_off_has_ended(rab
         await broker.declare(Topology(dead_letters=(queue,)))
         assert all(outcome.ok for outcome in await adapter.send(entries(queue, 9000)))
         for stop_after in (1, 15, 21, 2100, 4500) * 5:  # the broker takes back at once what it can, as often as not
-            seen = 0
-            async with contextlib.aclosing(adapter.scan(queue)) as lists:
-                async for batch in lists:
-                    seen += len(batch)
-                    if seen >= stop_after:
-                        break
+            await broken_off(adapter, queue, stop_after)
             assert (await broker.backlog(queue)).waiting == 9000
         await adapter.delete(Topology(dead_letters=(queue,)))
 
@@ -111,12 +116,7 @@ async def test_what_was_put_back_as_a_copy_is_there_once_when_a_look_is_broken_o
                 assert sum([len(batch) async for batch in lists]) == 300
             await back(broker, queue, 300)
         for stop_after in (1, 15, 30, 290):
-            seen = 0
-            async with contextlib.aclosing(adapter.scan(queue)) as lists:
-                async for batch in lists:
-                    seen += len(batch)
-                    if seen >= stop_after:
-                        break
+            await broken_off(adapter, queue, stop_after)
             await asyncio.sleep(0.2)
             assert (await broker.backlog(queue)).waiting == 300
         found = [delivery.message.id async for batch in adapter.scan(queue) for delivery in batch]

@@ -17,6 +17,7 @@ _PAUSE = 0.001
 _AT_ONCE = 100
 
 _MORE = object()
+_POLLS = hasattr(select, "poll")  # not on Windows
 
 
 class Connection(AsyncConnection[Any]):
@@ -31,7 +32,7 @@ class Connection(AsyncConnection[Any]):
 
     async def wait(self, gen: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
         """See psycopg. Cancelled during a pause, the connection stays in the middle of an answer: pools throw it away then."""
-        if not self.unhurried:
+        if not self.unhurried or not _POLLS:
             return await super().wait(gen, *args, **options)
         socket = select.poll()
         socket.register(self.fileno(), select.POLLIN)
